@@ -1,0 +1,304 @@
+//! A disk in memory that knows what was synced, for tests and the simulator.
+//!
+//! The model is strict: after [`MemoryDisk::crash`] a file has its last synced content, and a name exists only if its directory was
+//! synced since the name came to be. Rename is atomic; a removed name comes back unless the directory was synced.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use crate::disk::{Access, DirectoryEntry, Disk, DiskFile, DiskSpace, FileKind};
+
+type FileNumber = u64;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Name {
+    File(FileNumber),
+    Directory,
+}
+
+#[derive(Clone, Default)]
+struct Content {
+    written: Arc<Vec<u8>>,
+    synced: Arc<Vec<u8>>,
+}
+
+#[derive(Default)]
+struct State {
+    names: BTreeMap<PathBuf, Name>,
+    synced_names: BTreeMap<PathBuf, Name>,
+    contents: BTreeMap<FileNumber, Content>,
+    next_file: FileNumber,
+    capacity: Option<u64>,
+    syncs: u64,
+}
+
+/// An in-memory file system with the root `/` and the directory `.`.
+#[derive(Clone, Default)]
+pub struct MemoryDisk(Arc<Mutex<State>>);
+
+impl MemoryDisk {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The power goes: everything that was not synced is gone. Open files keep what they had.
+    pub fn crash(&self) {
+        let mut state = self.state();
+        state.names = state.synced_names.clone();
+        for content in state.contents.values_mut() {
+            content.written = content.synced.clone();
+        }
+    }
+
+    /// Bytes all files may hold together; creating more answers `StorageFull`.
+    pub fn set_capacity(&self, bytes: Option<u64>) {
+        self.state().capacity = bytes;
+    }
+
+    /// Flips one bit of a file, synced or not: bit rot.
+    ///
+    /// # Panics
+    /// When there is no such file or it is shorter.
+    pub fn flip_bit(&self, path: &Path, byte: usize) {
+        let mut state = self.state();
+        let number = state.file(path).expect("the file exists");
+        let content = state.contents.get_mut(&number).expect("a named file has content");
+        for copy in [&mut content.written, &mut content.synced] {
+            if let Some(byte) = Arc::make_mut(copy).get_mut(byte) {
+                *byte ^= 1;
+            }
+        }
+    }
+
+    /// How often a file or directory was synced, to count what an operation costs.
+    pub fn syncs(&self) -> u64 {
+        self.state().syncs
+    }
+
+    /// All files, with their paths.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let state = self.state();
+        state.names.iter().filter(|(_, name)| **name != Name::Directory).map(|(path, _)| path.clone()).collect()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().expect("nothing panics while holding the disk")
+    }
+}
+
+impl State {
+    fn file(&self, path: &Path) -> io::Result<FileNumber> {
+        match self.names.get(path) {
+            Some(Name::File(number)) => Ok(*number),
+            Some(Name::Directory) => Err(io::ErrorKind::IsADirectory.into()),
+            None => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    fn is_directory(&self, path: &Path) -> bool {
+        is_root(path) || self.names.get(path) == Some(&Name::Directory)
+    }
+
+    fn parent_exists(&self, path: &Path) -> io::Result<()> {
+        let parent = path.parent().unwrap_or(Path::new(""));
+        if self.is_directory(parent) { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) }
+    }
+
+    fn used(&self) -> u64 {
+        let files = self.names.values().filter_map(|name| match name {
+            Name::File(number) => self.contents.get(number),
+            Name::Directory => None,
+        });
+        files.map(|content| content.written.len() as u64).sum()
+    }
+}
+
+fn is_root(path: &Path) -> bool {
+    path.as_os_str().is_empty() || path == Path::new("/") || path == Path::new(".")
+}
+
+fn is_directly_in(path: &Path, directory: &Path) -> bool {
+    match path.parent() {
+        Some(parent) => {
+            parent == directory || (is_root(parent) && is_root(directory) && parent.has_root() == directory.has_root())
+        }
+        None => false,
+    }
+}
+
+impl Disk for MemoryDisk {
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        let state = self.state();
+        Ok(state.contents[&state.file(path)?].written.to_vec())
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        let state = self.state();
+        Ok(Box::new(OpenFile(state.contents[&state.file(path)?].written.clone())))
+    }
+
+    fn create(&self, path: &Path, parts: &[&[u8]], _access: Access) -> io::Result<()> {
+        let mut state = self.state();
+        state.parent_exists(path)?;
+        if state.names.contains_key(path) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let mut content = parts.concat();
+        let room = state.capacity.map_or(u64::MAX, |capacity| capacity.saturating_sub(state.used()));
+        let full = content.len() as u64 > room;
+        if full {
+            content.truncate(room as usize);
+        }
+        let number = state.next_file;
+        state.next_file += 1;
+        state.contents.insert(number, Content { written: Arc::new(content), synced: Arc::default() });
+        state.names.insert(path.to_owned(), Name::File(number));
+        if full { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    }
+
+    fn sync_file(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        let number = state.file(path)?;
+        state.syncs += 1;
+        if let Some(content) = state.contents.get_mut(&number) {
+            content.synced = content.written.clone();
+        }
+        Ok(())
+    }
+
+    fn sync_directory(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        if !state.is_directory(path) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        state.syncs += 1;
+        let State { names, synced_names, .. } = &mut *state;
+        synced_names.retain(|name, _| !is_directly_in(name, path) || names.contains_key(name));
+        for (name, what) in names.iter().filter(|(name, _)| is_directly_in(name, path)) {
+            synced_names.insert(name.clone(), *what);
+        }
+        Ok(())
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        state.parent_exists(to)?;
+        let number = state.file(from)?;
+        state.names.remove(from);
+        state.names.insert(to.to_owned(), Name::File(number));
+        Ok(())
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        state.file(path)?;
+        state.names.remove(path);
+        Ok(())
+    }
+
+    fn create_directory(&self, path: &Path) -> io::Result<bool> {
+        let mut state = self.state();
+        if state.is_directory(path) {
+            return Ok(false);
+        }
+        state.parent_exists(path)?;
+        if state.names.contains_key(path) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        state.names.insert(path.to_owned(), Name::Directory);
+        Ok(true)
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<DirectoryEntry>> {
+        let state = self.state();
+        if !state.is_directory(path) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let inside = state.names.iter().filter(|(name, _)| is_directly_in(name, path));
+        Ok(inside
+            .map(|(name, what)| DirectoryEntry {
+                name: name.file_name().map(OsString::from).unwrap_or_default(),
+                kind: if *what == Name::Directory { FileKind::Directory } else { FileKind::File },
+            })
+            .collect())
+    }
+
+    fn kind(&self, path: &Path) -> io::Result<Option<FileKind>> {
+        let state = self.state();
+        if is_root(path) {
+            return Ok(Some(FileKind::Directory));
+        }
+        Ok(state.names.get(path).map(|name| match name {
+            Name::File(_) => FileKind::File,
+            Name::Directory => FileKind::Directory,
+        }))
+    }
+
+    fn space(&self, _path: &Path) -> io::Result<DiskSpace> {
+        let state = self.state();
+        let total = state.capacity.unwrap_or(1 << 50);
+        Ok(DiskSpace { total, available: total.saturating_sub(state.used()) })
+    }
+}
+
+struct OpenFile(Arc<Vec<u8>>);
+
+impl DiskFile for OpenFile {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.len() as u64)
+    }
+
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        let start = usize::try_from(offset).ok();
+        let source = start.and_then(|start| self.0.get(start..start.checked_add(buffer.len())?));
+        buffer.copy_from_slice(source.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::path::Path;
+
+    use super::MemoryDisk;
+    use crate::disk::{Access, Disk, create_directories, read_state, replace_atomically};
+
+    #[test]
+    fn what_was_not_synced_is_lost_in_a_crash() {
+        let disk = MemoryDisk::new();
+        create_directories(&disk, Path::new("/d")).unwrap();
+        disk.create(Path::new("/d/a"), &[b"x"], Access::Everyone).unwrap();
+        disk.create(Path::new("/d/b"), &[b"y"], Access::Everyone).unwrap();
+        disk.sync_file(Path::new("/d/a")).unwrap();
+        disk.sync_directory(Path::new("/d")).unwrap();
+        disk.create(Path::new("/d/c"), &[b"z"], Access::Everyone).unwrap();
+        disk.sync_file(Path::new("/d/c")).unwrap();
+        disk.remove_file(Path::new("/d/a")).unwrap();
+        disk.crash();
+        assert_eq!(disk.read(Path::new("/d/a")).unwrap(), b"x", "the removal was not synced");
+        assert_eq!(disk.read(Path::new("/d/b")).unwrap(), b"", "the content was not synced");
+        assert_eq!(disk.read(Path::new("/d/c")).unwrap_err().kind(), io::ErrorKind::NotFound, "the name was not synced");
+    }
+
+    #[test]
+    fn a_state_file_is_the_old_or_the_new_one_wherever_the_power_goes() {
+        let disk = MemoryDisk::new();
+        create_directories(&disk, Path::new("/d")).unwrap();
+        let path = Path::new("/d/state");
+        assert!(read_state(&disk, path).unwrap().is_none());
+        replace_atomically(&disk, path, b"old", Access::OwnerOnly).unwrap();
+        disk.crash();
+        assert_eq!(read_state(&disk, path).unwrap().unwrap(), b"old");
+        disk.set_capacity(Some(5));
+        assert!(replace_atomically(&disk, path, b"new content", Access::OwnerOnly).is_err());
+        assert_eq!(read_state(&disk, path).unwrap().unwrap(), b"old");
+        disk.set_capacity(None);
+        replace_atomically(&disk, path, b"new", Access::OwnerOnly).unwrap();
+        disk.crash();
+        assert_eq!(read_state(&disk, path).unwrap().unwrap(), b"new");
+    }
+}
