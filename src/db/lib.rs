@@ -1,1 +1,156 @@
-//! The db room.
+//! The metadata engine behind a narrow door: ordered trees of bytes, consistent reads, durable transactions.
+//!
+//! - [`Db::write`] runs a closure in a transaction over any trees and resolves once that is durable. Many closures share one commit
+//!   and one fsync (`writer.rs`), so a closure may run more than once and touches nothing but its transaction.
+//! - [`Db::read`] runs a closure on a consistent snapshot, off the async threads.
+//! - Engines: LMDB ([`Db::open_lmdb`]), and one in memory that knows what a power cut would take ([`MemoryEngine`]). One contract
+//!   suite runs against each of them.
+//!
+//! What must stay true: nothing is answered before it is durable; async code never blocks on the engine; a closure that fails leaves
+//! nothing behind. This room knows nothing of what the bytes mean.
+
+mod bounds;
+mod engine;
+mod error;
+mod files;
+mod lmdb;
+mod memory;
+mod overlay;
+mod transaction;
+mod writer;
+
+#[cfg(test)]
+mod contract;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+
+use garage_types::Offload;
+use garage_types::offload::{Inline, offload};
+
+pub use engine::{Bounds, Direction, Durability, Engine, KEY_LENGTH_MAX, Tree, VALUE_LENGTH_MAX, Visit};
+pub use error::{DbError, EngineError, Limit};
+pub use lmdb::LmdbOptions;
+pub use memory::MemoryEngine;
+pub use transaction::{Snapshot, Transaction};
+
+use engine::Storage;
+use lmdb::LmdbEngine;
+use writer::{Writer, panic_message};
+
+/// An open database; clones share it. When the last one is dropped the writer finishes its queue and ends.
+#[derive(Clone)]
+pub struct Db {
+    storage: Arc<dyn Storage>,
+    writer: Arc<Writer>,
+    offload: Arc<dyn Offload>,
+}
+
+impl Db {
+    /// Opens the LMDB database in the directory `path`, which is created when missing. Blocks.
+    ///
+    /// # Errors
+    /// [`DbError::AlreadyOpen`], and whatever keeps its files from being opened.
+    pub fn open_lmdb(path: &Path, options: LmdbOptions, offload: Arc<dyn Offload>) -> Result<Db, DbError> {
+        let storage: Arc<dyn Storage> = Arc::new(LmdbEngine::open(path, options)?);
+        let writer = Arc::new(Writer::spawn(storage.clone())?);
+        Ok(Db { storage, writer, offload })
+    }
+
+    /// Opens a database in memory. Everything runs at once on the caller's thread, in the order of the calls.
+    ///
+    /// # Errors
+    /// None at present.
+    pub fn open_memory(memory: MemoryEngine) -> Result<Db, DbError> {
+        let storage: Arc<dyn Storage> = Arc::new(memory);
+        let writer = Arc::new(Writer::inline(storage.clone()));
+        Ok(Db { storage, writer, offload: Arc::new(Inline) })
+    }
+
+    /// The tree of that name, created when missing. For the start: blocks, and waits for running reads and writes.
+    ///
+    /// # Errors
+    /// [`DbError::TooManyTrees`], [`DbError::Full`], and what the engine reports.
+    ///
+    /// # Panics
+    /// When the name is empty or contains a zero byte: names are constants of our own.
+    pub fn open_tree(&self, name: &str) -> Result<Tree, DbError> {
+        assert!(!name.is_empty() && !name.contains('\0'), "{name:?} cannot name a tree");
+        self.storage.open_tree(name)
+    }
+
+    /// Runs a closure in a transaction; resolves once the transaction is durable (if so configured). Sees all earlier transactions.
+    ///
+    /// The closure must touch nothing but the transaction, and not this database by another way. It may run more than once; the
+    /// result of the last run is returned. A future dropped before it resolves leaves open whether the transaction happens.
+    ///
+    /// # Errors
+    /// The closure's own error, in which case nothing of it is kept. Else a [`DbError`]: [`DbError::Full`], [`DbError::Closed`],
+    /// [`DbError::Panicked`], what the engine reports. Then nothing is kept either, except that an error of the disk itself during
+    /// the commit, or [`DbError::Lost`], leaves it open until the next start.
+    pub async fn write<T: Send + 'static, E: From<DbError> + Send + 'static>(
+        &self,
+        body: impl FnMut(&mut Transaction<'_>) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E> {
+        self.writer.write(body).await
+    }
+
+    /// Runs a closure on a consistent snapshot, off the async threads. Keep it short: see [`Snapshot`].
+    ///
+    /// # Errors
+    /// The closure's own; [`DbError::Panicked`], [`DbError::Lost`], what the engine reports.
+    pub async fn read<T: Send + 'static, E: From<DbError> + Send + 'static>(
+        &self,
+        body: impl FnOnce(&Snapshot<'_>) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E> {
+        let storage = self.storage.clone();
+        let work = move || catch_unwind(AssertUnwindSafe(|| read(&*storage, body)));
+        match offload(&*self.offload, work).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(panic)) => Err(DbError::Panicked { message: panic_message(&*panic) }.into()),
+            Err(lost) => Err(DbError::Lost(lost).into()),
+        }
+    }
+
+    /// As [`Db::read`], on the caller's thread, which must be one that may block. Not from within another closure: a snapshot that
+    /// waits for the engine's file to be remapped, inside one that keeps it from being remapped, waits for ever.
+    ///
+    /// # Errors
+    /// The closure's own; what the engine reports.
+    pub fn read_blocking<T, E: From<DbError>>(&self, body: impl FnOnce(&Snapshot<'_>) -> Result<T, E>) -> Result<T, E> {
+        read(&*self.storage, body)
+    }
+
+    /// The engine's name, as in the configuration.
+    pub fn engine_name(&self) -> &'static str {
+        self.storage.name()
+    }
+
+    /// Writes a consistent, compacted copy of the database into `directory` (created when missing), durably, while reads and writes
+    /// go on. The copy opens like the original.
+    ///
+    /// # Errors
+    /// [`DbError::Io`] when there is a database already; [`DbError::Full`]; [`DbError::Unsupported`] in memory.
+    pub async fn snapshot_to(&self, directory: &Path) -> Result<(), DbError> {
+        let storage = self.storage.clone();
+        let directory = directory.to_owned();
+        offload(&*self.offload, move || storage.snapshot_to(&directory)).await?
+    }
+
+    /// Ends writing: what was asked before is finished and brought to stable storage, later writes get [`DbError::Closed`]. Reads
+    /// still work. The files are free for another opening once all clones are dropped.
+    ///
+    /// # Errors
+    /// What the engine reports about the last step; [`DbError::Lost`] when the writer's thread died.
+    pub async fn close(&self) -> Result<(), DbError> {
+        self.writer.close().await
+    }
+}
+
+fn read<T, E: From<DbError>>(storage: &dyn Storage, body: impl FnOnce(&Snapshot<'_>) -> Result<T, E>) -> Result<T, E> {
+    let mut body = Some(body);
+    let mut result = None;
+    storage.read(&mut |rows| result = body.take().map(|body| body(&Snapshot::new(rows))))?;
+    result.expect("an engine that reports no error has run the closure")
+}

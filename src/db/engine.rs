@@ -1,0 +1,141 @@
+//! What an engine has to provide, and which engines this build has.
+//!
+//! An engine is a set of ordered trees of bytes with one write transaction at a time and any number of consistent readers. It knows
+//! nothing of queues, groups and async code: [`crate::writer`] brings those. Keys and bounds reach it already checked
+//! ([`crate::bounds`]), so that all engines agree about the odd ones.
+
+use std::ops::{Bound, ControlFlow};
+use std::path::Path;
+
+use crate::error::DbError;
+
+/// The longest key in bytes, the same for every engine: what LMDB takes with its usual pages of 4 KiB.
+pub const KEY_LENGTH_MAX: usize = 1982;
+
+/// The longest value in bytes: what LMDB takes.
+pub const VALUE_LENGTH_MAX: usize = u32::MAX as usize;
+
+/// The engines of this build, as named by `db_engine` in the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    Lmdb,
+}
+
+impl Engine {
+    /// The names [`Engine::parse`] takes.
+    pub const BUILT_IN: &'static [&'static str] = &["lmdb"];
+
+    /// The engine of that name.
+    ///
+    /// # Errors
+    /// [`DbError::UnknownEngine`] lists those that are built in.
+    pub fn parse(name: &str) -> Result<Self, DbError> {
+        match name {
+            "lmdb" => Ok(Engine::Lmdb),
+            _ => Err(DbError::UnknownEngine { name: name.to_owned(), built_in: Self::BUILT_IN }),
+        }
+    }
+
+    /// The name in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Engine::Lmdb => "lmdb",
+        }
+    }
+}
+
+/// When a commit counts as done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// Once it is on stable storage.
+    #[default]
+    Synced,
+    /// Once the operating system has it: a power cut loses the latest commits, and with LMDB may destroy the whole database.
+    Unsynced,
+}
+
+/// One ordered map of keys to values within a database. Only meaningful to the database that opened it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Tree(pub(crate) u32);
+
+impl Tree {
+    pub(crate) fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// The order in which a range is visited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// Smallest key first.
+    Forward,
+    /// Largest key first.
+    Backward,
+}
+
+/// The lower and the upper end of a range of keys.
+pub type Bounds<'b> = (Bound<&'b [u8]>, Bound<&'b [u8]>);
+
+/// Called with each key and value; `Break` ends the range.
+pub type Visit<'v> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'v;
+
+/// A consistent view of all trees.
+pub(crate) trait ReadRows {
+    /// Calls `found` with the value of `key`, if there is one.
+    fn get(&self, tree: Tree, key: &[u8], found: &mut dyn FnMut(&[u8])) -> Result<(), DbError>;
+
+    /// Visits the rows within `bounds`, which must be in order (see [`crate::bounds::check`]).
+    fn range(&self, tree: Tree, bounds: Bounds<'_>, direction: Direction, visit: &mut Visit<'_>) -> Result<(), DbError>;
+
+    /// How many rows a tree has; cheap.
+    fn count(&self, tree: Tree) -> Result<u64, DbError>;
+}
+
+/// The one write transaction.
+pub(crate) trait WriteRows: ReadRows {
+    /// Sets the value of a key of 1 to [`KEY_LENGTH_MAX`] bytes.
+    fn insert(&mut self, tree: Tree, key: &[u8], value: &[u8]) -> Result<(), DbError>;
+
+    /// Removes a key, which may be absent.
+    fn remove(&mut self, tree: Tree, key: &[u8]) -> Result<(), DbError>;
+}
+
+/// An open engine. Every call may block.
+pub(crate) trait Storage: Send + Sync + 'static {
+    fn name(&self) -> &'static str;
+
+    /// The tree of that name, created durably when missing. The same name gives the same tree.
+    fn open_tree(&self, name: &str) -> Result<Tree, DbError>;
+
+    /// Runs `body` once on a consistent view, unless an error is returned.
+    fn read(&self, body: &mut dyn FnMut(&dyn ReadRows)) -> Result<(), DbError>;
+
+    /// Runs `body` in a transaction and commits it, durably if so configured. An error, of `body` or of the commit, leaves nothing
+    /// behind. `body` may run more than once; only its last run counts.
+    fn write(&self, body: &mut dyn FnMut(&mut dyn WriteRows) -> Result<(), DbError>) -> Result<(), DbError>;
+
+    /// Brings everything committed to stable storage.
+    fn sync(&self) -> Result<(), DbError>;
+
+    /// Writes a consistent copy into `directory`, which is created when missing; on success it is on stable storage.
+    fn snapshot_to(&self, directory: &Path) -> Result<(), DbError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{DbError, Engine};
+
+    #[test]
+    fn every_built_in_name_gives_the_engine_of_that_name() {
+        for name in Engine::BUILT_IN {
+            assert_eq!(Engine::parse(name).unwrap().name(), *name);
+        }
+    }
+
+    #[test]
+    fn unknown_engine_error_lists_the_engines_there_are() {
+        let error = Engine::parse("sqlite").unwrap_err();
+        assert!(matches!(error, DbError::UnknownEngine { .. }));
+        assert_eq!(error.to_string(), "there is no metadata engine \"sqlite\" in this build; there are: lmdb");
+    }
+}

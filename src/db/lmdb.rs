@@ -1,0 +1,393 @@
+//! The default engine: LMDB, a copy-on-write B+ tree in one memory-mapped file.
+//!
+//! What must stay true:
+//! - one environment per path and process (LMDB's locks demand it; `heed` refuses a second one);
+//! - the environment is replaced only while no transaction of this process is open: every transaction holds the read side of
+//!   [`LmdbEngine::state`], replacing takes the write side;
+//! - no `NO*SYNC` flag unless the operator has asked for it: with one, a power cut may destroy the database.
+//!
+//! The map is virtual memory and costs nothing by itself. It shrinks at opening when the system has less address space (39 bits on
+//! some small boards), and grows by reopening the environment when a transaction does not fit; the transaction is then run again.
+
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use heed::types::Bytes;
+use heed::{CommitOrAbort, CompactionOption, Database, Env, EnvFlags, EnvOpenOptions, MdbError, RoTxn, RwTxn, WithoutTls};
+
+use crate::engine::{Bounds, Direction, Durability, KEY_LENGTH_MAX, ReadRows, Storage, Tree, Visit, WriteRows};
+use crate::error::{DbError, Limit};
+use crate::files::{create_directories, io_error, is_full, sync_directory};
+
+/// Address space for the file: 1 TiB, or 1 GiB where addresses have 32 bits.
+#[cfg(target_pointer_width = "64")]
+const MAP_SIZE_DEFAULT: u64 = 1 << 40;
+#[cfg(not(target_pointer_width = "64"))]
+const MAP_SIZE_DEFAULT: u64 = 1 << 30;
+
+/// How far the map grows on its own.
+#[cfg(target_pointer_width = "64")]
+const MAP_SIZE_MAX: u64 = 1 << 46;
+#[cfg(not(target_pointer_width = "64"))]
+const MAP_SIZE_MAX: u64 = 1 << 31;
+
+/// A smaller map is not tried when the system has too little address space.
+const MAP_SIZE_MIN: u64 = 64 << 20;
+
+/// Maps are multiples of this, and so of every system's page size.
+const MAP_SIZE_STEP: u64 = 64 << 10;
+
+const TREES_MAX: u32 = 128;
+
+/// Transactions open for reading at the same time; more than any pool of blocking threads has threads.
+const READERS_MAX: u32 = 1024;
+
+/// LMDB's name for the file within the environment's directory.
+const FILE_NAME: &str = "data.mdb";
+
+/// A copy that is not finished.
+const PARTIAL_NAME: &str = "data.mdb.partial";
+
+type Rows = Database<'static, Bytes, Bytes>;
+
+/// How to open LMDB.
+#[derive(Clone, Debug)]
+pub struct LmdbOptions {
+    /// Address space for the file in bytes, to begin with.
+    pub map_size: u64,
+    pub sync: Durability,
+}
+
+impl Default for LmdbOptions {
+    fn default() -> Self {
+        LmdbOptions { map_size: MAP_SIZE_DEFAULT, sync: Durability::Synced }
+    }
+}
+
+struct Environment {
+    env: Env<WithoutTls>,
+    /// By the number in [`Tree`].
+    trees: Vec<Rows>,
+}
+
+struct State {
+    /// Or why it could not be opened again; after each failed write that is tried anew.
+    environment: Result<Environment, DbError>,
+    /// By the number in [`Tree`]; survives reopening.
+    names: Vec<String>,
+    /// Of the latest environment, in bytes.
+    map_size: u64,
+}
+
+/// An open LMDB environment.
+pub(crate) struct LmdbEngine {
+    path: PathBuf,
+    sync: Durability,
+    map_size_max: u64,
+    state: RwLock<State>,
+}
+
+impl LmdbEngine {
+    /// Opens the environment in the directory `path`, both created durably when missing.
+    pub(crate) fn open(path: &Path, options: LmdbOptions) -> Result<Self, DbError> {
+        Self::open_limited(path, options, MAP_SIZE_MAX)
+    }
+
+    fn open_limited(path: &Path, options: LmdbOptions, map_size_max: u64) -> Result<Self, DbError> {
+        if options.sync == Durability::Unsynced {
+            tracing::warn!(path = %path.display(), "metadata are not synced: a power cut loses writes and may destroy the database");
+        }
+        create_directories(path)?;
+        let map_size = options.map_size.clamp(MAP_SIZE_STEP, map_size_max);
+        let env = open_environment(path, map_size, options.sync)?;
+        // LMDB syncs its file, but not the file's name.
+        sync_directory(path)?;
+        let map_size = env.info().map_size as u64;
+        let state = State { environment: Ok(Environment { env, trees: Vec::new() }), names: Vec::new(), map_size };
+        Ok(LmdbEngine { path: path.to_owned(), sync: options.sync, map_size_max, state: RwLock::new(state) })
+    }
+
+    fn state(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn state_mut(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write_once(&self, body: &mut dyn FnMut(&mut dyn WriteRows) -> Result<(), DbError>) -> Result<(), DbError> {
+        let state = self.state();
+        let Environment { env, trees } = state.environment()?;
+        let txn = env.write_txn().map_err(of_lmdb("begin a write transaction"))?;
+        let mut rows = Writing { trees, txn };
+        body(&mut rows)?;
+        rows.txn.commit().map_err(of_lmdb("commit"))
+    }
+
+    fn open_tree_once(&self, name: &str) -> Result<Tree, DbError> {
+        let mut state = self.state_mut();
+        let State { environment, names, .. } = &mut *state;
+        let number = |index| Tree(u32::try_from(index).expect("there are at most TREES_MAX trees"));
+        if let Some(index) = names.iter().position(|known| known == name) {
+            return Ok(number(index));
+        }
+        let Environment { env, trees } = environment.as_mut().map_err(|error| error.clone())?;
+        trees.push(open_or_create_tree(env, name)?);
+        names.push(name.to_owned());
+        Ok(number(names.len() - 1))
+    }
+
+    /// Makes the map larger after a transaction did not fit into it.
+    fn enlarge(&self, failure: DbError) -> Result<(), DbError> {
+        let mut state = self.state_mut();
+        let map_size = state.map_size;
+        let larger = map_size.saturating_mul(2).min(self.map_size_max);
+        if larger <= map_size {
+            return Err(failure);
+        }
+        self.reopen(&mut state, larger);
+        if state.environment.is_ok() && state.map_size > map_size {
+            tracing::info!(path = %self.path.display(), map_size = state.map_size, "enlarged the map of the metadata database");
+            return Ok(());
+        }
+        Err(failure)
+    }
+
+    /// Opens the environment again if LMDB has given it up (the disk failed in the middle of a commit), so that reads go on.
+    fn revive(&self) {
+        let is_usable = |state: &State| state.environment.as_ref().is_ok_and(|environment| environment.env.read_txn().is_ok());
+        if is_usable(&self.state()) {
+            return;
+        }
+        let mut state = self.state_mut();
+        let map_size = state.map_size;
+        self.reopen(&mut state, map_size);
+    }
+
+    fn reopen(&self, state: &mut State, map_size: u64) {
+        // Closes the old one first: there is but one environment per path.
+        state.environment = Err(DbError::Closed);
+        state.environment = open_environment(&self.path, map_size, self.sync).and_then(|env| {
+            state.map_size = env.info().map_size as u64;
+            let trees = state.names.iter().map(|name| open_or_create_tree(&env, name)).collect::<Result<_, _>>()?;
+            Ok(Environment { env, trees })
+        });
+        if let Err(error) = &state.environment {
+            tracing::error!(path = %self.path.display(), %error, "cannot open the metadata database again");
+        }
+    }
+}
+
+impl State {
+    fn environment(&self) -> Result<&Environment, DbError> {
+        self.environment.as_ref().map_err(DbError::clone)
+    }
+}
+
+impl Storage for LmdbEngine {
+    fn name(&self) -> &'static str {
+        "lmdb"
+    }
+
+    fn open_tree(&self, name: &str) -> Result<Tree, DbError> {
+        loop {
+            match self.open_tree_once(name) {
+                Err(failure @ DbError::Full { limit: Limit::Map, .. }) => self.enlarge(failure)?,
+                outcome => return outcome,
+            }
+        }
+    }
+
+    fn read(&self, body: &mut dyn FnMut(&dyn ReadRows)) -> Result<(), DbError> {
+        let state = self.state();
+        let Environment { env, trees } = state.environment()?;
+        let txn = env.read_txn().map_err(of_lmdb("begin a read transaction"))?;
+        body(&Reading { trees, txn });
+        Ok(())
+    }
+
+    fn write(&self, body: &mut dyn FnMut(&mut dyn WriteRows) -> Result<(), DbError>) -> Result<(), DbError> {
+        loop {
+            match self.write_once(body) {
+                Ok(()) => return Ok(()),
+                Err(failure @ DbError::Full { limit: Limit::Map, .. }) => self.enlarge(failure)?,
+                Err(failure) => {
+                    self.revive();
+                    return Err(failure);
+                }
+            }
+        }
+    }
+
+    fn sync(&self) -> Result<(), DbError> {
+        self.state().environment()?.env.force_sync().map_err(of_lmdb("sync"))
+    }
+
+    fn snapshot_to(&self, directory: &Path) -> Result<(), DbError> {
+        create_directories(directory)?;
+        let file = directory.join(FILE_NAME);
+        if file.try_exists().map_err(io_error("look for", &file))? {
+            return Err(io_error("copy the database to", &file)(io::ErrorKind::AlreadyExists.into()));
+        }
+        let partial = directory.join(PARTIAL_NAME);
+        let copied = self.copy_to(&partial);
+        if copied.is_err() {
+            // Best effort, to give its space back; the copy's own error is the one to hear about.
+            drop(fs::remove_file(&partial));
+        }
+        copied?;
+        fs::rename(&partial, &file).map_err(io_error("rename", &partial))?;
+        sync_directory(directory)
+    }
+}
+
+impl LmdbEngine {
+    fn copy_to(&self, path: &Path) -> Result<(), DbError> {
+        let mut options = OpenOptions::new();
+        // The copy holds the same secrets as the original.
+        options.write(true).create(true).truncate(true).mode(0o600);
+        let mut file = options.open(path).map_err(io_error("create", path))?;
+        let state = self.state();
+        let copied = state.environment()?.env.copy_to_file(&mut file, CompactionOption::Enabled);
+        copied.map_err(of_lmdb("copy the database"))?;
+        file.sync_all().map_err(io_error("sync", path))
+    }
+}
+
+/// Opens the environment with a map of at most `map_size` bytes: less when the system has less address space.
+fn open_environment(path: &Path, map_size: u64, sync: Durability) -> Result<Env<WithoutTls>, DbError> {
+    let mut map_size = map_size;
+    loop {
+        match open_environment_exactly(path, map_size, sync) {
+            Err(heed::Error::Io(error)) if error.kind() == io::ErrorKind::OutOfMemory && map_size / 2 >= MAP_SIZE_MIN => {
+                map_size /= 2;
+            }
+            Err(heed::Error::EnvAlreadyOpened) => return Err(DbError::AlreadyOpen { path: path.to_owned() }),
+            Err(heed::Error::Io(error)) => return Err(io_error("open the database", path)(error)),
+            outcome => {
+                let env = outcome.map_err(of_lmdb("open the database"))?;
+                assert!(env.max_key_size() >= KEY_LENGTH_MAX, "LMDB is built with longer keys");
+                return Ok(env);
+            }
+        }
+    }
+}
+
+#[expect(unsafe_code, reason = "a memory-mapped file is only sound while nobody else writes to it; see below")]
+fn open_environment_exactly(path: &Path, map_size: u64, sync: Durability) -> heed::Result<Env<WithoutTls>> {
+    let map_size = usize::try_from(map_size.next_multiple_of(MAP_SIZE_STEP)).unwrap_or(usize::MAX);
+    let flags = match sync {
+        Durability::Synced => EnvFlags::empty(),
+        Durability::Unsynced => EnvFlags::NO_SYNC,
+    };
+    let mut options = EnvOpenOptions::new().read_txn_without_tls();
+    options.map_size(map_size).max_dbs(TREES_MAX).max_readers(READERS_MAX);
+    // SAFETY: the map is undefined behaviour if the file is changed other than through LMDB. It lies in the node's own metadata
+    // directory, with mode 0600, which a lock file keeps for one daemon; within the process `heed` refuses to open it twice.
+    // LMDB's locks stay on (no NO_LOCK). NO_SYNC weakens what survives a power cut, not memory safety while running.
+    unsafe { options.flags(flags).open(path) }
+}
+
+fn open_or_create_tree(env: &Env<WithoutTls>, name: &str) -> Result<Rows, DbError> {
+    let txn = env.read_txn().map_err(of_lmdb("begin a read transaction"))?;
+    let existing = env.open_databases_and_commit(txn, |opener, txn| {
+        opener.open_database::<Bytes, Bytes>(txn, Some(name)).map(CommitOrAbort::<_, ()>::Commit)
+    });
+    if let Some(Some(tree)) = existing.map_err(of_lmdb("open a tree"))?.commit() {
+        return Ok(tree);
+    }
+    let txn = env.write_txn().map_err(of_lmdb("begin a write transaction"))?;
+    let created = env.create_databases_and_commit(txn, |opener, txn| {
+        opener.create_database::<Bytes, Bytes>(txn, Some(name)).map(CommitOrAbort::<_, ()>::Commit)
+    });
+    Ok(created.map_err(of_lmdb("create a tree"))?.commit().expect("the closure asked for a commit"))
+}
+
+/// For `map_err`: what LMDB says, with what callers treat differently told apart.
+fn of_lmdb(action: &'static str) -> impl FnOnce(heed::Error) -> DbError {
+    move |error| match &error {
+        heed::Error::Mdb(MdbError::MapFull) => DbError::Full { limit: Limit::Map, source: Arc::new(error) },
+        heed::Error::Mdb(MdbError::DbsFull) => DbError::TooManyTrees { max: TREES_MAX as usize },
+        heed::Error::Io(cause) if is_full(cause) => DbError::Full { limit: Limit::Disk, source: Arc::new(error) },
+        _ => DbError::Engine { action, source: Arc::new(error) },
+    }
+}
+
+struct Reading<'e> {
+    trees: &'e [Rows],
+    txn: RoTxn<'e, WithoutTls>,
+}
+
+struct Writing<'e> {
+    trees: &'e [Rows],
+    txn: RwTxn<'e>,
+}
+
+fn rows(trees: &[Rows], tree: Tree) -> Result<Rows, DbError> {
+    trees.get(tree.index()).copied().ok_or(DbError::UnknownTree)
+}
+
+fn get(rows: Rows, txn: &RoTxn<'_>, key: &[u8], found: &mut dyn FnMut(&[u8])) -> Result<(), DbError> {
+    if let Some(value) = rows.get(txn, key).map_err(of_lmdb("read"))? {
+        found(value);
+    }
+    Ok(())
+}
+
+fn range(rows: Rows, txn: &RoTxn<'_>, bounds: Bounds<'_>, direction: Direction, visit: &mut Visit<'_>) -> Result<(), DbError> {
+    match direction {
+        Direction::Forward => visit_all(rows.range(txn, &bounds).map_err(of_lmdb("read"))?, visit),
+        Direction::Backward => visit_all(rows.rev_range(txn, &bounds).map_err(of_lmdb("read"))?, visit),
+    }
+}
+
+fn visit_all<'t>(rows: impl Iterator<Item = heed::Result<(&'t [u8], &'t [u8])>>, visit: &mut Visit<'_>) -> Result<(), DbError> {
+    for row in rows {
+        let (key, value) = row.map_err(of_lmdb("read"))?;
+        if visit(key, value).is_break() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+impl ReadRows for Reading<'_> {
+    fn get(&self, tree: Tree, key: &[u8], found: &mut dyn FnMut(&[u8])) -> Result<(), DbError> {
+        get(rows(self.trees, tree)?, &self.txn, key, found)
+    }
+
+    fn range(&self, tree: Tree, bounds: Bounds<'_>, direction: Direction, visit: &mut Visit<'_>) -> Result<(), DbError> {
+        range(rows(self.trees, tree)?, &self.txn, bounds, direction, visit)
+    }
+
+    fn count(&self, tree: Tree) -> Result<u64, DbError> {
+        rows(self.trees, tree)?.len(&self.txn).map_err(of_lmdb("count"))
+    }
+}
+
+impl ReadRows for Writing<'_> {
+    fn get(&self, tree: Tree, key: &[u8], found: &mut dyn FnMut(&[u8])) -> Result<(), DbError> {
+        get(rows(self.trees, tree)?, &self.txn, key, found)
+    }
+
+    fn range(&self, tree: Tree, bounds: Bounds<'_>, direction: Direction, visit: &mut Visit<'_>) -> Result<(), DbError> {
+        range(rows(self.trees, tree)?, &self.txn, bounds, direction, visit)
+    }
+
+    fn count(&self, tree: Tree) -> Result<u64, DbError> {
+        rows(self.trees, tree)?.len(&self.txn).map_err(of_lmdb("count"))
+    }
+}
+
+impl WriteRows for Writing<'_> {
+    fn insert(&mut self, tree: Tree, key: &[u8], value: &[u8]) -> Result<(), DbError> {
+        rows(self.trees, tree)?.put(&mut self.txn, key, value).map_err(of_lmdb("insert"))
+    }
+
+    fn remove(&mut self, tree: Tree, key: &[u8]) -> Result<(), DbError> {
+        rows(self.trees, tree)?.delete(&mut self.txn, key).map(|_existed| ()).map_err(of_lmdb("remove"))
+    }
+}
