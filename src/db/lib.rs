@@ -22,6 +22,7 @@ mod writer;
 #[cfg(test)]
 mod contract;
 
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
@@ -45,6 +46,12 @@ pub struct Db {
     storage: Arc<dyn Storage>,
     writer: Arc<Writer>,
     offload: Arc<dyn Offload>,
+}
+
+impl fmt::Debug for Db {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Db").field("engine", &self.engine_name()).finish_non_exhaustive()
+    }
 }
 
 impl Db {
@@ -83,7 +90,8 @@ impl Db {
     /// Runs a closure in a transaction; resolves once the transaction is durable (if so configured). Sees all earlier transactions.
     ///
     /// The closure must touch nothing but the transaction, and not this database by another way. It may run more than once; the
-    /// result of the last run is returned. A future dropped before it resolves leaves open whether the transaction happens.
+    /// result of the last run is returned. All writers wait while it runs, so it is short and does no other I/O. A future dropped
+    /// before it resolves leaves open whether the transaction happens.
     ///
     /// # Errors
     /// The closure's own error, in which case nothing of it is kept. Else a [`DbError`]: [`DbError::Full`], [`DbError::Closed`],

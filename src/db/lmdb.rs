@@ -8,6 +8,8 @@
 //!
 //! The map is virtual memory and costs nothing by itself. It shrinks at opening when the system has less address space (39 bits on
 //! some small boards), and grows by reopening the environment when a transaction does not fit; the transaction is then run again.
+//! Reopening waits for the readers, a running snapshot among them, and new readers wait for it; with the map's usual size it never
+//! happens. It is preferred to LMDB's own way of resizing, after whose failure there is no map left to read from.
 
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -269,7 +271,10 @@ fn open_environment(path: &Path, map_size: u64, sync: Durability) -> Result<Env<
             Err(heed::Error::Io(error)) => return Err(io_error("open the database", path)(error)),
             outcome => {
                 let env = outcome.map_err(of_lmdb("open the database"))?;
-                assert!(env.max_key_size() >= KEY_LENGTH_MAX, "LMDB is built with longer keys");
+                // Pages of less than 4 KiB, which only another program makes, hold shorter keys.
+                if env.max_key_size() < KEY_LENGTH_MAX {
+                    return Err(of_lmdb("use a database with pages that small")(heed::Error::Mdb(MdbError::Invalid)));
+                }
                 return Ok(env);
             }
         }

@@ -4,6 +4,7 @@
 //! transaction and the power cut. Readers share the trees; a tree is copied only when it is written while someone reads.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -33,6 +34,12 @@ struct State {
 /// A handle to a database in memory; clones share it. Its content outlives every [`crate::Db`] opened on it, as a disk would.
 #[derive(Clone, Default)]
 pub struct MemoryEngine(Arc<Mutex<State>>);
+
+impl fmt::Debug for MemoryEngine {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("MemoryEngine").finish_non_exhaustive()
+    }
+}
 
 impl MemoryEngine {
     /// An empty database whose commits are durable.
