@@ -38,6 +38,7 @@ pub enum Access {
 }
 
 /// An open file, read at given offsets. It stays readable after its name is gone.
+#[expect(clippy::len_without_is_empty, reason = "a length that can fail to be read, not a collection's")]
 pub trait DiskFile: Send + Sync {
     /// Length in bytes when it was opened or last asked.
     ///
