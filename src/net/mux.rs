@@ -1,0 +1,249 @@
+//! Many streams over one connection, each with flow control of its own, so that a slow reader delays nobody else.
+//!
+//! The multiplexing is `yamux`. [`Multiplexed::driver`] moves the bytes and must be spawned; it ends when the connection does.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use garage_types::NodeId;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
+use yamux::ConnectionError;
+
+use crate::error::NetError;
+use crate::establish::{Class, Established, Purpose, Side};
+use crate::secure_stream::SecureStream;
+
+/// Streams in both directions on one connection. A peer that opens more is cut off, so each side keeps its own well below half.
+pub const STREAMS_MAX: usize = 512;
+/// Requests to open a stream that wait for the driver.
+const COMMANDS_MAX: usize = 64;
+/// What a stream may receive before it is read; the protocol's initial value.
+const WINDOW_BYTES: usize = 256 * 1024;
+/// How long a closing connection may take to say so.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How far the receive windows of streams grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Windows {
+    /// With the measured bandwidth and delay, so that one stream can fill a long link.
+    Grow,
+    /// Not at all. The growth follows the real clock, which a simulation must not.
+    Fixed,
+}
+
+/// One bidirectional stream. Dropping it unfinished resets it, which the other side notices.
+pub struct MuxStream(Compat<yamux::Stream>);
+
+/// Opens streams. Clones are handles of the same connection, which closes when the last is dropped.
+#[derive(Clone)]
+pub struct Connection {
+    commands: mpsc::Sender<Command>,
+    pub peer: NodeId,
+    pub purpose: Purpose,
+}
+
+/// The streams the other side opens. They are reset when this is dropped.
+pub struct Incoming(mpsc::Receiver<MuxStream>);
+
+/// The three parts of a multiplexed connection.
+pub struct Multiplexed {
+    pub connection: Connection,
+    pub incoming: Incoming,
+    /// Runs until the connection ends: `Ok` when one of the sides closed it.
+    pub driver: BoxFuture<'static, Result<(), NetError>>,
+}
+
+enum Command {
+    Open(oneshot::Sender<MuxStream>),
+    Close,
+}
+
+impl Established {
+    /// Splits the connection into streams.
+    pub fn multiplex(self, windows: Windows) -> Multiplexed {
+        let mode = match self.side {
+            Side::Caller => yamux::Mode::Client,
+            Side::Called => yamux::Mode::Server,
+        };
+        let inner = yamux::Connection::new(self.stream.compat(), config(self.purpose.class, windows), mode);
+        let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
+        let (incoming_sender, incoming) = mpsc::channel(STREAMS_MAX);
+        let driver = Driver { inner, commands: receiver, opening: VecDeque::new(), incoming: incoming_sender };
+        Multiplexed {
+            connection: Connection { commands, peer: self.peer, purpose: self.purpose },
+            incoming: Incoming(incoming),
+            driver: Box::pin(driver.run()),
+        }
+    }
+}
+
+fn config(class: Class, windows: Windows) -> yamux::Config {
+    let smallest = STREAMS_MAX * WINDOW_BYTES;
+    let all_windows = match windows {
+        Windows::Grow => 2 * smallest,
+        Windows::Fixed => smallest,
+    };
+    let split = match class {
+        // Short enough that replies take turns.
+        Class::Metadata => 16 * 1024,
+        // With its header (12 bytes) exactly one encrypted frame.
+        Class::Bulk => crate::secure_stream::FRAME_BYTES_MAX - 12,
+    };
+    let mut config = yamux::Config::default();
+    config.set_max_num_streams(STREAMS_MAX);
+    config.set_max_connection_receive_window(Some(all_windows));
+    config.set_split_send_size(split);
+    config
+}
+
+impl Connection {
+    /// Opens a stream. The other side hears of it with the first bytes written.
+    ///
+    /// # Errors
+    /// [`NetError::Closed`].
+    pub async fn open(&self) -> Result<MuxStream, NetError> {
+        let (sender, receiver) = oneshot::channel();
+        self.commands.send(Command::Open(sender)).await.map_err(|_ended| NetError::Closed)?;
+        receiver.await.map_err(|_ended| NetError::Closed)
+    }
+
+    /// Asks the driver to close the connection; streams still open are reset. Without effect on a closed one.
+    pub async fn close(&self) {
+        if self.commands.send(Command::Close).await.is_err() {
+            tracing::trace!(peer = ?self.peer, "the connection was closed already");
+        }
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.commands.is_closed()
+    }
+}
+
+impl Incoming {
+    /// The next stream of the other side; `None` once the connection has ended.
+    pub async fn next(&mut self) -> Option<MuxStream> {
+        self.0.recv().await
+    }
+}
+
+struct Driver {
+    inner: yamux::Connection<Compat<SecureStream>>,
+    commands: mpsc::Receiver<Command>,
+    opening: VecDeque<oneshot::Sender<MuxStream>>,
+    incoming: mpsc::Sender<MuxStream>,
+}
+
+/// Why the driver stops.
+enum End {
+    /// We want to close.
+    Ours,
+    /// The other side closed, or the connection broke.
+    Theirs(Result<(), NetError>),
+}
+
+impl Driver {
+    async fn run(mut self) -> Result<(), NetError> {
+        match poll_fn(|context| self.poll(context)).await {
+            End::Theirs(result) => result,
+            End::Ours => {
+                // Nobody can wait for a stream any more.
+                self.commands.close();
+                self.opening.clear();
+                let closing = poll_fn(|context| self.inner.poll_close(context));
+                match tokio::time::timeout(CLOSE_TIMEOUT, closing).await {
+                    Ok(Err(source)) => Err(NetError::Broken { source }),
+                    // A peer that does not read its last frame is gone anyway.
+                    Ok(Ok(())) | Err(_) => Ok(()),
+                }
+            }
+        }
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<End> {
+        if self.take_commands(context).is_ready() {
+            return Poll::Ready(End::Ours);
+        }
+        if let Poll::Ready(error) = self.open_waiting(context) {
+            return Poll::Ready(End::Theirs(ended(error)));
+        }
+        // Polling for streams of the other side is what moves bytes in both directions: it must always be reached.
+        loop {
+            match self.inner.poll_next_inbound(context) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(None) => return Poll::Ready(End::Theirs(Ok(()))),
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(End::Theirs(ended(error))),
+                Poll::Ready(Some(Ok(stream))) => {
+                    // A full or abandoned queue drops the stream, which resets it.
+                    if self.incoming.try_send(MuxStream(stream.compat())).is_err() {
+                        tracing::debug!("refused a stream: too many wait, or none are wanted");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Ready when the connection should be closed.
+    fn take_commands(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        loop {
+            match std::task::ready!(self.commands.poll_recv(context)) {
+                Some(Command::Open(reply)) => self.opening.push_back(reply),
+                Some(Command::Close) | None => return Poll::Ready(()),
+            }
+        }
+    }
+
+    /// Ready when the connection failed.
+    fn open_waiting(&mut self, context: &mut Context<'_>) -> Poll<ConnectionError> {
+        while let Some(reply) = self.opening.pop_front() {
+            if reply.is_closed() {
+                continue;
+            }
+            match self.inner.poll_new_outbound(context) {
+                Poll::Ready(Ok(stream)) => {
+                    // When the receiver has just gone, the stream is dropped and thereby reset.
+                    drop(reply.send(MuxStream(stream.compat())));
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(error),
+                Poll::Pending => {
+                    self.opening.push_front(reply);
+                    break;
+                }
+            }
+        }
+        Poll::Pending
+    }
+}
+
+fn ended(error: ConnectionError) -> Result<(), NetError> {
+    match error {
+        ConnectionError::Closed => Ok(()),
+        source => Err(NetError::Broken { source }),
+    }
+}
+
+impl AsyncRead for MuxStream {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for MuxStream {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(context, buffer)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(context)
+    }
+}
