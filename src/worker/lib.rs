@@ -1,1 +1,3 @@
 //! The worker room.
+
+pub mod spawn;

@@ -1,0 +1,166 @@
+//! The cluster as tables and blocks see it: who owns what, how to reach them, how many must answer.
+//!
+//! One handle joins the mesh, the layout and the consistency mode, so that every quorum call follows the same rules.
+
+use std::error::Error;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use garage_types::{NodeId, Placement};
+use garage_worker::spawn::Spawn;
+
+use crate::endpoint::{Message, Request};
+use crate::error::RpcError;
+use crate::layout::{ClusterLayout, LayoutManager, WritePermit};
+use crate::mesh::Mesh;
+use crate::quorum::{self, ConsistencyMode, NodeReply, QuorumError, Quorums};
+
+/// How long metadata and block calls may take, and when a read asks one more node.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    pub metadata: Duration,
+    pub bulk: Duration,
+    /// An answer later than this makes a read ask the next node as well.
+    pub hedge: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Timeouts { metadata: Duration::from_secs(10), bulk: Duration::from_secs(120), hedge: Duration::from_millis(300) }
+    }
+}
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct Cluster(Arc<Inner>);
+
+struct Inner {
+    mesh: Mesh,
+    layout: Arc<LayoutManager>,
+    consistency: ConsistencyMode,
+    timeouts: Timeouts,
+    spawn: Arc<dyn Spawn>,
+}
+
+impl Cluster {
+    pub fn new(
+        mesh: Mesh,
+        layout: Arc<LayoutManager>,
+        consistency: ConsistencyMode,
+        timeouts: Timeouts,
+        spawn: Arc<dyn Spawn>,
+    ) -> Self {
+        Cluster(Arc::new(Inner { mesh, layout, consistency, timeouts, spawn }))
+    }
+
+    pub fn node_id(&self) -> NodeId {
+        self.0.mesh.node_id()
+    }
+
+    pub fn mesh(&self) -> &Mesh {
+        &self.0.mesh
+    }
+
+    pub fn layout_manager(&self) -> &Arc<LayoutManager> {
+        &self.0.layout
+    }
+
+    /// The layout to read by.
+    pub fn layout(&self) -> Arc<ClusterLayout> {
+        self.0.layout.current()
+    }
+
+    /// The layout to write by, held for as long as the write runs.
+    pub fn begin_write(&self) -> Arc<WritePermit> {
+        Arc::new(self.0.layout.begin_write())
+    }
+
+    pub fn timeouts(&self) -> Timeouts {
+        self.0.timeouts
+    }
+
+    pub fn spawn(&self) -> &Arc<dyn Spawn> {
+        &self.0.spawn
+    }
+
+    pub fn quorums(&self) -> Quorums {
+        Quorums::of(self.layout().replication_factor(), self.0.consistency)
+    }
+
+    /// Whether this node alone decides about a row: one copy, one live layout version, and it is here.
+    pub fn decides_alone(&self, placement: &Placement) -> bool {
+        let sets = self.layout().write_sets(*placement);
+        matches!(sets.as_slice(), [set] if set.as_slice() == [self.node_id()])
+    }
+
+    /// Self first, then the same zone, then by measured latency.
+    pub fn nearest_first(&self, mut nodes: Vec<NodeId>) -> Vec<NodeId> {
+        if nodes.len() > 1 {
+            let layout = self.layout();
+            let own = self.node_id();
+            let own_zone = layout.role(own).map(|role| role.zone.clone());
+            nodes.sort_by_cached_key(|node| {
+                let other_zone = layout.role(*node).map(|role| role.zone.clone()) != own_zone;
+                (*node != own, other_zone, self.0.mesh.latency(*node).unwrap_or(Duration::MAX))
+            });
+        }
+        nodes
+    }
+
+    /// One metadata call.
+    ///
+    /// # Errors
+    /// What the other node answered, or why it did not.
+    pub async fn call<R: Request>(&self, node: NodeId, request: R) -> Result<R::Reply, RpcError> {
+        let reply = self.0.mesh.call(node, Message::from(request), self.0.timeouts.metadata).await?;
+        Ok(reply.body)
+    }
+
+    /// Calls every node of `sets` and returns once each set has `quorum` successes; the other calls go on in the background, and
+    /// hold the permit until they end.
+    ///
+    /// # Errors
+    /// [`QuorumError`] with every node's error, once some set can no longer reach the quorum.
+    pub async fn write<T, E, F>(
+        &self,
+        permit: &Arc<WritePermit>,
+        sets: &[Vec<NodeId>],
+        quorum: usize,
+        call: impl Fn(NodeId) -> F,
+    ) -> Result<Vec<NodeReply<T>>, QuorumError<E>>
+    where
+        T: Send + 'static,
+        E: Error + Send + 'static,
+        F: Future<Output = Result<T, E>> + Send + 'static,
+    {
+        let spawn = self.0.spawn.clone();
+        let held = |node| {
+            let (call, permit) = (call(node), permit.clone());
+            async move {
+                let reply = call.await;
+                drop(permit);
+                reply
+            }
+        };
+        quorum::write_to_sets(sets, quorum, move |rest| spawn.spawn("rest of a quorum write", rest), held).await
+    }
+
+    /// Asks the nearest of `nodes` until `quorum` have answered.
+    ///
+    /// # Errors
+    /// [`QuorumError`] with every node's error, once too few are left.
+    pub async fn read<T, E, F>(
+        &self,
+        nodes: Vec<NodeId>,
+        quorum: usize,
+        call: impl Fn(NodeId) -> F,
+    ) -> Result<Vec<NodeReply<T>>, QuorumError<E>>
+    where
+        T: Send + 'static,
+        E: Error + Send + 'static,
+        F: Future<Output = Result<T, E>> + Send + 'static,
+    {
+        quorum::read_from(&self.nearest_first(nodes), quorum, self.0.timeouts.hedge, call).await
+    }
+}

@@ -1,0 +1,279 @@
+//! The replicated state of the layout: versions, staged changes and trackers, and the rules by which they move on.
+//!
+//! Pure. Merging is a join (commutative, associative, idempotent) and decides nothing; retiring a version is a step a node takes on
+//! its own, in [`LayoutHistory::advance`]. Live versions are those from `live_from` on that were not rejected. Versions that
+//! went out of use stay for a while as information.
+//!
+//! Invariants: a version is retired only when every member of every live version knows (`sync_ack`) that all have synced a later
+//! one. As long as two live versions share a number, nothing counts as having reached that number.
+
+mod change;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use garage_types::NodeId;
+use garage_types::codec::{Format, Unknown, encode};
+use garage_types::hash::blake2b;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::report::Report;
+use super::staging::Staging;
+use super::trackers::{Tracker, Trackers};
+use super::version::{LayoutDigest, LayoutVersion, VersionKey};
+
+type Versions = BTreeMap<VersionKey, Arc<LayoutVersion>>;
+
+/// Everything nodes tell each other about layouts, and the content of the state file.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct LayoutHistory {
+    #[serde(rename = "rf")]
+    replication_factor: usize,
+    #[serde(rename = "vs", with = "versions_as_list")]
+    versions: Versions,
+    /// Versions with a lower number are retired.
+    #[serde(rename = "lf")]
+    live_from: u64,
+    /// Versions that lost against another one with their number.
+    #[serde(rename = "rj")]
+    rejected: BTreeSet<VersionKey>,
+    #[serde(rename = "t")]
+    trackers: Trackers,
+    #[serde(rename = "st")]
+    staging: Staging,
+    #[serde(flatten)]
+    unknown: Unknown,
+}
+
+impl Format for LayoutHistory {
+    const TAG: &'static str = "lay1";
+}
+
+/// A list on disk and on the wire: each version's key follows from its content.
+mod versions_as_list {
+    use super::{Arc, Deserialize, Deserializer, LayoutVersion, Serializer, Versions};
+
+    pub(super) fn serialize<S: Serializer>(versions: &Versions, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(versions.values())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Versions, D::Error> {
+        let list: Vec<Arc<LayoutVersion>> = Vec::deserialize(deserializer)?;
+        Ok(list.into_iter().map(|version| (version.key(), version)).collect())
+    }
+}
+
+/// Where a version stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum VersionStatus {
+    Current,
+    /// Live, not current.
+    Draining,
+    /// Retired or rejected, kept as information.
+    Historical,
+}
+
+/// One line of the list of versions.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct VersionSummary {
+    pub key: VersionKey,
+    pub status: VersionStatus,
+    pub storage_nodes: usize,
+    pub gateway_nodes: usize,
+}
+
+/// Different live layouts with one number.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Conflict {
+    pub number: u64,
+    pub digests: Vec<LayoutDigest>,
+}
+
+/// What merging brought.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Merged {
+    /// Live versions that were not known.
+    pub new_versions: Vec<VersionKey>,
+    /// Conflicts that were not known.
+    pub new_conflicts: Vec<Conflict>,
+    pub trackers_changed: bool,
+    pub staging_changed: bool,
+    /// Anything at all changed, including what has no field here.
+    pub anything_changed: bool,
+}
+
+/// What the next version would be.
+#[derive(Clone, Debug)]
+pub struct Preview {
+    pub version: LayoutVersion,
+    pub report: Report,
+}
+
+/// Whether writes begun before the newest version became known are still running on this node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OlderWrites {
+    Running,
+    Done,
+}
+
+/// Whether an operator accepts that metadata which only dead nodes had is lost.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MissingData {
+    Refuse,
+    Allow,
+}
+
+/// The nodes whose trackers an operator's skip raised.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Skipped {
+    pub ack: Vec<NodeId>,
+    pub sync: Vec<NodeId>,
+}
+
+impl LayoutHistory {
+    /// A cluster without a layout.
+    pub fn new(replication_factor: usize) -> Self {
+        LayoutHistory {
+            replication_factor,
+            versions: BTreeMap::new(),
+            live_from: 0,
+            rejected: BTreeSet::new(),
+            trackers: Trackers::default(),
+            staging: Staging::default(),
+            unknown: Unknown::new(),
+        }
+    }
+
+    pub fn replication_factor(&self) -> usize {
+        self.replication_factor
+    }
+
+    pub fn staging(&self) -> &Staging {
+        &self.staging
+    }
+
+    pub fn trackers(&self) -> &Trackers {
+        &self.trackers
+    }
+
+    /// Versions that are not live any more, newest first. Blocks may still be found on their nodes only.
+    pub fn past(&self) -> impl Iterator<Item = &Arc<LayoutVersion>> {
+        self.versions.iter().rev().filter(|(key, _)| !self.is_live(key)).map(|(_, version)| version)
+    }
+
+    /// Live versions by ascending number, then digest.
+    pub fn live(&self) -> impl DoubleEndedIterator<Item = &Arc<LayoutVersion>> {
+        self.live_entries().map(|(_, version)| version)
+    }
+
+    /// The version with the highest number; in a conflict, one of them. `None` before the first layout.
+    pub fn current(&self) -> Option<&Arc<LayoutVersion>> {
+        self.live().next_back()
+    }
+
+    /// 0 before the first layout.
+    pub fn current_number(&self) -> u64 {
+        self.current().map_or(0, |version| version.number())
+    }
+
+    /// Every node with a role in a live version, gateways included.
+    pub fn members(&self) -> BTreeSet<NodeId> {
+        self.live().flat_map(|version| version.roles().keys().copied()).collect()
+    }
+
+    /// Numbers that several live versions have.
+    pub fn conflicts(&self) -> Vec<Conflict> {
+        let mut by_number: BTreeMap<u64, Vec<LayoutDigest>> = BTreeMap::new();
+        for (key, _) in self.live_entries() {
+            by_number.entry(key.number).or_default().push(key.digest);
+        }
+        let conflicts = by_number.into_iter().filter(|(_, digests)| digests.len() > 1);
+        conflicts.map(|(number, digests)| Conflict { number, digests }).collect()
+    }
+
+    /// All known versions, newest first.
+    pub fn summaries(&self) -> Vec<VersionSummary> {
+        let current = self.current_number();
+        let summary = |(key, version): (&VersionKey, &Arc<LayoutVersion>)| {
+            let storage_nodes = version.storage_nodes().count();
+            VersionSummary {
+                key: *key,
+                status: match self.is_live(key) {
+                    true if key.number == current => VersionStatus::Current,
+                    true => VersionStatus::Draining,
+                    false => VersionStatus::Historical,
+                },
+                storage_nodes,
+                gateway_nodes: version.roles().len() - storage_nodes,
+            }
+        };
+        self.versions.iter().rev().map(summary).collect()
+    }
+
+    /// Every node acknowledges versions up to this number. Syncing a version may begin once this reaches it.
+    pub fn min_ack(&self) -> u64 {
+        self.min_of(&self.trackers.ack)
+    }
+
+    /// Every node has the metadata of versions up to this number.
+    pub fn min_sync(&self) -> u64 {
+        self.min_of(&self.trackers.sync)
+    }
+
+    /// Every node knows that [`Self::min_sync`] has reached this number.
+    pub fn min_sync_ack(&self) -> u64 {
+        self.min_of(&self.trackers.sync_ack)
+    }
+
+    /// The version whose metadata `me` should receive now; `None` when it has them, or when some node has yet to acknowledge it.
+    pub fn version_to_sync(&self, me: NodeId) -> Option<VersionKey> {
+        let settled = self.settled().filter(|key| key.number <= self.min_ack() && self.members().contains(&me))?;
+        (self.trackers.sync.get(me) != Some(settled)).then_some(settled)
+    }
+
+    /// The version that reads use: the newest that every node has synced, else the oldest live one.
+    pub fn read_version(&self) -> Option<&Arc<LayoutVersion>> {
+        let min_sync = self.min_sync();
+        let synced = self.live().rev().find(|version| version.number() <= min_sync);
+        synced.or_else(|| self.live().next())
+    }
+
+    /// Changes whenever anything in the state does: nodes compare it before they send all of it.
+    pub fn state_digest(&self) -> LayoutDigest {
+        LayoutDigest::from_bytes(blake2b(&encode(self)))
+    }
+
+    fn is_live(&self, key: &VersionKey) -> bool {
+        key.number >= self.live_from && !self.rejected.contains(key)
+    }
+
+    fn live_entries(&self) -> impl DoubleEndedIterator<Item = (&VersionKey, &Arc<LayoutVersion>)> {
+        self.versions.iter().filter(|(key, _)| self.is_live(key))
+    }
+
+    /// The newest version that nothing contradicts: the only one trackers may advance to.
+    fn settled(&self) -> Option<VersionKey> {
+        let ceiling = self.ceiling();
+        self.live_entries().map(|(key, _)| *key).rfind(|key| key.number <= ceiling)
+    }
+
+    /// The highest number below any conflict.
+    fn ceiling(&self) -> u64 {
+        self.conflicts().first().map_or(u64::MAX, |conflict| conflict.number.saturating_sub(1))
+    }
+
+    fn min_of(&self, tracker: &Tracker) -> u64 {
+        let ceiling = self.ceiling();
+        let oldest = self.live().next().map_or(0, |version| version.number());
+        let reached = |node: NodeId| match tracker.get(node) {
+            Some(key) if key.number < oldest => key.number,
+            Some(key) if self.versions.contains_key(&key) && self.is_live(&key) => key.number.min(ceiling),
+            // A version we do not know, or one that was rejected, says nothing about those we have.
+            Some(_) | None => oldest.saturating_sub(1),
+        };
+        self.members().into_iter().map(reached).min().unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,327 @@
+//! Keeps the layout of one node: on disk, and published to everyone who places something.
+//!
+//! Invariants: what is published was saved before; this node acknowledges a version only when no write that ignores it is running
+//! (writes hold a [`WritePermit`]). All changes run one after another on the blocking pool, as they compute and sync files.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+
+use arc_swap::ArcSwap;
+use garage_types::codec::{decode, encode};
+use garage_types::disk::{Access, read_state, replace_atomically};
+use garage_types::offload::{Offload, offload};
+use garage_types::{Clock, Disk, NodeId};
+use tokio::sync::{Notify, watch};
+
+use super::error::LayoutError;
+use super::history::{LayoutHistory, Merged, MissingData, OlderWrites, Preview, Skipped};
+use super::report::Report;
+use super::version::{LayoutParameters, NodeRole, VersionKey};
+use super::view::ClusterLayout;
+
+/// The state file's name in the metadata directory.
+pub const LAYOUT_FILE: &str = "cluster_layout";
+
+/// The layout of this node.
+pub struct LayoutManager {
+    clock: Arc<dyn Clock>,
+    offload: Arc<dyn Offload>,
+    shared: Arc<Shared>,
+}
+
+/// A write in progress, and the layout it goes by. Held until the last of its calls has ended: the version that follows is only
+/// acknowledged then.
+pub struct WritePermit {
+    layout: Arc<ClusterLayout>,
+    _generation: Arc<Generation>,
+}
+
+impl WritePermit {
+    pub fn layout(&self) -> &Arc<ClusterLayout> {
+        &self.layout
+    }
+}
+
+/// All writes that know the same live versions.
+struct Generation {
+    ended: Arc<Notify>,
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        self.ended.notify_one();
+    }
+}
+
+struct Shared {
+    me: NodeId,
+    disk: Arc<dyn Disk>,
+    path: PathBuf,
+    /// Held through a whole change, on a thread that may block.
+    changes: Mutex<Changes>,
+    published: RwLock<Published>,
+    current: ArcSwap<ClusterLayout>,
+    watched: watch::Sender<Arc<ClusterLayout>>,
+    writes_ended: Arc<Notify>,
+}
+
+struct Changes {
+    history: Arc<LayoutHistory>,
+    /// Superseded generations, some of whose writes may still be running.
+    draining: Vec<Weak<Generation>>,
+}
+
+/// What new writes start from. One lock over both, so that no write can slip in between a new layout and its generation.
+struct Published {
+    layout: Arc<ClusterLayout>,
+    generation: Arc<Generation>,
+}
+
+/// What a manager is made from.
+pub struct LayoutSetup {
+    pub me: NodeId,
+    pub replication_factor: usize,
+    pub metadata_dir: PathBuf,
+    pub disk: Arc<dyn Disk>,
+    pub offload: Arc<dyn Offload>,
+    pub clock: Arc<dyn Clock>,
+}
+
+impl LayoutManager {
+    /// Reads the state file. That there is none means that this node has no layout yet.
+    ///
+    /// # Errors
+    /// [`LayoutError::ReplicationFactor`] when the stored layout was made for another replication factor; [`LayoutError::File`],
+    /// [`LayoutError::Decode`] when the file is there and cannot be read.
+    pub async fn open(setup: LayoutSetup) -> Result<Self, LayoutError> {
+        let LayoutSetup { me, replication_factor, metadata_dir, disk, offload: pool, clock } = setup;
+        let path = metadata_dir.join(LAYOUT_FILE);
+        let load = {
+            let (disk, path) = (disk.clone(), path.clone());
+            move || load(&*disk, &path, replication_factor)
+        };
+        let history = Arc::new(offload(&*pool, load).await.map_err(LayoutError::Interrupted)??);
+        let layout = Arc::new(ClusterLayout::of(history.clone()));
+        let writes_ended = Arc::new(Notify::new());
+        let generation = Arc::new(Generation { ended: writes_ended.clone() });
+        let shared = Shared {
+            me,
+            disk,
+            path,
+            changes: Mutex::new(Changes { history, draining: Vec::new() }),
+            current: ArcSwap::new(layout.clone()),
+            watched: watch::Sender::new(layout.clone()),
+            published: RwLock::new(Published { layout, generation }),
+            writes_ended,
+        };
+        let manager = LayoutManager { clock, offload: pool, shared: Arc::new(shared) };
+        // No write survived the restart: versions that were waiting for one move on.
+        manager.change(|_| Ok(())).await?;
+        Ok(manager)
+    }
+
+    /// The layout now, for reading. Writes take a [`WritePermit`] instead.
+    pub fn current(&self) -> Arc<ClusterLayout> {
+        self.shared.current.load_full()
+    }
+
+    /// Tells of every change: of versions, of staged changes, of trackers.
+    pub fn subscribe(&self) -> watch::Receiver<Arc<ClusterLayout>> {
+        self.shared.watched.subscribe()
+    }
+
+    /// Begins a write.
+    pub fn begin_write(&self) -> WritePermit {
+        let published = self.shared.published.read().unwrap_or_else(PoisonError::into_inner);
+        WritePermit { layout: published.layout.clone(), _generation: published.generation.clone() }
+    }
+
+    /// Prepares a role; see [`LayoutHistory::stage_role`].
+    ///
+    /// # Errors
+    /// As there, and those of saving.
+    pub async fn stage_role(&self, node: NodeId, role: NodeRole) -> Result<(), LayoutError> {
+        let now = self.clock.now();
+        self.change(move |history| history.stage_role(now, node, role)).await
+    }
+
+    /// Prepares a removal; see [`LayoutHistory::stage_removal`].
+    ///
+    /// # Errors
+    /// As there, and those of saving.
+    pub async fn stage_removal(&self, node: NodeId) -> Result<(), LayoutError> {
+        let now = self.clock.now();
+        self.change(move |history| history.stage_removal(now, node)).await
+    }
+
+    /// Prepares parameters; see [`LayoutHistory::stage_parameters`].
+    ///
+    /// # Errors
+    /// As there, and those of saving.
+    pub async fn stage_parameters(&self, parameters: LayoutParameters) -> Result<(), LayoutError> {
+        let now = self.clock.now();
+        self.change(move |history| history.stage_parameters(now, parameters)).await
+    }
+
+    /// Drops what is staged.
+    ///
+    /// # Errors
+    /// Those of saving.
+    pub async fn revert(&self) -> Result<(), LayoutError> {
+        self.change(|history| {
+            history.revert();
+            Ok(())
+        })
+        .await
+    }
+
+    /// Computes what [`Self::apply`] would make.
+    ///
+    /// # Errors
+    /// As [`LayoutHistory::preview`].
+    pub async fn preview(&self) -> Result<Preview, LayoutError> {
+        let history = self.current().history().clone();
+        offload(&*self.offload, move || history.preview()).await.map_err(LayoutError::Interrupted)?
+    }
+
+    /// Makes the staged changes the next version; see [`LayoutHistory::apply`].
+    ///
+    /// # Errors
+    /// As there, and those of saving.
+    pub async fn apply(&self, number: u64) -> Result<Report, LayoutError> {
+        self.change(move |history| history.apply(number)).await
+    }
+
+    /// Ends a conflict; see [`LayoutHistory::resolve`].
+    ///
+    /// # Errors
+    /// As there, and those of saving.
+    pub async fn resolve(&self, chosen: VersionKey) -> Result<(), LayoutError> {
+        self.change(move |history| history.resolve(chosen)).await
+    }
+
+    /// Moves on without dead nodes; see [`LayoutHistory::skip_dead_nodes`].
+    ///
+    /// # Errors
+    /// As there, and those of saving.
+    pub async fn skip_dead_nodes(
+        &self,
+        number: u64,
+        dead: BTreeSet<NodeId>,
+        missing: MissingData,
+    ) -> Result<Skipped, LayoutError> {
+        self.change(move |history| history.skip_dead_nodes(number, &dead, missing)).await
+    }
+
+    /// Records that this node has all metadata of versions up to `key`; see [`LayoutHistory::mark_synced`].
+    ///
+    /// # Errors
+    /// As there, and those of saving.
+    pub async fn mark_synced(&self, key: VersionKey) -> Result<(), LayoutError> {
+        let me = self.shared.me;
+        self.change(move |history| history.mark_synced(me, key)).await
+    }
+
+    /// Takes in what another node knows; see [`LayoutHistory::merge`].
+    ///
+    /// # Errors
+    /// As there, and those of saving.
+    pub async fn merge_remote(&self, remote: LayoutHistory) -> Result<Merged, LayoutError> {
+        let merged = self.change(move |history| history.merge(&remote)).await?;
+        for conflict in &merged.new_conflicts {
+            tracing::error!(number = conflict.number, digests = ?conflict.digests, "different layouts have one number");
+        }
+        Ok(merged)
+    }
+
+    /// Acknowledges new versions as the writes that ignore them end. Never returns; the node's wiring runs it in the background.
+    pub async fn acknowledge_as_writes_end(&self) {
+        loop {
+            self.shared.writes_ended.notified().await;
+            if let Err(error) = self.change(|_| Ok(())).await {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "cannot acknowledge the layout; the next change tries again"
+                );
+            }
+        }
+    }
+
+    /// Runs one change; once this returns it is on stable storage and published. On an error nothing has changed.
+    async fn change<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&mut LayoutHistory) -> Result<T, LayoutError> + Send + 'static,
+    ) -> Result<T, LayoutError> {
+        let shared = self.shared.clone();
+        offload(&*self.offload, move || shared.change(change)).await.map_err(LayoutError::Interrupted)?
+    }
+}
+
+impl Shared {
+    fn change<T>(&self, change: impl FnOnce(&mut LayoutHistory) -> Result<T, LayoutError>) -> Result<T, LayoutError> {
+        let mut changes = self.lock();
+        let mut next = (*changes.history).clone();
+        let outcome = change(&mut next)?;
+        self.commit(&mut changes, next)?;
+        // Publishing a version may have ended the last writes that ignored it, and each step may allow the next.
+        loop {
+            let mut next = (*changes.history).clone();
+            next.advance(self.me, changes.older_writes());
+            if next == *changes.history {
+                return Ok(outcome);
+            }
+            self.commit(&mut changes, next)?;
+        }
+    }
+
+    /// A change that panicked left the history as it was.
+    fn lock(&self) -> MutexGuard<'_, Changes> {
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Saves, then publishes.
+    fn commit(&self, changes: &mut Changes, next: LayoutHistory) -> Result<(), LayoutError> {
+        if next == *changes.history {
+            return Ok(());
+        }
+        replace_atomically(&*self.disk, &self.path, &encode(&next), Access::Everyone)?;
+        let next = Arc::new(next);
+        let layout = Arc::new(ClusterLayout::of(next.clone()));
+        let before = std::mem::replace(&mut changes.history, next);
+        let known: BTreeSet<VersionKey> = before.live().map(|version| version.key()).collect();
+        let has_new_version = layout.live_versions().iter().any(|key| !known.contains(key));
+        {
+            let mut published = self.published.write().unwrap_or_else(PoisonError::into_inner);
+            published.layout = layout.clone();
+            if has_new_version {
+                let generation = Arc::new(Generation { ended: self.writes_ended.clone() });
+                let superseded = std::mem::replace(&mut published.generation, generation);
+                changes.draining.push(Arc::downgrade(&superseded));
+            }
+        }
+        self.current.store(layout.clone());
+        self.watched.send_replace(layout);
+        Ok(())
+    }
+}
+
+impl Changes {
+    fn older_writes(&mut self) -> OlderWrites {
+        self.draining.retain(|generation| generation.strong_count() > 0);
+        if self.draining.is_empty() { OlderWrites::Done } else { OlderWrites::Running }
+    }
+}
+
+fn load(disk: &dyn Disk, path: &Path, replication_factor: usize) -> Result<LayoutHistory, LayoutError> {
+    let Some(bytes) = read_state(disk, path)? else { return Ok(LayoutHistory::new(replication_factor)) };
+    let history: LayoutHistory = decode(&bytes).map_err(|source| LayoutError::Decode { path: path.to_owned(), source })?;
+    let found = history.replication_factor();
+    if found != replication_factor {
+        return Err(LayoutError::ReplicationFactor { found, configured: replication_factor });
+    }
+    Ok(history)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,379 @@
+//! Several meshes in one process, over pipes and under paused time.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use garage_net::establish::{self, Local, Purpose};
+use garage_net::mux::Windows;
+use garage_net::{Class, Identity, MemoryNetwork, NetError, NetworkKey, Transport};
+use garage_types::clock::ManualClock;
+use garage_types::memory_disk::MemoryDisk;
+use garage_types::offload::Inline;
+use garage_types::random::SeededRandom;
+use garage_types::{Disk, NodeId, Random};
+use garage_worker::spawn::TokioSpawn;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+use crate::client::{Client, ClientOptions};
+use crate::endpoint::{Caller, Handler, Message, Request, Role, Router};
+use crate::error::{ErrorCode, RpcError};
+use crate::mesh::{Mesh, MeshOptions, Timing};
+use crate::peers::{PeerAddress, PeerState};
+
+const TIMEOUT: Duration = Duration::from_secs(10);
+const KEY: [u8; 32] = [8; 32];
+
+macro_rules! request {
+    ($name:ident, $endpoint:literal, $class:ident, { $($field:ident: $type:ty),* }) => {
+        #[derive(Serialize, Deserialize, Clone)]
+        struct $name { $($field: $type),* }
+        impl Request for $name {
+            const ENDPOINT: &'static str = $endpoint;
+            const CLASS: Class = Class::$class;
+            type Reply = String;
+        }
+    };
+}
+
+request!(Echo, "test.echo/1", Metadata, { text: String });
+// What a newer version may send to the same endpoint.
+request!(NewerEcho, "test.echo/1", Metadata, { text: String, added: Vec<u32> });
+request!(Bulk, "test.bulk/1", Bulk, {});
+request!(Fail, "test.fail/1", Metadata, {});
+request!(Panic, "test.panic/1", Metadata, {});
+request!(Hang, "test.hang/1", Metadata, {});
+request!(Absent, "test.absent/1", Metadata, {});
+request!(ForClients, "test.clients/1", Metadata, {});
+request!(Malformed, "test.echo/1", Metadata, { other: u8 });
+
+type Reply = Result<Message<String>, RpcError>;
+
+/// The test endpoints; tells when a hanging handler begins and when it is dropped.
+struct Handlers(mpsc::UnboundedSender<&'static str>);
+
+impl Handler<Echo> for Handlers {
+    fn handle(&self, caller: Caller, request: Message<Echo>) -> BoxFuture<'_, Reply> {
+        let text = format!("{} from {:?}", request.body.text, caller.role);
+        async move { Ok(Message::with_data(text, request.data)) }.boxed()
+    }
+}
+
+impl Handler<Bulk> for Handlers {
+    fn handle(&self, _caller: Caller, request: Message<Bulk>) -> BoxFuture<'_, Reply> {
+        async move { Ok(Message::with_data(request.data.len().to_string(), request.data)) }.boxed()
+    }
+}
+
+impl Handler<Fail> for Handlers {
+    fn handle(&self, _caller: Caller, _request: Message<Fail>) -> BoxFuture<'_, Reply> {
+        async { Err(RpcError::new(ErrorCode::StaleEpoch, "epoch 3 has passed")) }.boxed()
+    }
+}
+
+impl Handler<Panic> for Handlers {
+    fn handle(&self, _caller: Caller, _request: Message<Panic>) -> BoxFuture<'_, Reply> {
+        async { panic!("a bug") }.boxed()
+    }
+}
+
+impl Handler<ForClients> for Handlers {
+    fn handle(&self, caller: Caller, _request: Message<ForClients>) -> BoxFuture<'_, Reply> {
+        async move { Ok(format!("{:?}", caller.role).into()) }.boxed()
+    }
+}
+
+struct Dropped(mpsc::UnboundedSender<&'static str>);
+
+impl Drop for Dropped {
+    fn drop(&mut self) {
+        self.0.send("dropped").unwrap();
+    }
+}
+
+impl Handler<Hang> for Handlers {
+    fn handle(&self, _caller: Caller, _request: Message<Hang>) -> BoxFuture<'_, Reply> {
+        let dropped = Dropped(self.0.clone());
+        async move {
+            dropped.0.send("began").unwrap();
+            std::future::pending::<()>().await;
+            drop(dropped);
+            Ok(String::new().into())
+        }
+        .boxed()
+    }
+}
+
+struct World {
+    network: MemoryNetwork,
+    disk: Arc<MemoryDisk>,
+    events: mpsc::UnboundedReceiver<&'static str>,
+    handlers: Arc<Handlers>,
+}
+
+impl World {
+    fn new() -> Self {
+        let (sender, events) = mpsc::unbounded_channel();
+        let disk = Arc::new(MemoryDisk::default());
+        disk.create_directory("/meta".as_ref()).unwrap();
+        World { network: MemoryNetwork::default(), disk, events, handlers: Arc::new(Handlers(sender)) }
+    }
+
+    fn identity(number: u64) -> Identity {
+        Identity::generate(&SeededRandom::new(number))
+    }
+
+    fn address(number: u64) -> PeerAddress {
+        PeerAddress { id: Self::identity(number).id(), address: format!("node-{number}") }
+    }
+
+    /// Starts node `number`, which knows the nodes `bootstrap`.
+    async fn node(&self, number: u64, bootstrap: &[u64]) -> Mesh {
+        let options = MeshOptions {
+            identity: Self::identity(number),
+            network_key: NetworkKey::from_bytes(KEY),
+            transport: Arc::new(self.network.clone()),
+            clock: Arc::new(ManualClock::default()),
+            random: Arc::new(SeededRandom::new(1000 + number)),
+            spawn: Arc::new(TokioSpawn),
+            disk: self.disk.clone(),
+            offload: Arc::new(Inline),
+            peer_list: PathBuf::from(format!("/meta/peer_list-{number}")),
+            public_addresses: vec![Self::address(number).address],
+            bootstrap: bootstrap.iter().map(|&other| Self::address(other)).collect(),
+            timing: Timing::default(),
+            windows: Windows::Grow,
+            incoming_bytes_max: 64 << 20,
+        };
+        let node_router = Router::builder()
+            .add::<Echo>(self.handlers.clone())
+            .add::<Bulk>(self.handlers.clone())
+            .add::<Fail>(self.handlers.clone())
+            .add::<Panic>(self.handlers.clone())
+            .add::<Hang>(self.handlers.clone())
+            .build();
+        let client_router = Router::builder().add::<ForClients>(self.handlers.clone()).build();
+        let mesh = Mesh::open(options, node_router).await.unwrap();
+        mesh.start(client_router);
+        mesh.listen(&format!("node-{number}")).await.unwrap();
+        mesh
+    }
+
+    async fn client(&self, number: u64, key: [u8; 32]) -> Result<Client, NetError> {
+        let options = ClientOptions {
+            transport: Arc::new(self.network.clone()),
+            network_key: NetworkKey::from_bytes(key),
+            random: Arc::new(SeededRandom::new(77)),
+            spawn: Arc::new(TokioSpawn),
+            timeout: TIMEOUT,
+        };
+        Client::connect(options, &Self::address(number)).await
+    }
+}
+
+async fn until(mesh: &Mesh, condition: impl Fn(&Mesh) -> bool) {
+    let mut changes = mesh.watch();
+    let wait = async {
+        while !condition(mesh) {
+            changes.changed().await.unwrap();
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(600), wait).await.expect("the condition never came true");
+}
+
+async fn until_up(mesh: &Mesh, peer: NodeId) {
+    until(mesh, |mesh| mesh.is_up(peer)).await;
+}
+
+async fn two_nodes(world: &World) -> (Mesh, Mesh) {
+    let (a, b) = (world.node(1, &[]).await, world.node(2, &[1]).await);
+    until_up(&a, b.node_id()).await;
+    until_up(&b, a.node_id()).await;
+    (a, b)
+}
+
+fn echo(text: &str) -> Echo {
+    Echo { text: text.to_owned() }
+}
+
+fn code<T>(result: Result<T, RpcError>) -> Option<ErrorCode> {
+    result.err().map(|error| error.code)
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_reach_peers_both_ways_and_ourselves_with_their_data() {
+    let world = World::new();
+    let (a, b) = two_nodes(&world).await;
+    let data = Bytes::from(vec![5; 3 << 20]);
+    for (from, to, role) in [(&a, &b, "Node"), (&b, &a, "Node"), (&a, &a, "Local")] {
+        let reply = from.call(to.node_id(), Message::with_data(echo("hi"), data.clone()), TIMEOUT).await.unwrap();
+        assert_eq!(reply.body, format!("hi from {role}"));
+        assert!(reply.data == data);
+        let reply = from.call(to.node_id(), Message::with_data(Bulk {}, data.clone()), TIMEOUT).await.unwrap();
+        assert_eq!(reply.body, data.len().to_string());
+    }
+    assert_eq!(a.peers().len(), 2);
+    assert!(a.peers()[0].is_self && !a.peers()[1].is_self);
+}
+
+#[tokio::test(start_paused = true)]
+async fn errors_cross_with_their_code_and_the_connection_stays() {
+    let world = World::new();
+    let (a, b) = two_nodes(&world).await;
+    let made = world.network.connections_made();
+    for to in [b.node_id(), a.node_id()] {
+        let error = a.call(to, Message::new(Fail {}), TIMEOUT).await.err().unwrap();
+        assert_eq!(error, RpcError::new(ErrorCode::StaleEpoch, "epoch 3 has passed"));
+        assert!(error.is_retryable());
+        assert_eq!(code(a.call(to, Message::new(Absent {}), TIMEOUT).await), Some(ErrorCode::UnknownEndpoint));
+        assert_eq!(code(a.call(to, Message::new(Panic {}), TIMEOUT).await), Some(ErrorCode::Internal));
+    }
+    assert_eq!(code(a.call(b.node_id(), Message::new(Malformed { other: 1 }), TIMEOUT).await), Some(ErrorCode::BadRequest));
+    a.call(b.node_id(), Message::new(echo("still here")), TIMEOUT).await.unwrap();
+    assert_eq!(world.network.connections_made(), made);
+}
+
+#[tokio::test(start_paused = true)]
+async fn fields_of_a_newer_version_are_ignored() {
+    let world = World::new();
+    let (a, b) = two_nodes(&world).await;
+    let request = NewerEcho { text: "new".into(), added: vec![1, 2] };
+    assert_eq!(a.call(b.node_id(), Message::new(request), TIMEOUT).await.unwrap().body, "new from Node");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_to_a_node_that_is_down_fails_at_once() {
+    let world = World::new();
+    let a = world.node(1, &[9]).await;
+    let before = tokio::time::Instant::now();
+    assert_eq!(code(a.call(World::address(9).id, Message::new(echo("x")), TIMEOUT).await), Some(ErrorCode::Unavailable));
+    assert_eq!(before.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unanswered_call_times_out_and_its_handler_is_dropped() {
+    let mut world = World::new();
+    let (a, b) = two_nodes(&world).await;
+    assert_eq!(code(a.call(b.node_id(), Message::new(Hang {}), TIMEOUT).await), Some(ErrorCode::Timeout));
+    assert_eq!(world.events.recv().await, Some("began"));
+    assert_eq!(world.events.recv().await, Some("dropped"));
+    a.call(b.node_id(), Message::new(echo("next")), TIMEOUT).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancelled_call_drops_its_handler() {
+    let mut world = World::new();
+    let (a, b) = two_nodes(&world).await;
+    let call = tokio::spawn(async move { a.call(b.node_id(), Message::new(Hang {}), Duration::from_secs(1_000_000)).await });
+    assert_eq!(world.events.recv().await, Some("began"));
+    call.abort();
+    assert_eq!(world.events.recv().await, Some("dropped"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn clients_call_what_is_for_them_and_nothing_else() {
+    let world = World::new();
+    let (a, b) = two_nodes(&world).await;
+    let client = world.client(1, KEY).await.unwrap();
+    assert_eq!(client.call(Message::new(ForClients {}), TIMEOUT).await.unwrap().body, format!("{:?}", Role::Client));
+    assert_eq!(code(client.call(Message::new(echo("x")), TIMEOUT).await), Some(ErrorCode::Refused));
+    assert_eq!(code(client.call(Message::new(Absent {}), TIMEOUT).await), Some(ErrorCode::UnknownEndpoint));
+    assert_eq!(a.peers().len(), 2, "a client is no peer");
+    assert_eq!(a.call(b.node_id(), Message::new(ForClients {}), TIMEOUT).await.unwrap().body, format!("{:?}", Role::Node));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_with_another_network_key_is_refused() {
+    let world = World::new();
+    let _a = world.node(1, &[]).await;
+    assert!(world.client(1, [9; 32]).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn peers_reconnect_after_their_connections_break() {
+    let world = World::new();
+    let (a, b) = two_nodes(&world).await;
+    world.network.cut_connections();
+    until(&a, |mesh| !mesh.is_up(b.node_id())).await;
+    until_up(&a, b.node_id()).await;
+    until_up(&b, a.node_id()).await;
+    a.call(b.node_id(), Message::new(echo("again")), TIMEOUT).await.unwrap();
+    a.call(b.node_id(), Message::new(Bulk {}), TIMEOUT).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn nodes_that_share_a_peer_find_each_other_and_remember() {
+    let world = World::new();
+    let (a, b, c) = (world.node(1, &[]).await, world.node(2, &[1]).await, world.node(3, &[1]).await);
+    until_up(&c, b.node_id()).await;
+    until_up(&b, c.node_id()).await;
+    b.call(c.node_id(), Message::new(echo("hello")), TIMEOUT).await.unwrap();
+    assert_eq!(a.peers().len(), 3);
+
+    // Saved a little later; after a restart no bootstrap peer is needed.
+    tokio::time::timeout(Duration::from_secs(30), std::future::pending::<()>()).await.unwrap_err();
+    c.shutdown();
+    until(&a, |mesh| !mesh.is_up(c.node_id())).await;
+    let again = world.node(3, &[]).await;
+    until_up(&again, a.node_id()).await;
+    until_up(&again, b.node_id()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_answers_no_ping_is_down() {
+    let world = World::new();
+    let a = world.node(1, &[]).await;
+    let random: Arc<dyn Random> = Arc::new(SeededRandom::new(5));
+    let mute = Identity::generate(&*random);
+    let id = mute.id();
+    let local = Local { identity: mute, network: NetworkKey::from_bytes(KEY), random, timeout: TIMEOUT };
+    let socket = world.network.connect("node-1").await.unwrap();
+    let purpose = Purpose { role: garage_net::Role::Node, class: Class::Metadata };
+    let _silent = establish::connect(socket, &local, a.node_id(), purpose).await.unwrap();
+    until_up(&a, id).await;
+    let up = tokio::time::Instant::now();
+    until(&a, |mesh| !mesh.is_up(id)).await;
+    assert!(up.elapsed() <= Duration::from_secs(110), "{:?}", up.elapsed());
+    assert!(matches!(a.peers().last().unwrap().state, PeerState::Down { .. }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_large_transfer_does_not_hold_up_small_calls() {
+    let world = World::new();
+    let (a, b) = two_nodes(&world).await;
+    let (from, to) = (a.clone(), b.node_id());
+    let large = Message::with_data(Bulk {}, Bytes::from(vec![1; 48 << 20]));
+    let transfer = tokio::spawn(async move { from.call(to, large, Duration::from_secs(600)).await });
+    for _ in 0..20 {
+        a.call(b.node_id(), Message::new(echo("quick")), TIMEOUT).await.unwrap();
+    }
+    assert!(!transfer.is_finished(), "the small calls waited for the large one");
+    assert_eq!(transfer.await.unwrap().unwrap().data.len(), 48 << 20);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_claims_too_much_is_disconnected() {
+    let world = World::new();
+    let a = world.node(1, &[]).await;
+    let random: Arc<dyn Random> = Arc::new(SeededRandom::new(5));
+    let rogue = Identity::generate(&*random);
+    let local = Local { identity: rogue, network: NetworkKey::from_bytes(KEY), random, timeout: TIMEOUT };
+    let socket = world.network.connect("node-1").await.unwrap();
+    let purpose = Purpose { role: garage_net::Role::Client, class: Class::Metadata };
+    let connection = establish::connect(socket, &local, a.node_id(), purpose).await.unwrap().multiplex(Windows::Grow);
+    let driver = tokio::spawn(connection.driver);
+    let mut stream = connection.connection.open().await.unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut stream, &[0xff; 12]).await.unwrap();
+    driver.await.unwrap().unwrap();
+}
+
+#[test]
+#[should_panic(expected = "added twice")]
+fn one_endpoint_cannot_be_added_twice() {
+    let handlers = Arc::new(Handlers(mpsc::unbounded_channel().0));
+    drop(Router::builder().add::<Echo>(handlers.clone()).add::<Echo>(handlers).build());
+}

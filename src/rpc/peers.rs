@@ -1,0 +1,427 @@
+//! Which peers there are, where they may be reached, and when to try next.
+//!
+//! Pure: `mesh` reports what happened and asks [`PeerTable::due`] whom to call. A peer is its key; addresses are guesses, several
+//! per peer, the one that worked last first. The list is saved, so that a node finds its cluster again without its bootstrap peers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use garage_net::Class;
+use garage_types::codec::Format;
+use garage_types::{NodeId, Timestamp};
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+/// Addresses kept per peer; the least useful ones make room.
+const ADDRESSES_MAX: usize = 8;
+/// Longest address taken from others.
+const ADDRESS_BYTES_MAX: usize = 256;
+/// Peers kept; more are not learnt from others.
+const PEERS_MAX: usize = 1000;
+/// How long the called side waits for the caller to add the classes that are missing.
+const CALLER_COMPLETES: Duration = Duration::from_secs(5);
+
+/// A node and a place where it may be reached: `<64 hexadecimal digits>@<host>:<port>`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct PeerAddress {
+    pub id: NodeId,
+    pub address: String,
+}
+
+/// A text that is not a [`PeerAddress`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a peer: <node id>@<host>:<port> is needed")]
+pub struct ParsePeerError(String);
+
+impl FromStr for PeerAddress {
+    type Err = ParsePeerError;
+    fn from_str(text: &str) -> Result<Self, ParsePeerError> {
+        let malformed = || ParsePeerError(text.to_owned());
+        let (id, address) = text.split_once('@').ok_or_else(malformed)?;
+        let id = id.parse().map_err(|_malformed_id| malformed())?;
+        if address.is_empty() || address.len() > ADDRESS_BYTES_MAX {
+            return Err(malformed());
+        }
+        Ok(PeerAddress { id, address: address.to_owned() })
+    }
+}
+
+impl fmt::Display for PeerAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.id, self.address)
+    }
+}
+
+/// Whether a peer can be called now, and since when that is so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerState {
+    Up { since: Timestamp },
+    Down { since: Timestamp },
+}
+
+/// What is known of one node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerInfo {
+    pub id: NodeId,
+    pub addresses: Vec<String>,
+    pub state: PeerState,
+    /// Smoothed round trip of pings.
+    pub latency: Option<Duration>,
+    pub last_seen: Option<Timestamp>,
+    pub is_self: bool,
+}
+
+/// A peer's addresses, as saved and as told to others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerAddresses {
+    #[serde(rename = "i")]
+    pub id: NodeId,
+    #[serde(rename = "a", default)]
+    pub addresses: Vec<String>,
+}
+
+/// The state file `peer_list`.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(crate) struct PeerList {
+    #[serde(rename = "p", default)]
+    pub peers: Vec<PeerAddresses>,
+}
+
+impl Format for PeerList {
+    const TAG: &'static str = "peers1";
+}
+
+/// The time, both of the day and of the timers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Now {
+    pub wall: Timestamp,
+    pub timer: Instant,
+}
+
+/// Waits between attempts: doubled from `min` to `max`.
+#[derive(Clone, Copy, Debug)]
+pub struct Backoff {
+    pub min: Duration,
+    pub max: Duration,
+}
+
+impl Backoff {
+    /// The wait after so many failures in a row; up to half of it is taken off by `jitter` (0 to 255), so that nodes that failed
+    /// together do not all come back together.
+    fn after(self, failures: u32, jitter: u8) -> Duration {
+        let full = self.min.saturating_mul(1 << failures.min(16)).min(self.max);
+        full - full.mul_f64(f64::from(jitter) / 512.0)
+    }
+}
+
+/// One attempt to make: every address in turn, until one answers with the right key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Dial {
+    pub id: NodeId,
+    pub addresses: Vec<String>,
+    pub classes: Vec<Class>,
+}
+
+pub(crate) struct PeerTable {
+    us: NodeId,
+    backoff: Backoff,
+    peers: BTreeMap<NodeId, Peer>,
+    /// The addresses changed since [`PeerTable::take_unsaved`].
+    unsaved: Unsaved,
+}
+
+#[derive(PartialEq, Eq)]
+enum Unsaved {
+    Nothing,
+    Changes,
+}
+
+struct Peer {
+    addresses: Vec<String>,
+    state: PeerState,
+    linked: BTreeSet<Class>,
+    latency: Option<Duration>,
+    last_seen: Option<Timestamp>,
+    failures: u32,
+    attempt: Attempt,
+}
+
+enum Attempt {
+    Due(Instant),
+    Running,
+}
+
+impl PeerTable {
+    pub(crate) fn new(us: NodeId, backoff: Backoff) -> Self {
+        PeerTable { us, backoff, peers: BTreeMap::new(), unsaved: Unsaved::Nothing }
+    }
+
+    /// Adds what somebody said about a peer's addresses; what we know already stays in front.
+    pub(crate) fn learn(&mut self, told: &PeerAddresses, now: Now) {
+        if told.id == self.us || (!self.peers.contains_key(&told.id) && self.peers.len() >= PEERS_MAX) {
+            return;
+        }
+        let peer = self.peer(told.id, now);
+        let mut news = Unsaved::Nothing;
+        for address in told.addresses.iter().take(ADDRESSES_MAX) {
+            let usable = !address.is_empty() && address.len() <= ADDRESS_BYTES_MAX;
+            if usable && !peer.addresses.contains(address) {
+                // The last place is the newest guess: a moved node must be found even when all places are taken.
+                peer.addresses.truncate(ADDRESSES_MAX - 1);
+                peer.addresses.push(address.clone());
+                news = Unsaved::Changes;
+            }
+        }
+        if news == Unsaved::Changes {
+            self.unsaved = news;
+            // A new address deserves an attempt now, however often the old ones failed.
+            if let Some(peer) = self.peers.get_mut(&told.id)
+                && let Attempt::Due(at) = &mut peer.attempt
+            {
+                *at = now.timer.min(*at);
+            }
+        }
+    }
+
+    fn peer(&mut self, id: NodeId, now: Now) -> &mut Peer {
+        self.peers.entry(id).or_insert_with(|| Peer {
+            addresses: Vec::new(),
+            state: PeerState::Down { since: now.wall },
+            linked: BTreeSet::new(),
+            latency: None,
+            last_seen: None,
+            failures: 0,
+            attempt: Attempt::Due(now.timer),
+        })
+    }
+
+    /// The attempts to begin now. Each is reported back by [`PeerTable::dialled`].
+    pub(crate) fn due(&mut self, now: Instant) -> Vec<Dial> {
+        let mut dials = Vec::new();
+        for (id, peer) in &mut self.peers {
+            let wanted = peer.missing();
+            let due = matches!(peer.attempt, Attempt::Due(at) if at <= now);
+            if due && !wanted.is_empty() && !peer.addresses.is_empty() {
+                peer.attempt = Attempt::Running;
+                dials.push(Dial { id: *id, addresses: peer.addresses.clone(), classes: wanted });
+            }
+        }
+        dials
+    }
+
+    /// When the next attempt is due.
+    pub(crate) fn next_due(&self) -> Option<Instant> {
+        let waiting = self.peers.values().filter(|peer| !peer.missing().is_empty() && !peer.addresses.is_empty());
+        waiting.filter_map(|peer| if let Attempt::Due(at) = peer.attempt { Some(at) } else { None }).min()
+    }
+
+    /// An attempt of [`PeerTable::due`] is over, successful or not.
+    pub(crate) fn dialled(&mut self, id: NodeId, now: Now, jitter: u8) {
+        let backoff = self.backoff;
+        let peer = self.peer(id, now);
+        peer.attempt = Attempt::Due(now.timer + backoff.after(peer.failures, jitter));
+        peer.failures = if peer.missing().is_empty() { 0 } else { peer.failures.saturating_add(1) };
+    }
+
+    /// A connection is in place. `address`: where we called it, when it was we who called.
+    pub(crate) fn linked(&mut self, id: NodeId, class: Class, address: Option<&str>, now: Now) {
+        let peer = self.peer(id, now);
+        peer.linked.insert(class);
+        peer.last_seen = Some(now.wall);
+        if class == Class::Metadata {
+            peer.state = PeerState::Up { since: now.wall };
+            peer.failures = 0;
+        }
+        match (address, &mut peer.attempt) {
+            (None, Attempt::Due(at)) => *at = now.timer + CALLER_COMPLETES,
+            (Some(address), _) if peer.addresses.first().map(String::as_str) != Some(address) => {
+                peer.addresses.retain(|other| other != address);
+                peer.addresses.insert(0, address.to_owned());
+                peer.addresses.truncate(ADDRESSES_MAX);
+                self.unsaved = Unsaved::Changes;
+            }
+            (None, Attempt::Running) | (Some(_), _) => {}
+        }
+    }
+
+    /// A connection ended.
+    pub(crate) fn unlinked(&mut self, id: NodeId, class: Class, now: Now, jitter: u8) {
+        let backoff = self.backoff;
+        let peer = self.peer(id, now);
+        peer.linked.remove(&class);
+        if class == Class::Metadata {
+            peer.state = PeerState::Down { since: now.wall };
+        }
+        if let Attempt::Due(at) = &mut peer.attempt {
+            *at = now.timer + backoff.after(0, jitter);
+        }
+    }
+
+    /// The peer answered a ping.
+    pub(crate) fn answered(&mut self, id: NodeId, round_trip: Duration, now: Now) {
+        let peer = self.peer(id, now);
+        peer.last_seen = Some(now.wall);
+        peer.latency = Some(peer.latency.map_or(round_trip, |known| (known * 3 + round_trip) / 4));
+    }
+
+    pub(crate) fn latency(&self, id: NodeId) -> Option<Duration> {
+        self.peers.get(&id)?.latency
+    }
+
+    /// All peers, in the order of their ids, without ourselves.
+    pub(crate) fn infos(&self) -> Vec<PeerInfo> {
+        let info = |(id, peer): (&NodeId, &Peer)| PeerInfo {
+            id: *id,
+            addresses: peer.addresses.clone(),
+            state: peer.state,
+            latency: peer.latency,
+            last_seen: peer.last_seen,
+            is_self: false,
+        };
+        self.peers.iter().map(info).collect()
+    }
+
+    /// What other nodes should know. Only peers that are up: addresses of nodes long gone must not go round for ever.
+    pub(crate) fn to_share(&self) -> Vec<PeerAddresses> {
+        self.addresses(|peer| matches!(peer.state, PeerState::Up { .. }))
+    }
+
+    /// The list to save, when it changed since the last time.
+    pub(crate) fn take_unsaved(&mut self) -> Option<PeerList> {
+        match std::mem::replace(&mut self.unsaved, Unsaved::Nothing) {
+            Unsaved::Nothing => None,
+            Unsaved::Changes => Some(PeerList { peers: self.addresses(|_any| true) }),
+        }
+    }
+
+    /// The list could not be saved.
+    pub(crate) fn still_unsaved(&mut self) {
+        self.unsaved = Unsaved::Changes;
+    }
+
+    fn addresses(&self, wanted: impl Fn(&Peer) -> bool) -> Vec<PeerAddresses> {
+        let chosen = self.peers.iter().filter(|(_, peer)| wanted(peer) && !peer.addresses.is_empty());
+        chosen.map(|(id, peer)| PeerAddresses { id: *id, addresses: peer.addresses.clone() }).collect()
+    }
+}
+
+impl Peer {
+    fn missing(&self) -> Vec<Class> {
+        [Class::Metadata, Class::Bulk].into_iter().filter(|class| !self.linked.contains(class)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use garage_net::Class;
+    use garage_types::{NodeId, Timestamp};
+    use tokio::time::Instant;
+
+    use super::{ADDRESSES_MAX, Backoff, Now, PeerAddress, PeerAddresses, PeerState, PeerTable};
+
+    const PEER: NodeId = NodeId::from_bytes([2; 32]);
+    const BACKOFF: Backoff = Backoff { min: Duration::from_secs(1), max: Duration::from_secs(60) };
+
+    fn table() -> PeerTable {
+        PeerTable::new(NodeId::from_bytes([1; 32]), BACKOFF)
+    }
+
+    fn told(addresses: &[&str]) -> PeerAddresses {
+        PeerAddresses { id: PEER, addresses: addresses.iter().map(|&address| address.to_owned()).collect() }
+    }
+
+    fn start() -> Now {
+        Now { wall: Timestamp::from_millis(1000), timer: Instant::now() }
+    }
+
+    fn later(now: Now, seconds: u64) -> Now {
+        Now { wall: now.wall.plus_millis(seconds * 1000), timer: now.timer + Duration::from_secs(seconds) }
+    }
+
+    #[test]
+    fn peers_are_written_as_id_at_address() {
+        let text = format!("{PEER}@[::1]:3901");
+        assert_eq!(text.parse::<PeerAddress>().unwrap().to_string(), text);
+        for bad in ["", "@", "02@host:1", &format!("{PEER}@"), &PEER.to_string()] {
+            assert!(bad.parse::<PeerAddress>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_learnt_peer_is_called_at_once_for_both_classes_and_only_once() {
+        let (mut table, now) = (table(), start());
+        table.learn(&told(&["a", "b"]), now);
+        let dials = table.due(now.timer);
+        assert_eq!((dials.len(), dials[0].classes.len(), dials[0].addresses.len()), (1, 2, 2));
+        assert!(table.due(later(now, 100).timer).is_empty(), "the first attempt still runs");
+    }
+
+    #[test]
+    fn failures_double_the_wait_up_to_the_maximum() {
+        let (mut table, mut now) = (table(), start());
+        table.learn(&told(&["a"]), now);
+        for expected in [1, 2, 4, 8, 16, 32, 60, 60] {
+            assert_eq!(table.due(now.timer).len(), 1);
+            table.dialled(PEER, now, 0);
+            assert_eq!(table.next_due(), Some(now.timer + Duration::from_secs(expected)));
+            now = later(now, expected);
+        }
+    }
+
+    #[test]
+    fn a_new_address_is_tried_at_once_whatever_the_backoff() {
+        let (mut table, now) = (table(), start());
+        table.learn(&told(&["a"]), now);
+        table.due(now.timer);
+        table.dialled(PEER, now, 0);
+        table.learn(&told(&["a"]), now);
+        assert!(table.due(now.timer).is_empty());
+        table.learn(&told(&["new"]), now);
+        assert_eq!(table.due(now.timer).len(), 1);
+    }
+
+    #[test]
+    fn the_address_that_worked_comes_first_and_their_number_is_bounded() {
+        let (mut table, now) = (table(), start());
+        for number in 0..2 * ADDRESSES_MAX {
+            table.learn(&told(&[&format!("host-{number}")]), now);
+        }
+        table.linked(PEER, Class::Metadata, Some("good"), now);
+        let addresses = &table.infos()[0].addresses;
+        assert_eq!((addresses.len(), addresses[0].as_str()), (ADDRESSES_MAX, "good"));
+    }
+
+    #[test]
+    fn a_peer_is_up_while_its_metadata_connection_is() {
+        let (mut table, now) = (table(), start());
+        table.linked(PEER, Class::Metadata, None, now);
+        table.linked(PEER, Class::Bulk, None, now);
+        assert_eq!(table.infos()[0].state, PeerState::Up { since: now.wall });
+        table.unlinked(PEER, Class::Bulk, later(now, 1), 0);
+        assert_eq!(table.infos()[0].state, PeerState::Up { since: now.wall });
+        table.unlinked(PEER, Class::Metadata, later(now, 2), 0);
+        assert_eq!(table.infos()[0].state, PeerState::Down { since: later(now, 2).wall });
+    }
+
+    #[test]
+    fn only_peers_that_are_up_are_told_to_others_but_all_are_saved_once() {
+        let (mut table, now) = (table(), start());
+        table.learn(&told(&["a"]), now);
+        assert!(table.to_share().is_empty());
+        assert_eq!(table.take_unsaved().map(|list| list.peers), Some(vec![told(&["a"])]));
+        assert_eq!(table.take_unsaved(), None);
+        table.linked(PEER, Class::Metadata, Some("a"), now);
+        assert_eq!(table.to_share(), vec![told(&["a"])]);
+    }
+
+    #[test]
+    fn we_are_not_our_own_peer() {
+        let mut table = table();
+        table.learn(&PeerAddresses { id: NodeId::from_bytes([1; 32]), addresses: vec!["a".into()] }, start());
+        assert!(table.infos().is_empty());
+    }
+}

@@ -1,0 +1,108 @@
+//! The called side of one connection: every stream carries one call after another.
+//!
+//! Bounded: a connection has a fixed number of streams, a stream serves one call at a time, and large messages wait for their share
+//! of the node's budget before they are read.
+
+use std::sync::Arc;
+
+use garage_net::{Connection, Incoming, MuxStream};
+use garage_types::NodeId;
+use garage_worker::spawn::Spawn;
+use tokio::io::AsyncReadExt;
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use crate::endpoint::{Caller, Role, Router, encode_error};
+use crate::error::{ErrorCode, RpcError};
+use crate::wire::{self, Encoded, MessageError, Received, RequestEnvelope};
+
+/// Messages up to this length are not counted against the budget.
+const UNCOUNTED_BYTES: usize = 16 << 10;
+
+/// What may be called, and how much memory calls may take.
+#[derive(Clone)]
+pub(crate) struct Service {
+    /// For nodes only.
+    pub node: Router,
+    /// For the command line, and for nodes.
+    pub client: Router,
+    pub budget: Arc<Budget>,
+    pub spawn: Arc<dyn Spawn>,
+}
+
+/// Memory for messages being received and handled, in KiB.
+pub(crate) struct Budget {
+    free: Semaphore,
+    total_kib: u32,
+}
+
+impl Budget {
+    pub(crate) fn new(bytes: usize) -> Self {
+        let total_kib = u32::try_from((bytes >> 10).max(1)).unwrap_or(u32::MAX).min(Semaphore::MAX_PERMITS as u32);
+        Budget { free: Semaphore::new(total_kib as usize), total_kib }
+    }
+
+    async fn take(&self, bytes: usize) -> Option<SemaphorePermit<'_>> {
+        if bytes <= UNCOUNTED_BYTES {
+            return None;
+        }
+        // A message larger than the budget waits for all of it instead of for ever.
+        let kib = u32::try_from(bytes >> 10).unwrap_or(u32::MAX).min(self.total_kib);
+        Some(self.free.acquire_many(kib).await.expect("the semaphore is never closed"))
+    }
+}
+
+/// Serves a connection until it ends.
+pub(crate) async fn serve(service: Service, caller: Caller, mut incoming: Incoming, connection: Connection) {
+    while let Some(stream) = incoming.next().await {
+        let (task, service, connection) = (service.clone(), service.clone(), connection.clone());
+        task.spawn.spawn("rpc-stream", Box::pin(serve_stream(service, caller, stream, connection)));
+    }
+}
+
+async fn serve_stream(service: Service, caller: Caller, mut stream: MuxStream, connection: Connection) {
+    loop {
+        match serve_call(&service, caller, &mut stream).await {
+            Ok(()) => {}
+            Err(error @ (MessageError::TooLong { .. } | MessageError::Decode(_))) => {
+                let peer: NodeId = caller.node;
+                tracing::warn!(?peer, %error, "closing the connection of a peer that breaks the protocol");
+                connection.close().await;
+                return;
+            }
+            // The caller is done, has given up, or its connection broke: it has noticed itself.
+            Err(MessageError::Ended | MessageError::Io(_) | MessageError::Stalled | MessageError::Encode(_)) => return,
+        }
+    }
+}
+
+async fn serve_call(service: &Service, caller: Caller, stream: &mut MuxStream) -> Result<(), MessageError> {
+    let lengths = wire::receive_lengths(stream).await?;
+    let _memory = service.budget.take(lengths.total()).await;
+    let received = wire::receive_content(stream, lengths).await?;
+    let envelope: RequestEnvelope = received.envelope()?;
+    let reply = tokio::select! {
+        biased;
+        reply = service.dispatch(&envelope.endpoint, caller, &received) => reply,
+        // Nothing is sent before the reply: any event on the stream means that nobody waits any more.
+        _gone = stream.read_u8() => return Err(MessageError::Ended),
+    };
+    reply.send(stream).await
+}
+
+impl Service {
+    async fn dispatch(&self, endpoint: &str, caller: Caller, received: &Received) -> Encoded {
+        if caller.role == Role::Node
+            && let Some(reply) = self.node.call_remote(endpoint, caller, received).await
+        {
+            return reply;
+        }
+        if let Some(reply) = self.client.call_remote(endpoint, caller, received).await {
+            return reply;
+        }
+        encode_error(if self.node.contains(endpoint) {
+            RpcError::new(ErrorCode::Refused, format!("{endpoint} is for nodes only"))
+        } else {
+            RpcError::new(ErrorCode::UnknownEndpoint, format!("this node has no endpoint {endpoint}"))
+        })
+    }
+}
