@@ -1,0 +1,159 @@
+//! What a table means: given by `model`, used here through bytes.
+
+use std::sync::Arc;
+
+use garage_types::codec::{self, Format};
+use garage_types::crdt::Crdt;
+use garage_types::{Placement, Timestamp};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::TableError;
+use crate::store::RowTransaction;
+use crate::wire::{Entry, Mode, Projection, TableId, Verdict};
+
+/// Who holds the rows of a table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Replication {
+    /// The owners of the row's partition.
+    Sharded,
+    /// Every node of the layout.
+    FullCopy,
+}
+
+/// What the owner does with an admitted row besides merging it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Admission {
+    /// Merge it with the present row.
+    Merge,
+    /// Answer this and store nothing.
+    Answer(Verdict),
+}
+
+/// One table's rows: their keys, how they merge, and what follows from a change.
+pub trait Schema: Send + Sync + 'static {
+    const ID: TableId;
+    const NAME: &'static str;
+    const REPLICATION: Replication;
+    type Row: Format + Crdt + Serialize + DeserializeOwned + Clone + Send + Sync + 'static;
+
+    fn placement(row: &Self::Row) -> Placement;
+
+    /// Order-preserving; no sort key of a placement is a prefix of another's.
+    fn sort_key(row: &Self::Row) -> Vec<u8>;
+
+    /// Decides, in the owner's transaction, whether the row may be stored; may change other rows that it supersedes.
+    ///
+    /// # Errors
+    /// What the transaction reports; nothing is stored then.
+    fn admit(&self, _tx: &mut RowTransaction<'_, '_>, _row: &mut Self::Row, _how: Admit<'_>) -> Result<Admission, TableError> {
+        Ok(Admission::Merge)
+    }
+
+    /// Carries out, in the same transaction, what follows from `old` becoming `new`; `new` is `None` when a superseded row is removed.
+    ///
+    /// # Errors
+    /// What the transaction reports; nothing is stored then.
+    fn changed(
+        &self,
+        _tx: &mut RowTransaction<'_, '_>,
+        _old: Option<&Self::Row>,
+        _new: Option<&Self::Row>,
+    ) -> Result<(), TableError> {
+        Ok(())
+    }
+
+    /// The row without what listings do not show.
+    fn summary(row: Self::Row) -> Self::Row {
+        row
+    }
+
+    /// A row as its owners are sent it.
+    fn entry(row: &Self::Row, mode: Mode) -> Entry {
+        Entry {
+            table: Self::ID,
+            placement: Self::placement(row),
+            sort_key: Self::sort_key(row).into(),
+            row: codec::encode(row).into(),
+            mode,
+            condition: None,
+            epoch: 0,
+        }
+    }
+
+    /// # Errors
+    /// [`TableError::Row`] when the bytes are not such a row.
+    fn decode(bytes: &[u8]) -> Result<Self::Row, TableError> {
+        codec::decode(bytes).map_err(|source| TableError::Row { table: Self::NAME, source })
+    }
+}
+
+/// The circumstances under which a row arrives.
+#[derive(Clone, Copy, Debug)]
+pub struct Admit<'a> {
+    pub mode: Mode,
+    pub condition: Option<&'a [u8]>,
+    /// Time of the request at this owner.
+    pub now: Timestamp,
+}
+
+/// A schema without its type, as the store holds it.
+pub(crate) trait Rules: Send + Sync {
+    fn name(&self) -> &'static str;
+    fn apply(&self, tx: &mut RowTransaction<'_, '_>, entry: &Entry) -> Result<Verdict, TableError>;
+    fn project(&self, row: &[u8], projection: Projection) -> Result<Vec<u8>, TableError>;
+    /// The merge of two copies of a row, and whether either side lacks something the merge has.
+    fn merge(&self, a: &[u8], b: &[u8]) -> Result<Vec<u8>, TableError>;
+}
+
+pub(crate) struct Typed<S>(pub Arc<S>);
+
+impl<S: Schema> Rules for Typed<S> {
+    fn name(&self) -> &'static str {
+        S::NAME
+    }
+
+    fn apply(&self, tx: &mut RowTransaction<'_, '_>, entry: &Entry) -> Result<Verdict, TableError> {
+        let mut row = S::decode(&entry.row)?;
+        let condition = entry.condition.as_ref().map(|bytes| bytes.as_slice());
+        let how = Admit { mode: entry.mode, condition, now: tx.now() };
+        if let Admission::Answer(verdict) = self.0.admit(tx, &mut row, how)? {
+            return Ok(verdict);
+        }
+        let key = local_key(&entry.placement, &entry.sort_key);
+        let present = tx.get(S::ID, &key)?;
+        let old = present.as_deref().map(S::decode).transpose()?;
+        if let Some(old) = &old {
+            let mut merged = old.clone();
+            merged.merge(&row);
+            row = merged;
+        }
+        let bytes = codec::encode(&row);
+        if present.as_deref() != Some(bytes.as_slice()) {
+            tx.put(S::ID, &key, &bytes)?;
+            self.0.changed(tx, old.as_ref(), Some(&row))?;
+        }
+        Ok(Verdict::Won)
+    }
+
+    fn project(&self, row: &[u8], projection: Projection) -> Result<Vec<u8>, TableError> {
+        match projection {
+            Projection::Whole => Ok(row.to_vec()),
+            Projection::Summary => Ok(codec::encode(&S::summary(S::decode(row)?))),
+        }
+    }
+
+    fn merge(&self, a: &[u8], b: &[u8]) -> Result<Vec<u8>, TableError> {
+        let mut merged = S::decode(a)?;
+        merged.merge(&S::decode(b)?);
+        Ok(codec::encode(&merged))
+    }
+}
+
+/// The key of a row in a data tree: placement, then sort key.
+pub(crate) fn local_key(placement: &Placement, sort_key: &[u8]) -> Vec<u8> {
+    let mut key = Vec::with_capacity(32 + sort_key.len());
+    key.extend_from_slice(placement.as_bytes());
+    key.extend_from_slice(sort_key);
+    key
+}

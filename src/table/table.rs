@@ -1,0 +1,330 @@
+//! A table as its coordinator sees it: typed rows, quorums, merging and reading back.
+//!
+//! Must stay true: replies that differ are written back to a write quorum before the answer is given, so that reads never go back;
+//! only an owner's `Won` counts towards a commit; a merged page ends at the smallest last key of any truncated reply.
+
+use std::collections::BTreeMap;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use garage_rpc::cluster::Cluster;
+use garage_rpc::error::RpcError;
+use garage_rpc::layout::ClusterLayout;
+use garage_rpc::quorum::{NodeError, NodeReply, QuorumError};
+use garage_types::codec;
+use garage_types::crdt::Crdt;
+use garage_types::{NodeId, Placement};
+use serde_bytes::ByteBuf;
+
+use crate::error::TableError;
+use crate::schema::{Replication, Schema};
+use crate::store::TableStore;
+use crate::wire::{Entry, Mode, Order, Page, Projection, Range, Read, Verdict, Write};
+
+/// One table, through the nodes that own its rows. Cheap to clone.
+pub struct Table<S> {
+    store: TableStore,
+    cluster: Cluster,
+    schema: PhantomData<fn() -> S>,
+}
+
+impl<S> Clone for Table<S> {
+    fn clone(&self) -> Self {
+        Table { store: self.store.clone(), cluster: self.cluster.clone(), schema: PhantomData }
+    }
+}
+
+/// Which rows of a placement are wanted, in which order.
+#[derive(Clone, Debug)]
+pub struct Query {
+    pub from: Vec<u8>,
+    /// Exclusive; `None`: to the end of the placement.
+    pub to: Option<Vec<u8>>,
+    pub order: Order,
+    pub limit: u32,
+    pub projection: Projection,
+}
+
+/// Rows in the order asked for, tombstones included.
+#[derive(Clone, Debug)]
+pub struct Rows<R> {
+    pub rows: Vec<R>,
+    /// Sort key of the last position covered when there may be more; nothing is known beyond it.
+    pub last: Option<Vec<u8>>,
+}
+
+/// Why one owner did not store a row.
+#[derive(Debug, thiserror::Error)]
+enum NotWon {
+    #[error("the owner answered {0:?}")]
+    Verdict(Verdict),
+    #[error(transparent)]
+    Rpc(RpcError),
+}
+
+impl<S: Schema> Table<S> {
+    pub fn new(store: TableStore, cluster: Cluster) -> Self {
+        Table { store, cluster, schema: PhantomData }
+    }
+
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    pub fn store(&self) -> &TableStore {
+        &self.store
+    }
+
+    /// One row as a read quorum knows it.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub async fn get(&self, placement: Placement, sort_key: Vec<u8>) -> Result<Option<S::Row>, TableError> {
+        let layout = self.cluster.layout();
+        let read = Read { layout: layout.version(), table: S::ID, placement, sort_key: ByteBuf::from(sort_key) };
+        let replies = self.ask(placement, |node| self.call(node, read.clone())).await?;
+        let mut merged: Option<S::Row> = None;
+        for reply in &replies {
+            if let Some(row) = &reply.reply.row {
+                merge_into(&mut merged, S::decode(row)?);
+            }
+        }
+        let Some(row) = merged else { return Ok(None) };
+        if replies.len() > 1 {
+            let bytes = codec::encode(&row);
+            if replies.iter().any(|reply| reply.reply.row.as_ref().is_none_or(|copy| copy.as_slice() != bytes)) {
+                self.read_back(placement, vec![S::entry(&row, Mode::Replicate)]).await?;
+            }
+        }
+        Ok(Some(row))
+    }
+
+    /// One row of a full-copy table: this node's copy, or what a quorum knows when there is none here.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub async fn get_here_first(&self, placement: Placement, sort_key: Vec<u8>) -> Result<Option<S::Row>, TableError> {
+        let layout = self.cluster.layout().version();
+        let here = self.store.read(Read { layout, table: S::ID, placement, sort_key: sort_key.clone().into() }).await?;
+        match here.row {
+            Some(row) => Ok(Some(S::decode(&row)?)),
+            None => self.get(placement, sort_key).await,
+        }
+    }
+
+    /// Commits one row at a write quorum of its owners.
+    ///
+    /// # Errors
+    /// [`TableError`]; the row may then be stored at some of them.
+    pub async fn commit(&self, row: &S::Row) -> Result<Verdict, TableError> {
+        self.write(S::placement(row), vec![S::entry(row, Mode::Commit)]).await
+    }
+
+    /// Merges one row into what a write quorum of its owners has, whatever that is.
+    ///
+    /// # Errors
+    /// [`TableError`]; the row may then be stored at some of them.
+    pub async fn merge(&self, row: &S::Row) -> Result<(), TableError> {
+        self.read_back(S::placement(row), vec![S::entry(row, Mode::Replicate)]).await
+    }
+
+    /// Stores rows of one placement, of this and other tables, in one transaction at each owner.
+    ///
+    /// `Won` when a write quorum of every live layout version's owners said so.
+    ///
+    /// # Errors
+    /// [`TableError`]; the rows may then be stored at some of the owners.
+    pub async fn write(&self, placement: Placement, entries: Vec<Entry>) -> Result<Verdict, TableError> {
+        let permit = self.cluster.begin_write();
+        let (sets, quorum) = self.owners(permit.layout(), placement)?;
+        let write = Write { layout: permit.layout().version(), entries };
+        let attempt = |node| {
+            let call = self.call(node, write.clone());
+            async move {
+                match call.await {
+                    Ok(Verdict::Won) => Ok(()),
+                    Ok(verdict) => Err(NotWon::Verdict(verdict)),
+                    Err(error) => Err(NotWon::Rpc(error)),
+                }
+            }
+        };
+        let result = self.cluster.write(&permit, &sets, quorum, attempt).await;
+        match result {
+            Ok(_all_won) => Ok(Verdict::Won),
+            Err(error) => refusal(error),
+        }
+    }
+
+    /// Rows of one placement as a read quorum knows them.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub async fn range(&self, placement: Placement, query: Query) -> Result<Rows<S::Row>, TableError> {
+        let layout = self.cluster.layout().version();
+        let range = Range {
+            layout,
+            table: S::ID,
+            placement,
+            from: query.from.clone().into(),
+            to: query.to.clone().map(Into::into),
+            order: query.order,
+            limit: query.limit,
+            projection: query.projection,
+        };
+        let replies = self.ask(placement, |node| self.call(node, range.clone())).await?;
+        let merged = merge_pages::<S>(&replies, query.order)?;
+        let mut rows = Vec::with_capacity(merged.rows.len());
+        for row in merged.rows {
+            if row.differs {
+                // Written back whole, not as the summary a listing sees.
+                if let Some(whole) = self.get(placement, row.sort_key).await? {
+                    rows.push(if query.projection == Projection::Summary { S::summary(whole) } else { whole });
+                }
+            } else {
+                rows.push(row.row);
+            }
+        }
+        Ok(Rows { rows, last: merged.last })
+    }
+
+    async fn ask<T, F>(&self, placement: Placement, call: impl Fn(NodeId) -> F) -> Result<Vec<NodeReply<T>>, TableError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, RpcError>> + Send + 'static,
+    {
+        let layout = self.cluster.layout();
+        if layout.is_empty() {
+            return Err(TableError::NoLayout);
+        }
+        let (nodes, quorum) = match S::REPLICATION {
+            Replication::Sharded => (layout.read_nodes(placement).to_vec(), self.cluster.quorums().read),
+            Replication::FullCopy => {
+                let nodes = layout.all_nodes().to_vec();
+                let quorum = nodes.len() - nodes.len() / 2;
+                (nodes, quorum)
+            }
+        };
+        self.cluster.read(nodes, quorum, call).await.map_err(|error| TableError::Quorum(Box::new(error)))
+    }
+
+    fn owners(&self, layout: &ClusterLayout, placement: Placement) -> Result<(Vec<Vec<NodeId>>, usize), TableError> {
+        if layout.is_empty() {
+            return Err(TableError::NoLayout);
+        }
+        Ok(match S::REPLICATION {
+            Replication::Sharded => (layout.write_sets(placement), self.cluster.quorums().write),
+            Replication::FullCopy => {
+                let nodes = layout.all_nodes().to_vec();
+                let majority = nodes.len() / 2 + 1;
+                (vec![nodes], majority)
+            }
+        })
+    }
+
+    async fn read_back(&self, placement: Placement, entries: Vec<Entry>) -> Result<(), TableError> {
+        match self.write(placement, entries).await? {
+            Verdict::Won => Ok(()),
+            verdict => unreachable!("copies are merged, never refused, but an owner answered {verdict:?}"),
+        }
+    }
+
+    fn call<R: garage_rpc::endpoint::Request>(
+        &self,
+        node: NodeId,
+        request: R,
+    ) -> impl Future<Output = Result<R::Reply, RpcError>> + Send + 'static {
+        let cluster = self.cluster.clone();
+        async move { cluster.call(node, request).await }
+    }
+}
+
+/// What a failed commit means: behind and refused are answers, too few answers is an error.
+fn refusal(error: QuorumError<NotWon>) -> Result<Verdict, TableError> {
+    let QuorumError { needed, reached, of, errors } = error;
+    let mut answer: Option<Verdict> = None;
+    let mut failures = Vec::new();
+    for NodeError { node, error } in errors {
+        match error {
+            NotWon::Rpc(error) => failures.push(NodeError { node, error }),
+            NotWon::Verdict(verdict) => answer = Some(strongest(answer, verdict)),
+        }
+    }
+    match answer {
+        Some(verdict) => Ok(verdict),
+        None => Err(TableError::Quorum(Box::new(QuorumError { needed, reached, of, errors: failures }))),
+    }
+}
+
+fn strongest(answer: Option<Verdict>, verdict: Verdict) -> Verdict {
+    match (answer, verdict) {
+        (Some(Verdict::Behind(a)), Verdict::Behind(b)) => Verdict::Behind(a.max(b)),
+        (Some(refused @ Verdict::Refused(_)), _) => refused,
+        (_, verdict) => verdict,
+    }
+}
+
+fn merge_into<R: Crdt>(merged: &mut Option<R>, row: R) {
+    match merged {
+        Some(present) => present.merge(&row),
+        None => *merged = Some(row),
+    }
+}
+
+struct MergedRow<R> {
+    sort_key: Vec<u8>,
+    row: R,
+    /// Not every owner that answered had this row as it is now.
+    differs: bool,
+}
+
+struct MergedPage<R> {
+    rows: Vec<MergedRow<R>>,
+    last: Option<Vec<u8>>,
+}
+
+/// Joins the owners' pages. Beyond the first end of a truncated page some owner's rows are unknown, so the merged page ends there.
+fn merge_pages<S: Schema>(replies: &[NodeReply<Page>], order: Order) -> Result<MergedPage<S::Row>, TableError> {
+    let ends = replies.iter().filter(|reply| reply.reply.truncated).filter_map(|reply| reply.reply.rows.last());
+    let ends = ends.map(|row| row.sort_key.to_vec());
+    let last = match order {
+        Order::Forward => ends.min(),
+        Order::Backward => ends.max(),
+    };
+    let covered = |key: &[u8]| match (&last, order) {
+        (None, _) => true,
+        (Some(last), Order::Forward) => key <= last.as_slice(),
+        (Some(last), Order::Backward) => key >= last.as_slice(),
+    };
+    if let [only] = replies {
+        let decode = |row: &crate::wire::RangeRow| {
+            Ok(MergedRow { sort_key: row.sort_key.to_vec(), row: S::decode(&row.row)?, differs: false })
+        };
+        return Ok(MergedPage { rows: only.reply.rows.iter().map(decode).collect::<Result<_, TableError>>()?, last });
+    }
+    let mut joined: BTreeMap<Vec<u8>, Vec<&ByteBuf>> = BTreeMap::new();
+    for row in replies.iter().flat_map(|reply| &reply.reply.rows).filter(|row| covered(&row.sort_key)) {
+        joined.entry(row.sort_key.to_vec()).or_default().push(&row.row);
+    }
+    let mut rows = Vec::with_capacity(joined.len());
+    for (sort_key, copies) in joined {
+        let mut merged = None;
+        for copy in &copies {
+            merge_into(&mut merged, S::decode(copy)?);
+        }
+        let Some(row) = merged else { continue };
+        let differs = copies.len() < replies.len() || copies.iter().any(|copy| copy != &copies[0]);
+        rows.push(MergedRow { sort_key, row, differs });
+    }
+    if order == Order::Backward {
+        rows.reverse();
+    }
+    Ok(MergedPage { rows, last })
+}
+
+/// The table's local half, for components that only need this node's rows.
+impl<S: Schema> Table<S> {
+    /// How often this node's copy of the table has changed since the start.
+    pub fn generation(&self) -> Arc<std::sync::atomic::AtomicU64> {
+        self.store.generation(S::ID)
+    }
+}
