@@ -1,0 +1,113 @@
+//! What can go wrong with one block on this node's own disks.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use garage_types::BlockHash;
+use garage_types::disk::FileError;
+use garage_types::offload::Lost;
+
+use crate::file::FormatError;
+use crate::stored::ContentError;
+
+/// Why a copy of a block cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Damage {
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    #[error(transparent)]
+    Content(#[from] ContentError),
+}
+
+/// What can go wrong with one block on this node.
+#[derive(Debug, thiserror::Error)]
+pub enum BlockError {
+    #[error("block {hash} is not on this node")]
+    Missing { hash: BlockHash },
+    /// The copy has been set aside and logged; another replica should answer, and the block be fetched again.
+    #[error("block {hash} was corrupt in {}", path.display())]
+    Corrupt {
+        hash: BlockHash,
+        path: PathBuf,
+        #[source]
+        source: Damage,
+    },
+    /// Nothing is wrong with the file: this program is older than the one that wrote it.
+    #[error("block {hash} in {} has format version {version}, which a newer version of this program wrote", path.display())]
+    NewerFormat { hash: BlockHash, path: PathBuf, version: u8 },
+    /// Below the reserve, or the disk said so itself (then with its error). Reads go on.
+    #[error("the data directory {} is full", directory.display())]
+    Full {
+        directory: PathBuf,
+        #[source]
+        source: Option<FileError>,
+    },
+    #[error("bytes up to {end} were asked of block {hash}, which has {plain_len}")]
+    OutOfRange { hash: BlockHash, end: u64, plain_len: u32 },
+    #[error("block {hash}")]
+    Io {
+        hash: BlockHash,
+        #[source]
+        source: FileError,
+    },
+    #[error("a directory of blocks")]
+    Directory {
+        #[source]
+        source: FileError,
+    },
+    #[error("the work on block files was interrupted")]
+    Lost {
+        #[from]
+        source: Lost,
+    },
+}
+
+/// Why one copy, in one directory, did not answer.
+#[derive(Debug)]
+pub(crate) enum CopyError {
+    Absent,
+    Damaged(Damage),
+    NewerFormat { version: u8 },
+    OutOfRange { end: u64, plain_len: u32 },
+    Io(FileError),
+}
+
+impl CopyError {
+    pub(crate) fn io<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> CopyError + 'a {
+        move |error| match error.kind() {
+            io::ErrorKind::NotFound => CopyError::Absent,
+            _ => CopyError::Io(FileError::of(action, path)(error)),
+        }
+    }
+
+    /// As the error of the block, for what is final whatever the other copies say.
+    pub(crate) fn of_block(self, hash: BlockHash, path: PathBuf) -> BlockError {
+        match self {
+            CopyError::Absent => BlockError::Missing { hash },
+            CopyError::Damaged(source) => BlockError::Corrupt { hash, path, source },
+            CopyError::NewerFormat { version } => BlockError::NewerFormat { hash, path, version },
+            CopyError::OutOfRange { end, plain_len } => BlockError::OutOfRange { hash, end, plain_len },
+            CopyError::Io(source) => BlockError::Io { hash, source },
+        }
+    }
+}
+
+impl From<FormatError> for CopyError {
+    fn from(error: FormatError) -> Self {
+        match error {
+            FormatError::NewerVersion { version } => CopyError::NewerFormat { version },
+            damage => CopyError::Damaged(damage.into()),
+        }
+    }
+}
+
+impl From<ContentError> for CopyError {
+    fn from(error: ContentError) -> Self {
+        CopyError::Damaged(error.into())
+    }
+}
+
+/// Whether an error of the disk means that it is full.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}

@@ -1,0 +1,256 @@
+//! All data directories together: which copy answers, where a new one goes. Everything here blocks.
+//!
+//! What must stay true: a copy is removed or set aside only under its block's lock, and a good one in a secondary directory only
+//! once the primary has it durably.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::{Arc, RwLock};
+
+use garage_types::disk::FileError;
+use garage_types::{BlockHash, Disk};
+
+use crate::directories::{DirectoryLayout, Slice};
+use crate::directory::{BlockDirectory, Removed};
+use crate::error::{BlockError, CopyError};
+use crate::open::{OpenError, StoreOptions, open_directories, save_layout};
+use crate::store::{DirectorySpace, Page, Relocated, Written};
+use crate::stored::StoredBlock;
+
+/// Directories listed for one page at most, so that a page over a sparse store ends too.
+const LISTED_PER_PAGE: usize = 256;
+
+pub(crate) struct Shelves {
+    disk: Arc<dyn Disk>,
+    metadata_dir: PathBuf,
+    /// In the order in which the layout counts them.
+    directories: Vec<BlockDirectory>,
+    layout: RwLock<Arc<DirectoryLayout>>,
+}
+
+/// The directories of one block.
+struct Places<'a> {
+    primary: &'a BlockDirectory,
+    secondaries: Vec<&'a BlockDirectory>,
+}
+
+impl Shelves {
+    pub(crate) fn open(disk: Arc<dyn Disk>, options: &StoreOptions) -> Result<Self, OpenError> {
+        let layout = open_directories(&*disk, options)?;
+        let directory = |path: &std::path::Path| {
+            BlockDirectory::new(disk.clone(), path.to_owned(), options.durability, options.reserve_bytes)
+        };
+        Ok(Shelves {
+            directories: layout.directories().map(directory).collect(),
+            layout: RwLock::new(Arc::new(layout)),
+            metadata_dir: options.metadata_dir.clone(),
+            disk,
+        })
+    }
+
+    pub(crate) fn contains(&self, hash: BlockHash) -> Result<bool, BlockError> {
+        self.search(hash, |directory| match directory.contains(hash) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(CopyError::Absent),
+            Err(source) => Err(CopyError::Io(source)),
+        })
+        .map(|()| true)
+        .or_else(|error| if matches!(error, BlockError::Missing { .. }) { Ok(false) } else { Err(error) })
+    }
+
+    /// What the first copy that is there says; one that cannot be read lets the next answer. A damaged one ends the search, for
+    /// [`Shelves::search_setting_aside`] to go on: it must not stay unnoticed behind a good one.
+    pub(crate) fn search<T>(
+        &self,
+        hash: BlockHash,
+        extract: impl Fn(&BlockDirectory) -> Result<T, CopyError>,
+    ) -> Result<T, BlockError> {
+        let places = self.places(hash);
+        let mut worst = BlockError::Missing { hash };
+        // The primary once more at the end: a block may have moved there while we looked at the others.
+        let again = places.secondaries.first().map(|_| places.primary);
+        for directory in places.all().chain(again) {
+            match extract(directory) {
+                Ok(value) => return Ok(value),
+                Err(CopyError::Absent) => {}
+                Err(error @ (CopyError::Damaged(_) | CopyError::OutOfRange { .. })) => {
+                    return Err(error.of_block(hash, directory.path(hash)));
+                }
+                Err(error) => worst = error.of_block(hash, directory.path(hash)),
+            }
+        }
+        Err(worst)
+    }
+
+    /// As [`Shelves::search`], under the block's lock: a copy that is still bad is set aside.
+    pub(crate) fn search_setting_aside<T>(
+        &self,
+        hash: BlockHash,
+        extract: impl Fn(&BlockDirectory) -> Result<T, CopyError>,
+    ) -> Result<T, BlockError> {
+        let mut worst = BlockError::Missing { hash };
+        for directory in self.places(hash).all() {
+            match extract(directory) {
+                Ok(value) => return Ok(value),
+                Err(CopyError::Absent) => {}
+                Err(CopyError::Damaged(source)) => {
+                    directory.set_aside(hash, &source).map_err(|source| BlockError::Io { hash, source })?;
+                    worst = CopyError::Damaged(source).of_block(hash, directory.path(hash));
+                }
+                Err(error) => worst = error.of_block(hash, directory.path(hash)),
+            }
+        }
+        Err(worst)
+    }
+
+    /// Stores a block, or keeps the good copy that is there. Under the block's lock.
+    pub(crate) fn write(&self, hash: BlockHash, block: &StoredBlock) -> Result<Written, BlockError> {
+        let places = self.places(hash);
+        let io = |source| BlockError::Io { hash, source };
+        if good_copy(places.primary, hash)?.is_some() {
+            places.primary.make_durable(hash).map_err(io)?;
+            remove_leftovers(&places, hash);
+            return Ok(Written::AlreadyPresent);
+        }
+        let mut elsewhere = None;
+        for directory in &places.secondaries {
+            if elsewhere.is_none() && good_copy(directory, hash)?.is_some() {
+                elsewhere = Some(directory);
+            }
+        }
+        match (places.primary.write(hash, block), elsewhere) {
+            (Ok(()), _) => remove_leftovers(&places, hash),
+            // It stays where it is until there is room.
+            (Err(BlockError::Full { .. }), Some(directory)) => directory.make_durable(hash).map_err(io)?,
+            (Err(error), _) => return Err(error),
+        }
+        Ok(if elsewhere.is_some() { Written::AlreadyPresent } else { Written::New })
+    }
+
+    /// Moves the first good copy to the primary directory. Under the block's lock.
+    pub(crate) fn relocate(&self, hash: BlockHash) -> Result<Relocated, BlockError> {
+        let places = self.places(hash);
+        if good_copy(places.primary, hash)?.is_some() {
+            places.primary.make_durable(hash).map_err(|source| BlockError::Io { hash, source })?;
+            remove_leftovers(&places, hash);
+            return Ok(Relocated::InPlace);
+        }
+        for directory in &places.secondaries {
+            if let Some(block) = good_copy(directory, hash)? {
+                places.primary.write(hash, &block)?;
+                remove_leftovers(&places, hash);
+                return Ok(Relocated::Moved);
+            }
+        }
+        Err(BlockError::Missing { hash })
+    }
+
+    /// Removes every copy. Under the block's lock.
+    pub(crate) fn remove(&self, hash: BlockHash) -> Result<Removed, BlockError> {
+        let mut removed = Removed::WasAbsent;
+        for directory in self.places(hash).all() {
+            if directory.remove(hash).map_err(|source| BlockError::Io { hash, source })? == Removed::Yes {
+                removed = Removed::Yes;
+            }
+        }
+        Ok(removed)
+    }
+
+    /// See [`crate::LocalStore::page`].
+    pub(crate) fn page(&self, from: BlockHash, limit: usize) -> Result<Page, BlockError> {
+        self.collect_page(from, limit).map_err(|source| BlockError::Directory { source })
+    }
+
+    fn collect_page(&self, from: BlockHash, limit: usize) -> Result<Page, FileError> {
+        let mut hashes: Vec<BlockHash> = Vec::new();
+        let mut listed = 0;
+        let [from_first, from_second, ..] = *from.as_bytes();
+        for first in self.prefixes(None)?.split_off(&from_first) {
+            let lowest = if first == from_first { from_second } else { 0 };
+            listed += 1;
+            for second in self.prefixes(Some(first))?.split_off(&lowest) {
+                if listed >= LISTED_PER_PAGE || hashes.len() >= limit {
+                    return Ok(Page { hashes, next: Some(first_hash([first, second])) });
+                }
+                listed += 1;
+                let mut here = BTreeSet::new();
+                for directory in &self.directories {
+                    directory.list([first, second], &mut here)?;
+                }
+                hashes.extend(here.split_off(&from));
+            }
+        }
+        Ok(Page { hashes, next: None })
+    }
+
+    fn prefixes(&self, first: Option<u8>) -> Result<BTreeSet<u8>, FileError> {
+        let mut found = BTreeSet::new();
+        self.directories.iter().try_for_each(|directory| directory.list_prefixes(first, &mut found))?;
+        Ok(found)
+    }
+
+    /// Whether the block's primary directory would take `len` bytes more.
+    pub(crate) fn check_space(&self, hash: BlockHash, len: u64) -> Result<(), BlockError> {
+        self.places(hash).primary.check_space(hash, len)
+    }
+
+    pub(crate) fn space(&self) -> Result<Vec<DirectorySpace>, BlockError> {
+        let spaces = self.directories.iter().map(|directory| {
+            let space = directory.disk_space().map_err(|source| BlockError::Directory { source })?;
+            Ok(DirectorySpace { path: directory.root().to_owned(), space })
+        });
+        spaces.collect()
+    }
+
+    /// See [`crate::LocalStore::forget_secondaries`].
+    pub(crate) fn forget_secondaries(&self) -> Result<(), BlockError> {
+        let mut layout = self.layout.write().expect("nothing panics while holding the layout");
+        let without = layout.forget_secondaries();
+        save_layout(&*self.disk, &self.metadata_dir, &without).map_err(|source| BlockError::Directory { source })?;
+        *layout = Arc::new(without);
+        Ok(())
+    }
+
+    fn places(&self, hash: BlockHash) -> Places<'_> {
+        let layout = self.layout.read().expect("nothing panics while holding the layout").clone();
+        let Slice { primary, secondaries } = layout.slice(hash);
+        let directory = |place: u16| &self.directories[usize::from(place)];
+        Places { primary: directory(*primary), secondaries: secondaries.iter().copied().map(directory).collect() }
+    }
+}
+
+impl<'a> Places<'a> {
+    fn all(&self) -> impl Iterator<Item = &'a BlockDirectory> {
+        std::iter::once(self.primary).chain(self.secondaries.iter().copied())
+    }
+}
+
+/// The copy in a directory if it passes its checksums; one that does not is set aside, as is one that cannot be read: where a new copy
+/// is at hand, it must not be in the way. Under the block's lock.
+fn good_copy(directory: &BlockDirectory, hash: BlockHash) -> Result<Option<StoredBlock>, BlockError> {
+    let io = |source| BlockError::Io { hash, source };
+    match directory.read(hash) {
+        Ok(block) => Ok(Some(block)),
+        Err(CopyError::Absent) => Ok(None),
+        Err(CopyError::Damaged(reason)) => directory.set_aside(hash, &reason).map(|()| None).map_err(io),
+        Err(CopyError::Io(reason)) => directory.set_aside_unreadable(hash, &reason).map(|()| None).map_err(io),
+        Err(error @ (CopyError::NewerFormat { .. } | CopyError::OutOfRange { .. })) => {
+            Err(error.of_block(hash, directory.path(hash)))
+        }
+    }
+}
+
+/// Removes copies that the primary directory makes superfluous. One that stays does no harm: the next move tries again.
+fn remove_leftovers(places: &Places<'_>, hash: BlockHash) {
+    for directory in &places.secondaries {
+        if let Err(error) = directory.remove(hash) {
+            tracing::warn!(%hash, error = &error as &dyn std::error::Error, "a copy outside the primary data directory stays behind");
+        }
+    }
+}
+
+fn first_hash(prefix: [u8; 2]) -> BlockHash {
+    let mut bytes = [0; 32];
+    bytes[..2].copy_from_slice(&prefix);
+    BlockHash::from_bytes(bytes)
+}
