@@ -1,0 +1,96 @@
+//! The alias table: the names of buckets. Global names are one namespace; local names belong to one access key.
+//!
+//! A name is claimed by a commit that each node admits only while the name is free there, so that two claims of one name cannot
+//! both win a majority.
+
+use garage_table::error::TableError;
+use garage_table::schema::{Admission, Admit};
+use garage_table::store::RowTransaction;
+use garage_table::wire::{Mode, TableId, Verdict};
+use garage_table::{Replication, Schema};
+use garage_types::codec::Format;
+use garage_types::crdt::{Crdt, Lww};
+use garage_types::{BucketId, KeyId, Placement, sort_key};
+use serde::{Deserialize, Serialize};
+
+use crate::table_ids;
+
+/// Whose name it is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum AliasScope {
+    #[serde(rename = "g")]
+    Global,
+    #[serde(rename = "l")]
+    Local(KeyId),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AliasRow {
+    #[serde(rename = "o")]
+    pub scope: AliasScope,
+    #[serde(rename = "n")]
+    pub name: String,
+    /// The bucket it names; `None` when it was given up.
+    #[serde(rename = "b")]
+    pub bucket: Lww<Option<BucketId>>,
+}
+
+impl Format for AliasRow {
+    const TAG: &'static str = "als1";
+}
+
+impl Crdt for AliasRow {
+    fn merge(&mut self, other: &Self) {
+        self.bucket.merge(&other.bucket);
+    }
+}
+
+/// The alias table.
+#[derive(Debug, Default)]
+pub struct AliasTable;
+
+/// The key of a name: its placement and its sort key.
+pub fn key_of(scope: &AliasScope, name: &str) -> (Placement, Vec<u8>) {
+    let mut key = Vec::new();
+    match scope {
+        AliasScope::Global => key.push(b'g'),
+        AliasScope::Local(id) => {
+            key.push(b'l');
+            sort_key::push_text(&mut key, id.as_str());
+        }
+    }
+    sort_key::push_text(&mut key, name);
+    (Placement::of(&key), key)
+}
+
+impl Schema for AliasTable {
+    const ID: TableId = table_ids::ALIAS;
+    const NAME: &'static str = "bucket_alias";
+    const REPLICATION: Replication = Replication::FullCopy;
+    type Row = AliasRow;
+
+    fn placement(row: &AliasRow) -> Placement {
+        key_of(&row.scope, &row.name).0
+    }
+
+    fn sort_key(row: &AliasRow) -> Vec<u8> {
+        key_of(&row.scope, &row.name).1
+    }
+
+    fn admit(&self, tx: &mut RowTransaction<'_, '_>, row: &mut AliasRow, how: Admit<'_>) -> Result<Admission, TableError> {
+        if how.mode == Mode::Replicate {
+            return Ok(Admission::Merge);
+        }
+        let (placement, key) = key_of(&row.scope, &row.name);
+        let Some(present) = tx.row::<AliasTable>(&placement, &key)? else { return Ok(Admission::Merge) };
+        let taken = present.bucket.get().is_some_and(|owner| Some(owner) != *row.bucket.get());
+        if taken && row.bucket.get().is_some() {
+            let owner = present.bucket.get().map(|id| id.as_bytes().to_vec()).unwrap_or_default();
+            return Ok(Admission::Answer(Verdict::Refused(owner.into())));
+        }
+        if present.bucket.timestamp() >= row.bucket.timestamp() && present.bucket != row.bucket {
+            return Ok(Admission::Answer(Verdict::Behind(present.bucket.timestamp())));
+        }
+        Ok(Admission::Merge)
+    }
+}

@@ -1,0 +1,94 @@
+//! How much a bucket holds on this node: counted in the transactions that change it, so never off by a crash.
+
+use garage_db::{DbError, Tree};
+use garage_table::store::RowTransaction;
+use garage_types::BucketId;
+
+/// What is in a bucket, or a change of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub objects: i64,
+    pub bytes: i64,
+    /// All unfinished uploads, simple and multipart.
+    pub uploads: i64,
+    pub multipart_uploads: i64,
+    /// Bytes of finished parts of unfinished multipart uploads.
+    pub multipart_bytes: i64,
+}
+
+impl Counts {
+    fn fields(&self) -> [i64; 5] {
+        [self.objects, self.bytes, self.uploads, self.multipart_uploads, self.multipart_bytes]
+    }
+
+    fn of_fields([objects, bytes, uploads, multipart_uploads, multipart_bytes]: [i64; 5]) -> Self {
+        Counts { objects, bytes, uploads, multipart_uploads, multipart_bytes }
+    }
+
+    #[must_use]
+    pub fn plus(&self, other: &Counts) -> Counts {
+        let (mine, theirs) = (self.fields(), other.fields());
+        Counts::of_fields(std::array::from_fn(|index| mine[index].saturating_add(theirs[index])))
+    }
+
+    #[must_use]
+    pub fn minus(&self, other: &Counts) -> Counts {
+        let (mine, theirs) = (self.fields(), other.fields());
+        Counts::of_fields(std::array::from_fn(|index| mine[index].saturating_sub(theirs[index])))
+    }
+
+    /// The greater of each: how replicas that count the same things are read together.
+    #[must_use]
+    pub fn max(&self, other: &Counts) -> Counts {
+        let (mine, theirs) = (self.fields(), other.fields());
+        Counts::of_fields(std::array::from_fn(|index| mine[index].max(theirs[index])))
+    }
+
+    /// Five big-endian numbers; a shorter row from an older version reads as zero where it ends.
+    pub fn encode(&self) -> Vec<u8> {
+        self.fields().iter().flat_map(|field| field.to_be_bytes()).collect()
+    }
+
+    pub fn decode(bytes: &[u8]) -> Self {
+        let mut fields = [0; 5];
+        for (field, chunk) in fields.iter_mut().zip(bytes.as_chunks::<8>().0) {
+            *field = i64::from_be_bytes(*chunk);
+        }
+        Counts::of_fields(fields)
+    }
+}
+
+/// The tree with one row of counts a bucket.
+#[derive(Clone, Copy, Debug)]
+pub struct BucketCounters(pub Tree);
+
+impl BucketCounters {
+    /// # Errors
+    /// The metadata engine's.
+    pub fn get(&self, tx: &mut RowTransaction<'_, '_>, bucket: &BucketId) -> Result<Counts, DbError> {
+        Ok(tx.raw().get(self.0, bucket.as_bytes())?.map_or_else(Counts::default, |bytes| Counts::decode(&bytes)))
+    }
+
+    /// # Errors
+    /// The metadata engine's.
+    pub fn add(&self, tx: &mut RowTransaction<'_, '_>, bucket: &BucketId, change: &Counts) -> Result<(), DbError> {
+        if *change == Counts::default() {
+            return Ok(());
+        }
+        let counts = self.get(tx, bucket)?.plus(change);
+        tx.raw().insert(self.0, bucket.as_bytes(), &counts.encode())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Counts;
+
+    #[test]
+    fn counts_round_trip_and_read_older_rows() {
+        let counts = Counts { objects: 3, bytes: -7, uploads: 1, multipart_uploads: 1, multipart_bytes: 9 };
+        assert_eq!(Counts::decode(&counts.encode()), counts);
+        assert_eq!(Counts::decode(&counts.encode()[..16]), Counts { objects: 3, bytes: -7, ..Counts::default() });
+        assert_eq!(counts.minus(&counts), Counts::default());
+    }
+}

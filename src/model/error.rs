@@ -1,0 +1,82 @@
+//! What can go wrong with buckets, keys and objects, as the frontends and the admin operations need to tell it apart.
+
+use garage_block::BlockError;
+use garage_rpc::error::{ErrorCode, RpcError};
+use garage_rpc::quorum::QuorumError;
+use garage_table::TableError;
+use garage_types::names::BucketNameError;
+use garage_types::{BlockHash, BucketId, KeyId};
+
+use crate::digest::Mismatch;
+
+/// An error of the caller's own body, passed through the write pipeline untouched.
+pub type SourceError = Box<dyn std::error::Error + Send + Sync>;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    #[error("bucket {0} does not exist")]
+    NoSuchBucket(String),
+    #[error("the bucket name {name} is taken by another bucket")]
+    BucketNameTaken { name: String, bucket: Option<BucketId> },
+    #[error("the bucket is not empty")]
+    BucketNotEmpty,
+    #[error(transparent)]
+    BucketName(#[from] BucketNameError),
+    #[error("{0}")]
+    Conflict(String),
+    #[error("access key {0} does not exist")]
+    NoSuchAccessKey(String),
+    #[error("access key {0} exists already or existed before: a key id is never used twice")]
+    KeyExists(KeyId),
+    #[error("the key does not exist")]
+    NoSuchKey,
+    #[error("the upload does not exist or has ended")]
+    NoSuchUpload,
+    #[error("a precondition does not hold")]
+    PreconditionFailed,
+    #[error("the bucket's limit on the number of objects would be exceeded")]
+    QuotaObjects,
+    #[error("the bucket's limit on its size would be exceeded")]
+    QuotaBytes,
+    #[error("conditional writes need a replication factor of 1 and a settled layout")]
+    ConditionalWriteUnavailable,
+    #[error("the body does not match what its headers say: {0}")]
+    Mismatch(#[from] Mismatch),
+    #[error("the body could not be read")]
+    Source(#[source] SourceError),
+    #[error("the body is longer than {limit} bytes")]
+    TooLarge { limit: u64 },
+    #[error("block {hash} could not be had from any node that should hold it")]
+    BlockUnavailable {
+        hash: BlockHash,
+        #[source]
+        source: Box<RpcError>,
+    },
+    #[error("too few owners stored block {hash}")]
+    BlockNotStored {
+        hash: BlockHash,
+        #[source]
+        source: Box<QuorumError<RpcError>>,
+    },
+    #[error("a block of this node's own")]
+    Block(#[from] BlockError),
+    #[error("the content of an object is incomplete: {0}")]
+    Damaged(String),
+    #[error(transparent)]
+    Table(#[from] TableError),
+    #[error("the node is shutting down")]
+    ShuttingDown,
+}
+
+impl ModelError {
+    /// Whether the cause is a full disk, here or on too many owners.
+    pub fn is_full(&self) -> bool {
+        let all_full = |error: &QuorumError<RpcError>| error.errors.iter().any(|failed| failed.error.code == ErrorCode::Full);
+        match self {
+            ModelError::BlockNotStored { source, .. } => all_full(source),
+            ModelError::Table(TableError::Quorum(source)) => all_full(source),
+            ModelError::Table(TableError::Db(source)) => source.is_full(),
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! The store as frontends and admin operations use it: tables, blocks and settings in one cheap handle.
+
+use std::sync::Arc;
+
+use garage_block::{Compression, LocalStore};
+use garage_db::{Db, DbError};
+use garage_rpc::cluster::Cluster;
+use garage_table::store::{Builder, LiveLayouts};
+use garage_table::{Table, TableStore};
+use garage_types::names::Punycode;
+use garage_types::{BucketId, Clock, KeyId, Offload, Random};
+use tokio::sync::Semaphore;
+
+use crate::alias::{AliasRow, AliasScope, AliasTable};
+use crate::block_ref::{BlockRefTable, BlockTrees};
+use crate::blocks::{BlockService, Blocks};
+use crate::bucket::{BucketRow, BucketTable};
+use crate::cache::RowCache;
+use crate::counters::BucketCounters;
+use crate::key::{KeyRow, KeyTable};
+use crate::object::ObjectTable;
+use crate::upload::UploadTable;
+use crate::version::VersionTable;
+
+/// Settings of this node that shape what it writes.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Bytes of a block of a new object.
+    pub block_size: usize,
+    /// Bodies of at most this many bytes live in the object's row.
+    pub inline_max: usize,
+    pub compression: Compression,
+    pub punycode: Punycode,
+    /// Bytes of blocks that may wait in memory at once, over all requests.
+    pub block_ram_buffer_max: usize,
+    /// Differs after each start of this node.
+    pub incarnation: u64,
+}
+
+/// The local half: what this node stores, to be registered as handlers before the mesh starts.
+#[derive(Clone)]
+pub struct LocalModel {
+    pub tables: TableStore,
+    pub blocks: BlockService,
+    pub counters: BucketCounters,
+    pub block_trees: BlockTrees,
+}
+
+impl LocalModel {
+    /// Opens every table of this node.
+    ///
+    /// # Errors
+    /// The metadata engine's.
+    pub fn open(
+        db: &Db,
+        blocks: LocalStore,
+        clock: Arc<dyn Clock>,
+        layouts: Arc<dyn LiveLayouts>,
+        offload: Arc<dyn Offload>,
+    ) -> Result<Self, DbError> {
+        let counters = BucketCounters(db.open_tree("bucket_counters")?);
+        let block_trees = BlockTrees { counts: db.open_tree("block_counts")?, resync: db.open_tree("block_resync")? };
+        let tables = Builder::new(db.clone())
+            .with(Arc::new(BucketTable))?
+            .with(Arc::new(AliasTable))?
+            .with(Arc::new(KeyTable))?
+            .with(Arc::new(ObjectTable { counters }))?
+            .with(Arc::new(UploadTable { counters }))?
+            .with(Arc::new(VersionTable))?
+            .with(Arc::new(BlockRefTable { trees: block_trees }))?
+            .open(clock, layouts)?;
+        let blocks = BlockService { blocks, tables: tables.clone(), offload };
+        Ok(LocalModel { tables, blocks, counters, block_trees })
+    }
+}
+
+pub(crate) struct Inner {
+    pub cluster: Cluster,
+    pub clock: Arc<dyn Clock>,
+    pub random: Arc<dyn Random>,
+    pub offload: Arc<dyn Offload>,
+    pub settings: Settings,
+    pub local: LocalModel,
+    pub blocks: Blocks,
+    pub buckets: Table<BucketTable>,
+    pub aliases: Table<AliasTable>,
+    pub keys: Table<KeyTable>,
+    pub objects: Table<ObjectTable>,
+    pub uploads: Table<UploadTable>,
+    pub versions: Table<VersionTable>,
+    pub bucket_cache: RowCache<BucketId, BucketRow>,
+    pub alias_cache: RowCache<(AliasScope, String), AliasRow>,
+    pub key_cache: RowCache<KeyId, KeyRow>,
+    /// One permit a kibibyte of block in memory.
+    pub block_buffer: Arc<Semaphore>,
+}
+
+/// The store. Cheap to clone.
+#[derive(Clone)]
+pub struct Garage(pub(crate) Arc<Inner>);
+
+/// The capabilities a store is built from.
+pub struct Parts {
+    pub cluster: Cluster,
+    pub clock: Arc<dyn Clock>,
+    pub random: Arc<dyn Random>,
+    pub offload: Arc<dyn Offload>,
+    pub settings: Settings,
+    pub local: LocalModel,
+}
+
+impl Garage {
+    pub fn new(parts: Parts) -> Self {
+        let Parts { cluster, clock, random, offload, settings, local } = parts;
+        let tables = &local.tables;
+        let blocks = Blocks::new(cluster.clone(), local.blocks.blocks.clone(), offload.clone(), settings.compression);
+        let permits = (settings.block_ram_buffer_max / 1024).clamp(1, Semaphore::MAX_PERMITS);
+        Garage(Arc::new(Inner {
+            blocks,
+            buckets: Table::new(tables.clone(), cluster.clone()),
+            aliases: Table::new(tables.clone(), cluster.clone()),
+            keys: Table::new(tables.clone(), cluster.clone()),
+            objects: Table::new(tables.clone(), cluster.clone()),
+            uploads: Table::new(tables.clone(), cluster.clone()),
+            versions: Table::new(tables.clone(), cluster.clone()),
+            bucket_cache: RowCache::new(tables.generation(crate::table_ids::BUCKET)),
+            alias_cache: RowCache::new(tables.generation(crate::table_ids::ALIAS)),
+            key_cache: RowCache::new(tables.generation(crate::table_ids::KEY)),
+            block_buffer: Arc::new(Semaphore::new(permits)),
+            cluster,
+            clock,
+            random,
+            offload,
+            settings,
+            local,
+        }))
+    }
+
+    pub fn cluster(&self) -> &Cluster {
+        &self.0.cluster
+    }
+
+    pub fn settings(&self) -> &Settings {
+        &self.0.settings
+    }
+
+    pub fn local(&self) -> &LocalModel {
+        &self.0.local
+    }
+
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.0.clock
+    }
+
+    pub fn random(&self) -> &Arc<dyn Random> {
+        &self.0.random
+    }
+}

@@ -1,0 +1,464 @@
+//! The object table: one row per version of an object.
+//!
+//! In a bucket without versioning every version is the null version, and at most one null row of a key exists: storing a newer
+//! one removes the older in the same transaction. The newer row is itself the proof that the older is dead (an owner that holds it
+//! refuses whatever is older), so no tombstone is needed for what it superseded; a deletion leaves one tombstone row, the newest.
+//! These rules read rows only, never the bucket's configuration, so owners cannot disagree.
+//!
+//! Must stay true: a commit is answered `Won` only when nothing at least as new is known for its key; a row's content is released
+//! in the transaction that removes the row, and a version id occurs in one row only.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use garage_table::error::TableError;
+use garage_table::schema::{Admission, Admit};
+use garage_table::store::RowTransaction;
+use garage_table::wire::{Entry, Mode, TableId, Verdict};
+use garage_table::{Replication, Schema};
+use garage_types::codec::{self, Format, Unknown};
+use garage_types::crdt::Crdt;
+use garage_types::{BlockHash, BucketId, KeyId, ObjectKey, Placement, Timestamp, VersionId, sort_key};
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+
+use crate::bucket::{BucketState, BucketTable, Quotas};
+use crate::counters::{BucketCounters, Counts};
+use crate::digest::Checksum;
+use crate::table_ids;
+use crate::version::{VersionRow, VersionTable};
+
+/// Where the rows of a key live: a bucket's index, or one shard of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IndexShard {
+    pub bucket: BucketId,
+    pub shard: u16,
+}
+
+impl IndexShard {
+    pub fn placement(&self) -> Placement {
+        let mut bytes = self.bucket.as_bytes().to_vec();
+        bytes.extend_from_slice(&self.shard.to_be_bytes());
+        Placement::of(&bytes)
+    }
+}
+
+/// Where a version's bytes are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Content {
+    /// In the row itself.
+    #[serde(rename = "i")]
+    Inline(ByteBuf),
+    /// In blocks listed by the version table; the first is named here so that reading it can begin at once.
+    #[serde(rename = "b")]
+    Blocks {
+        #[serde(rename = "h")]
+        first: BlockHash,
+        #[serde(rename = "l")]
+        first_length: u64,
+    },
+    /// In the parts of a multipart upload, listed by the version table.
+    #[serde(rename = "p")]
+    Parts {
+        #[serde(rename = "n")]
+        count: u32,
+    },
+    /// Left out of a listing's rows.
+    #[serde(rename = "x")]
+    NotShown,
+}
+
+/// All that is known of one version's content.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ObjectMeta {
+    /// Bytes of content.
+    #[serde(rename = "z")]
+    pub size: u64,
+    /// Without quotes.
+    #[serde(rename = "e")]
+    pub etag: String,
+    #[serde(rename = "c")]
+    pub content: Content,
+    /// Lower-case names: `content-type` and its like, and `x-amz-meta-…`.
+    #[serde(rename = "h", default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub headers: BTreeMap<String, String>,
+    #[serde(rename = "k", default, skip_serializing_if = "Option::is_none")]
+    pub checksum: Option<Checksum>,
+    /// The access key that wrote it.
+    #[serde(rename = "o", default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<KeyId>,
+    #[serde(flatten)]
+    pub unknown: Unknown,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ObjectState {
+    #[serde(rename = "l")]
+    Live(Box<ObjectMeta>),
+    /// The current version is "deleted"; older versions stay (versioned buckets).
+    #[serde(rename = "m")]
+    DeleteMarker,
+    #[serde(rename = "t")]
+    Tombstone,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ObjectRow {
+    #[serde(rename = "b")]
+    pub bucket: BucketId,
+    #[serde(rename = "s", default)]
+    pub shard: u16,
+    #[serde(rename = "k")]
+    pub key: ObjectKey,
+    #[serde(rename = "t")]
+    pub timestamp: Timestamp,
+    #[serde(rename = "v")]
+    pub version: VersionId,
+    /// The null version: superseded by a newer null one.
+    #[serde(rename = "n")]
+    pub is_null: bool,
+    #[serde(rename = "x")]
+    pub state: ObjectState,
+}
+
+impl ObjectRow {
+    pub fn index(&self) -> IndexShard {
+        IndexShard { bucket: self.bucket, shard: self.shard }
+    }
+
+    pub fn live(&self) -> Option<&ObjectMeta> {
+        match &self.state {
+            ObjectState::Live(meta) => Some(meta),
+            ObjectState::DeleteMarker | ObjectState::Tombstone => None,
+        }
+    }
+
+    /// What this row adds to its bucket.
+    fn counts(&self) -> Counts {
+        self.live().map_or_else(Counts::default, |meta| Counts { objects: 1, bytes: meta.size as i64, ..Counts::default() })
+    }
+
+    fn age(&self) -> (Timestamp, VersionId) {
+        (self.timestamp, self.version)
+    }
+}
+
+impl Format for ObjectRow {
+    const TAG: &'static str = "obj1";
+}
+
+impl Crdt for ObjectRow {
+    fn merge(&mut self, other: &Self) {
+        // A version's content never changes once written; a tombstone wins.
+        if other.state == ObjectState::Tombstone {
+            self.state = ObjectState::Tombstone;
+        }
+    }
+}
+
+/// The prefix of the sort keys of all versions of a key.
+pub fn key_prefix(key: &ObjectKey) -> Vec<u8> {
+    let mut out = Vec::with_capacity(key.as_str().len() + 1);
+    sort_key::push_text(&mut out, key.as_str());
+    out
+}
+
+/// What must hold for a commit, judged in the owner's transaction.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Condition {
+    /// The current version must exist and have one of these ETags (`*`: any).
+    #[serde(rename = "m", default)]
+    pub if_match: Option<Vec<String>>,
+    /// The current version must not exist or have none of these ETags (`*`: must not exist).
+    #[serde(rename = "n", default)]
+    pub if_none_match: Option<Vec<String>>,
+    #[serde(rename = "q", default)]
+    pub quotas: Quotas,
+}
+
+impl Format for Condition {
+    const TAG: &'static str = "cnd1";
+}
+
+/// Why an owner refused a commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Refusal {
+    #[serde(rename = "p")]
+    PreconditionFailed,
+    /// If-Match on a key that has no current version.
+    #[serde(rename = "k")]
+    NoSuchKey,
+    #[serde(rename = "b")]
+    NoSuchBucket,
+    #[serde(rename = "u")]
+    NoSuchUpload,
+    #[serde(rename = "o")]
+    QuotaObjects,
+    #[serde(rename = "z")]
+    QuotaBytes,
+}
+
+impl Format for Refusal {
+    const TAG: &'static str = "ref1";
+}
+
+impl Refusal {
+    pub fn verdict(self) -> Verdict {
+        Verdict::Refused(codec::encode(&self).into())
+    }
+}
+
+/// Judges a conditional write against the key's current version.
+pub fn judge(condition: &Condition, current: Option<&ObjectMeta>) -> Option<Refusal> {
+    let matches = |wanted: &[String], meta: &ObjectMeta| wanted.iter().any(|etag| etag == "*" || *etag == meta.etag);
+    if let Some(wanted) = &condition.if_match {
+        match current {
+            None => return Some(Refusal::NoSuchKey),
+            Some(meta) if !matches(wanted, meta) => return Some(Refusal::PreconditionFailed),
+            Some(_) => {}
+        }
+    }
+    if let (Some(unwanted), Some(meta)) = (&condition.if_none_match, current)
+        && matches(unwanted, meta)
+    {
+        return Some(Refusal::PreconditionFailed);
+    }
+    None
+}
+
+/// Judges a write against the bucket's limits: `before` without it, `change` by it. What shrinks is never refused.
+pub fn judge_quotas(quotas: &Quotas, before: &Counts, change: &Counts) -> Option<Refusal> {
+    let exceeds = |limit: Option<u64>, before: i64, by: i64| {
+        by > 0 && limit.is_some_and(|limit| u64::try_from(before.saturating_add(by)).is_ok_and(|after| after > limit))
+    };
+    if exceeds(quotas.objects_max, before.objects, change.objects) {
+        Some(Refusal::QuotaObjects)
+    } else if exceeds(quotas.size_bytes_max, before.bytes, change.bytes) {
+        Some(Refusal::QuotaBytes)
+    } else {
+        None
+    }
+}
+
+/// The object table.
+#[derive(Debug)]
+pub struct ObjectTable {
+    pub counters: BucketCounters,
+}
+
+/// Whether the bucket of a new row or upload may still take it.
+pub fn bucket_takes_writes(tx: &RowTransaction<'_, '_>, bucket: BucketId) -> Result<bool, TableError> {
+    let Some(row) = tx.row::<BucketTable>(&bucket.into(), &[])? else { return Ok(true) };
+    let open = |state: &BucketState| state.closing_until.get().is_none_or(|until| until <= tx.now());
+    Ok(row.state.as_option().is_some_and(open))
+}
+
+impl ObjectTable {
+    /// The other rows of the key, newest first.
+    fn siblings(tx: &RowTransaction<'_, '_>, row: &ObjectRow) -> Result<Vec<ObjectRow>, TableError> {
+        let mut rows = tx.rows_with_prefix::<ObjectTable>(&row.index().placement(), &key_prefix(&row.key))?;
+        rows.retain(|sibling| sibling.age() != row.age());
+        Ok(rows)
+    }
+
+    fn refusal(
+        &self,
+        tx: &mut RowTransaction<'_, '_>,
+        row: &ObjectRow,
+        siblings: &[ObjectRow],
+        condition: Option<&[u8]>,
+    ) -> Result<Option<Refusal>, TableError> {
+        if row.live().is_some() && !bucket_takes_writes(tx, row.bucket)? {
+            return Ok(Some(Refusal::NoSuchBucket));
+        }
+        let Some(condition) = condition else { return Ok(None) };
+        let condition: Condition = codec::decode(condition).map_err(|source| TableError::Row { table: Self::NAME, source })?;
+        let current = siblings.first().and_then(ObjectRow::live);
+        if let Some(refusal) = judge(&condition, current) {
+            return Ok(Some(refusal));
+        }
+        if condition.quotas == Quotas::default() {
+            return Ok(None);
+        }
+        let before = self.counters.get(tx, &row.bucket)?;
+        let replaced = siblings.iter().filter(|sibling| sibling.is_null && row.is_null).map(ObjectRow::counts);
+        let change = replaced.fold(row.counts(), |change, gone| change.minus(&gone));
+        Ok(judge_quotas(&condition.quotas, &before, &change))
+    }
+}
+
+impl Schema for ObjectTable {
+    const ID: TableId = table_ids::OBJECT;
+    const NAME: &'static str = "object";
+    const REPLICATION: Replication = Replication::Sharded;
+    type Row = ObjectRow;
+
+    fn placement(row: &ObjectRow) -> Placement {
+        row.index().placement()
+    }
+
+    fn sort_key(row: &ObjectRow) -> Vec<u8> {
+        let mut key = key_prefix(&row.key);
+        sort_key::push_newest_first(&mut key, row.timestamp);
+        // Between equal timestamps the greater version id is the newer.
+        key.extend(row.version.as_bytes().iter().map(|byte| !byte));
+        key
+    }
+
+    fn admit(&self, tx: &mut RowTransaction<'_, '_>, row: &mut ObjectRow, how: Admit<'_>) -> Result<Admission, TableError> {
+        let siblings = Self::siblings(tx, row)?;
+        let newer = siblings.iter().filter(|sibling| sibling.age() > row.age());
+        match how.mode {
+            Mode::Commit => {
+                if let Some(newest) = newer.map(|sibling| sibling.timestamp).max() {
+                    return Ok(Admission::Answer(Verdict::Behind(newest)));
+                }
+                if let Some(refusal) = self.refusal(tx, row, &siblings, how.condition)? {
+                    return Ok(Admission::Answer(refusal.verdict()));
+                }
+            }
+            Mode::Replicate => {
+                if row.is_null && newer.filter(|sibling| sibling.is_null).count() > 0 {
+                    // Superseded before it came: whoever had it released what it named.
+                    return Ok(Admission::Answer(Verdict::Won));
+                }
+            }
+        }
+        if row.is_null {
+            for older in siblings.iter().filter(|sibling| sibling.is_null && sibling.age() < row.age()) {
+                tx.remove_superseded(self, older)?;
+            }
+        }
+        Ok(Admission::Merge)
+    }
+
+    fn changed(
+        &self,
+        tx: &mut RowTransaction<'_, '_>,
+        old: Option<&ObjectRow>,
+        new: Option<&ObjectRow>,
+    ) -> Result<(), TableError> {
+        let Some(row) = new.or(old) else { return Ok(()) };
+        let counts = |row: Option<&ObjectRow>| row.map_or_else(Counts::default, ObjectRow::counts);
+        self.counters.add(tx, &row.bucket, &counts(new).minus(&counts(old)))?;
+        if let Some(entry) = released_content(old, new) {
+            tx.enqueue(&entry)?;
+        }
+        Ok(())
+    }
+
+    fn summary(mut row: ObjectRow) -> ObjectRow {
+        if let ObjectState::Live(meta) = &mut row.state
+            && let Content::Inline(_) = meta.content
+        {
+            meta.content = Content::NotShown;
+        }
+        row
+    }
+}
+
+/// The deletion of the version that a row named and names no more.
+pub fn released_content(old: Option<&ObjectRow>, new: Option<&ObjectRow>) -> Option<Entry> {
+    let old = old?;
+    let stored = !matches!(old.live()?.content, Content::Inline(_) | Content::NotShown);
+    let gone = new.is_none_or(|new| new.live().is_none());
+    (stored && gone).then(|| VersionTable::entry(&VersionRow::deleted(old.version), Mode::Replicate))
+}
+
+/// The current version among a key's rows, which come newest first.
+pub fn current(rows: &[ObjectRow]) -> Option<&ObjectRow> {
+    // Tombstones of single versions say nothing of the others; a null tombstone is the newest null row.
+    let newest = rows.iter().find(|row| row.state != ObjectState::Tombstone || row.is_null)?;
+    newest.live().map(|_meta| newest)
+}
+
+/// Shared by the components that need the schema itself.
+pub type SharedObjectTable = Arc<ObjectTable>;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use garage_table::Schema;
+    use garage_types::codec::Unknown;
+    use garage_types::{BucketId, ObjectKey, Timestamp, VersionId};
+    use serde_bytes::ByteBuf;
+
+    use super::{
+        Condition, Content, ObjectMeta, ObjectRow, ObjectState, ObjectTable, Refusal, judge, judge_quotas, released_content,
+    };
+    use crate::bucket::Quotas;
+    use crate::counters::Counts;
+
+    fn row(key: &str, time: u64, version: u8, state: ObjectState) -> ObjectRow {
+        ObjectRow {
+            bucket: BucketId::from_bytes([1; 32]),
+            shard: 0,
+            key: ObjectKey::parse(key).unwrap(),
+            timestamp: Timestamp::from_millis(time),
+            version: VersionId::from_bytes([version; 32]),
+            is_null: true,
+            state,
+        }
+    }
+
+    fn meta(etag: &str, content: Content) -> ObjectMeta {
+        ObjectMeta {
+            size: 5,
+            etag: etag.to_owned(),
+            content,
+            headers: BTreeMap::new(),
+            checksum: None,
+            owner: None,
+            unknown: Unknown::new(),
+        }
+    }
+
+    #[test]
+    fn rows_sort_by_key_then_newest_first() {
+        let key = |row: &ObjectRow| ObjectTable::sort_key(row);
+        let a_old = row("a", 1, 9, ObjectState::Tombstone);
+        let a_new = row("a", 2, 0, ObjectState::Tombstone);
+        let a_tie = row("a", 2, 1, ObjectState::Tombstone);
+        let ab = row("ab", 9, 0, ObjectState::Tombstone);
+        assert!(key(&a_tie) < key(&a_new) && key(&a_new) < key(&a_old) && key(&a_old) < key(&ab));
+    }
+
+    #[test]
+    fn the_content_is_released_when_its_row_goes_and_only_then() {
+        let blocks = Content::Blocks { first: garage_types::BlockHash::of(b"x"), first_length: 1 };
+        let live = row("a", 1, 1, ObjectState::Live(Box::new(meta("e", blocks))));
+        let tombstone = ObjectRow { state: ObjectState::Tombstone, ..live.clone() };
+        let inline = row("a", 1, 1, ObjectState::Live(Box::new(meta("e", Content::Inline(ByteBuf::new())))));
+        assert!(released_content(Some(&live), None).is_some());
+        assert!(released_content(Some(&live), Some(&tombstone)).is_some());
+        assert!(released_content(Some(&live), Some(&live)).is_none());
+        assert!(released_content(Some(&tombstone), None).is_none());
+        assert!(released_content(Some(&inline), None).is_none());
+        assert!(released_content(None, Some(&live)).is_none());
+    }
+
+    #[test]
+    fn conditions_look_at_the_current_version() {
+        let current = meta("abc", Content::NotShown);
+        let if_match = |etag: &str| Condition { if_match: Some(vec![etag.to_owned()]), ..Condition::default() };
+        let if_none_match = |etag: &str| Condition { if_none_match: Some(vec![etag.to_owned()]), ..Condition::default() };
+        assert_eq!(judge(&if_match("abc"), Some(&current)), None);
+        assert_eq!(judge(&if_match("*"), Some(&current)), None);
+        assert_eq!(judge(&if_match("x"), Some(&current)), Some(Refusal::PreconditionFailed));
+        assert_eq!(judge(&if_match("*"), None), Some(Refusal::NoSuchKey));
+        assert_eq!(judge(&if_none_match("*"), Some(&current)), Some(Refusal::PreconditionFailed));
+        assert_eq!(judge(&if_none_match("x"), Some(&current)), None);
+        assert_eq!(judge(&if_none_match("*"), None), None);
+    }
+
+    #[test]
+    fn quotas_refuse_growth_only() {
+        let quotas = Quotas { size_bytes_max: Some(10), objects_max: Some(2) };
+        let counts = |objects, bytes| Counts { objects, bytes, ..Counts::default() };
+        assert_eq!(judge_quotas(&quotas, &counts(1, 5), &counts(1, 5)), None);
+        assert_eq!(judge_quotas(&quotas, &counts(2, 5), &counts(1, 1)), Some(Refusal::QuotaObjects));
+        assert_eq!(judge_quotas(&quotas, &counts(1, 5), &counts(0, 6)), Some(Refusal::QuotaBytes));
+        assert_eq!(judge_quotas(&quotas, &counts(9, 99), &counts(0, -1)), None);
+    }
+}

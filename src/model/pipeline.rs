@@ -1,0 +1,309 @@
+//! The one write pipeline: a body is cut into blocks, digested, hashed, compressed and stored, with a bounded number of blocks in
+//! flight. PutObject, UploadPart and the copies differ only in where the body comes from and what is committed at the end.
+//!
+//! Must stay true: nothing becomes visible here; on success every block, its reference and the rows that list it are durable at a
+//! write quorum; on failure the rows list all that was stored, so that giving up the version releases it.
+
+use std::collections::VecDeque;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
+use garage_types::{BlockHash, VersionId, offload};
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::blocks::Encoded;
+use crate::digest::{ChecksumAlgorithm, Digested, Digests, Expected};
+use crate::error::{ModelError, SourceError};
+use crate::garage::Garage;
+use crate::version::{Backlink, Piece, SEGMENT_PIECES_MAX, Segment, VersionContent, VersionRow};
+
+/// Blocks of one body that may be on their way at once.
+const BLOCKS_IN_FLIGHT: usize = 4;
+/// After how many new blocks the list of them is written.
+const PIECES_PER_WRITE: usize = 8;
+
+/// Where a body comes from.
+pub trait Source: Send + 'static {
+    /// The next bytes; `None` at the end, which must be the true end: a cut-off body is an error.
+    fn next(&mut self) -> BoxFuture<'_, Option<Result<Bytes, SourceError>>>;
+
+    /// What must be true of the whole body; called once, after its end.
+    fn expected(&mut self) -> Result<Expected, SourceError>;
+}
+
+/// The start of a body: all of it when it is small.
+pub(crate) enum Opening {
+    Whole(Bytes),
+    /// More than fits inline; reading goes on after these bytes.
+    Start(BytesMut),
+}
+
+/// Reads until the end or until there is more than `inline_max` bytes.
+pub(crate) async fn open(source: &mut dyn Source, inline_max: usize) -> Result<Opening, ModelError> {
+    let mut start = BytesMut::new();
+    while start.len() <= inline_max {
+        match source.next().await {
+            Some(bytes) => start.extend_from_slice(&bytes.map_err(ModelError::Source)?),
+            None => return Ok(Opening::Whole(start.freeze())),
+        }
+    }
+    Ok(Opening::Start(start))
+}
+
+/// What was stored of a body.
+#[derive(Clone, Debug)]
+pub(crate) struct StoredBody {
+    pub digested: Digested,
+    pub first: BlockHash,
+    pub first_length: u64,
+}
+
+/// How a body is to be stored.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub version: VersionId,
+    pub backlink: Backlink,
+    pub checksum: ChecksumAlgorithm,
+    pub size_max: u64,
+}
+
+type Step = BoxFuture<'static, Result<Done, ModelError>>;
+
+enum Done {
+    Encoded { index: usize, block: Encoded, permit: OwnedSemaphorePermit },
+    Stored,
+    Listed,
+}
+
+/// One body on its way into blocks.
+struct Pipeline {
+    garage: Garage,
+    plan: Plan,
+    digests: Option<Digests>,
+    /// What each block is, once encoded; in the order of the body.
+    pieces: VecDeque<Option<Piece>>,
+    /// Blocks before `pieces[0]`, whose rows are complete.
+    pieces_before: usize,
+    listed: usize,
+    steps: FuturesUnordered<Step>,
+    encoding: usize,
+    storing: usize,
+    first: Option<Piece>,
+    failure: Option<ModelError>,
+}
+
+/// Stores a body in blocks.
+///
+/// # Errors
+/// [`ModelError`]: the source's, a mismatch with what was announced, or a block that could not be stored.
+pub(crate) async fn store(
+    garage: Garage,
+    plan: Plan,
+    start: BytesMut,
+    mut source: Box<dyn Source>,
+) -> Result<StoredBody, ModelError> {
+    let mut pipeline = Pipeline {
+        digests: Some(Digests::new(plan.checksum)),
+        garage,
+        plan,
+        pieces: VecDeque::new(),
+        pieces_before: 0,
+        listed: 0,
+        steps: FuturesUnordered::new(),
+        encoding: 0,
+        storing: 0,
+        first: None,
+        failure: None,
+    };
+    let read = pipeline.read_all(start, &mut *source).await;
+    if let Err(error) = read {
+        pipeline.failure.get_or_insert(error);
+    }
+    pipeline.finish(&mut *source).await
+}
+
+impl Pipeline {
+    async fn read_all(&mut self, start: BytesMut, source: &mut dyn Source) -> Result<(), ModelError> {
+        let block_size = self.garage.0.settings.block_size;
+        let mut buffer = start;
+        let mut total = buffer.len() as u64;
+        loop {
+            while buffer.len() >= block_size {
+                let block = buffer.split_to(block_size).freeze();
+                self.push(block).await?;
+            }
+            // The steps go on while the next bytes are waited for.
+            let next = self.next_bytes(source).await?;
+            let Some(bytes) = next else { break };
+            total += bytes.len() as u64;
+            if total > self.plan.size_max {
+                return Err(ModelError::TooLarge { limit: self.plan.size_max });
+            }
+            buffer.reserve(block_size.saturating_sub(buffer.len()).max(bytes.len()));
+            buffer.extend_from_slice(&bytes);
+        }
+        if !buffer.is_empty() {
+            self.push(buffer.freeze()).await?;
+        }
+        Ok(())
+    }
+
+    async fn next_bytes(&mut self, source: &mut dyn Source) -> Result<Option<Bytes>, ModelError> {
+        let mut next = source.next();
+        loop {
+            if self.steps.is_empty() {
+                return next.await.transpose().map_err(ModelError::Source);
+            }
+            tokio::select! {
+                biased;
+                Some(done) = self.steps.next() => self.advance(done?)?,
+                bytes = &mut next => return bytes.transpose().map_err(ModelError::Source),
+            }
+        }
+    }
+
+    /// Sends a block on its way, after waiting for room.
+    async fn push(&mut self, block: Bytes) -> Result<(), ModelError> {
+        while self.encoding + self.storing >= BLOCKS_IN_FLIGHT {
+            let Some(done) = self.steps.next().await else { break };
+            self.advance(done?)?;
+        }
+        let permits = u32::try_from(block.len().div_ceil(1024)).unwrap_or(u32::MAX);
+        let permit =
+            self.garage.0.block_buffer.clone().acquire_many_owned(permits).await.map_err(|_closed| ModelError::ShuttingDown)?;
+        let index = self.pieces_before + self.pieces.len();
+        self.pieces.push_back(None);
+        self.encoding += 1;
+        let encode = self.garage.0.blocks.encode(block.clone());
+        self.steps.push(async move { Ok(Done::Encoded { index, block: encode.await?, permit }) }.boxed());
+        self.digest(block).await
+    }
+
+    /// Digests follow the order of the body: one at a time, beside the encoding of the same block.
+    async fn digest(&mut self, block: Bytes) -> Result<(), ModelError> {
+        let mut digests = self.digests.take().ok_or(ModelError::ShuttingDown)?;
+        let work = offload::offload(&*self.garage.0.offload, move || {
+            digests.update(&block);
+            digests
+        });
+        self.digests = Some(work.await.map_err(|_lost| ModelError::ShuttingDown)?);
+        Ok(())
+    }
+
+    fn advance(&mut self, done: Done) -> Result<(), ModelError> {
+        match done {
+            Done::Encoded { index, block, permit } => {
+                self.encoding -= 1;
+                self.storing += 1;
+                let piece = Piece::Block { hash: block.hash, length: block.plain_len };
+                if index == 0 {
+                    self.first = Some(piece.clone());
+                }
+                self.pieces[index - self.pieces_before] = Some(piece);
+                let (garage, version) = (self.garage.clone(), self.plan.version);
+                self.steps.push(
+                    async move {
+                        let stored = garage.0.blocks.put(block, version).await;
+                        drop(permit);
+                        stored.map(|()| Done::Stored)
+                    }
+                    .boxed(),
+                );
+                self.list_when_due();
+            }
+            Done::Stored => self.storing -= 1,
+            Done::Listed => {}
+        }
+        Ok(())
+    }
+
+    /// How many blocks from the start are known without a gap.
+    fn known(&self) -> usize {
+        self.pieces_before + self.pieces.iter().take_while(|piece| piece.is_some()).count()
+    }
+
+    fn list_when_due(&mut self) {
+        let known = self.known();
+        if known >= self.listed + PIECES_PER_WRITE || known == self.pieces_before + SEGMENT_PIECES_MAX {
+            self.list();
+        }
+    }
+
+    /// Writes the rows that list the known blocks.
+    fn list(&mut self) {
+        let known = self.known();
+        while self.listed < known {
+            let segment_start = self.listed - self.listed % SEGMENT_PIECES_MAX;
+            let segment_end = known.min(segment_start + SEGMENT_PIECES_MAX);
+            let range = segment_start - self.pieces_before..segment_end - self.pieces_before;
+            let pieces: Vec<Piece> = self.pieces.range(range).flatten().cloned().collect();
+            let row = segment_row(&self.plan, (segment_start / SEGMENT_PIECES_MAX) as u32, pieces);
+            let garage = self.garage.clone();
+            self.steps.push(async move { Ok(garage.0.versions.merge(&row).await.map(|()| Done::Listed)?) }.boxed());
+            self.listed = segment_end;
+            if segment_end == segment_start + SEGMENT_PIECES_MAX {
+                self.pieces.drain(..segment_end - self.pieces_before);
+                self.pieces_before = segment_end;
+            }
+        }
+    }
+
+    /// Waits for everything on its way, lists what was stored, and judges the whole.
+    async fn finish(mut self, source: &mut dyn Source) -> Result<StoredBody, ModelError> {
+        loop {
+            if self.encoding == 0 && self.listed < self.known() {
+                self.list();
+            }
+            let Some(done) = self.steps.next().await else { break };
+            if let Err(error) = done.and_then(|done| self.advance(done)) {
+                // A failed step leaves its counter as it is; with nothing left on its way that no longer matters.
+                self.encoding = 0;
+                self.failure.get_or_insert(error);
+            }
+        }
+        if let Some(failure) = self.failure {
+            return Err(failure);
+        }
+        let digested = self.digests.ok_or(ModelError::ShuttingDown)?.finish();
+        source.expected().map_err(ModelError::Source)?.check(&digested)?;
+        match self.first {
+            Some(Piece::Block { hash, length }) => Ok(StoredBody { digested, first: hash, first_length: length }),
+            _ => Err(ModelError::Damaged("a body was stored without a block".to_owned())),
+        }
+    }
+}
+
+fn segment_row(plan: &Plan, index: u32, pieces: Vec<Piece>) -> VersionRow {
+    let segment = Segment { index, backlink: plan.backlink.clone(), pieces, deleted: false };
+    VersionRow { version: plan.version, content: VersionContent::Segment(segment) }
+}
+
+/// A body that is in memory already.
+pub struct InMemory {
+    bytes: Option<Bytes>,
+    expected: Expected,
+}
+
+impl InMemory {
+    pub fn new(bytes: impl Into<Bytes>) -> Self {
+        InMemory { bytes: Some(bytes.into()), expected: Expected::default() }
+    }
+
+    #[must_use]
+    pub fn expecting(self, expected: Expected) -> Self {
+        InMemory { expected, ..self }
+    }
+}
+
+impl Source for InMemory {
+    fn next(&mut self) -> BoxFuture<'_, Option<Result<Bytes, SourceError>>> {
+        let bytes = self.bytes.take();
+        async move { bytes.map(Ok) }.boxed()
+    }
+
+    fn expected(&mut self) -> Result<Expected, SourceError> {
+        Ok(std::mem::take(&mut self.expected))
+    }
+}

@@ -1,0 +1,320 @@
+//! Writing and deleting objects: from the pipeline's result to the row that makes it visible.
+//!
+//! The timestamp is taken at completion. An owner that knows something at least as new answers `Behind T`; the write then repeats
+//! with T + 1. Since a version id belongs to one row at one timestamp, what has blocks repeats under a new version id, after the
+//! references were registered again under it.
+
+use std::collections::BTreeMap;
+
+use bytes::{Bytes, BytesMut};
+use futures_channel::oneshot;
+use futures_util::FutureExt;
+use garage_table::Schema;
+use garage_table::wire::{Mode, Verdict};
+use garage_types::codec::{self, Unknown};
+use garage_types::{BucketId, KeyId, ObjectKey, Timestamp, UploadId, VersionId};
+
+use crate::block_ref::{BlockRefRow, BlockRefTable};
+use crate::digest::{Checksum, ChecksumAlgorithm, Digests};
+use crate::error::ModelError;
+use crate::garage::Garage;
+use crate::object::{Condition, Content, ObjectMeta, ObjectRow, ObjectState, ObjectTable, Refusal};
+use crate::pipeline::{self, Opening, Plan, Source, StoredBody};
+use crate::upload::{SimpleUpload, UploadRow, UploadState, UploadTable};
+use crate::version::{Backlink, Piece, Segment, VersionContent, VersionRow};
+
+/// Largest body of a single PUT, as AWS has it.
+pub const PUT_SIZE_MAX: u64 = 5 << 30;
+/// How often a write is repeated because of newer ones before the client is told to try again.
+const ATTEMPTS_MAX: usize = 16;
+
+/// What the writer may demand of the object that is there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Preconditions {
+    /// ETags without quotes, or `*`.
+    pub if_match: Option<Vec<String>>,
+    pub if_none_match: Option<Vec<String>>,
+}
+
+impl Preconditions {
+    pub fn is_empty(&self) -> bool {
+        self.if_match.is_none() && self.if_none_match.is_none()
+    }
+}
+
+/// An object to be written, apart from its bytes.
+#[derive(Clone, Debug)]
+pub struct PutObject {
+    pub bucket: BucketId,
+    pub key: ObjectKey,
+    /// Lower-case names.
+    pub headers: BTreeMap<String, String>,
+    /// The checksum to compute and keep; AWS's default is CRC64NVME.
+    pub checksum: ChecksumAlgorithm,
+    pub owner: Option<KeyId>,
+    pub preconditions: Preconditions,
+}
+
+/// What was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    pub etag: String,
+    pub checksum: Option<Checksum>,
+    pub size: u64,
+    pub timestamp: Timestamp,
+}
+
+/// A version ready to become visible.
+struct Ready<'a> {
+    put: &'a PutObject,
+    meta: ObjectMeta,
+    upload: Option<UploadRow>,
+}
+
+impl Garage {
+    /// Stores an object.
+    ///
+    /// # Errors
+    /// [`ModelError`]; nothing is visible then, and what was stored is released.
+    pub async fn put_object(&self, put: PutObject, mut source: Box<dyn Source>) -> Result<Written, ModelError> {
+        self.check_conditions_available(&put)?;
+        match pipeline::open(&mut *source, self.0.settings.inline_max).await? {
+            Opening::Whole(body) => self.put_inline(&put, body, &mut *source).await,
+            Opening::Start(start) => {
+                // In a task of its own: a client that hangs up must not stop us halfway through cleaning up.
+                let (done, result) = oneshot::channel();
+                let garage = self.clone();
+                let task = async move {
+                    // Nobody waits any more when the client is gone.
+                    drop(done.send(garage.put_blocks(put, start, source).await));
+                };
+                self.0.cluster.spawn().spawn("put object", task.boxed());
+                result.await.map_err(|_cancelled| ModelError::ShuttingDown)?
+            }
+        }
+    }
+
+    fn check_conditions_available(&self, put: &PutObject) -> Result<(), ModelError> {
+        let placement = crate::object::IndexShard { bucket: put.bucket, shard: 0 }.placement();
+        if put.preconditions.is_empty() || self.0.cluster.decides_alone(&placement) {
+            Ok(())
+        } else {
+            Err(ModelError::ConditionalWriteUnavailable)
+        }
+    }
+
+    async fn put_inline(&self, put: &PutObject, body: Bytes, source: &mut dyn Source) -> Result<Written, ModelError> {
+        let mut digests = Digests::new(put.checksum);
+        digests.update(&body);
+        let digested = digests.finish();
+        source.expected().map_err(ModelError::Source)?.check(&digested)?;
+        let etag = digested.etag();
+        let meta = self.meta(put, digested.length, etag, Some(digested.checksum), Content::Inline(body.to_vec().into()));
+        self.commit(Ready { put, meta, upload: None }).await
+    }
+
+    fn meta(&self, put: &PutObject, size: u64, etag: String, checksum: Option<Checksum>, content: Content) -> ObjectMeta {
+        ObjectMeta {
+            size,
+            etag,
+            content,
+            headers: put.headers.clone(),
+            checksum,
+            owner: put.owner.clone(),
+            unknown: Unknown::new(),
+        }
+    }
+
+    async fn put_blocks(&self, put: PutObject, start: BytesMut, source: Box<dyn Source>) -> Result<Written, ModelError> {
+        let version = VersionId::random(&*self.0.random);
+        let upload = self.simple_upload(&put, version);
+        let plan = Plan {
+            version,
+            backlink: Backlink { bucket: put.bucket, key: put.key.clone() },
+            checksum: put.checksum,
+            size_max: PUT_SIZE_MAX,
+        };
+        // The upload row goes beside the blocks: it must be durable before the object row, not before the first block.
+        let begin = async { won(self.0.uploads.commit(&upload).await?) };
+        let (begun, stored) = futures_util::future::join(begin, pipeline::store(self.clone(), plan, start, source)).await;
+        let result = match (begun, stored) {
+            (Ok(()), Ok(stored)) => self.commit_blocks(&put, &upload, stored).await,
+            (Err(error), _) | (_, Err(error)) => Err(error),
+        };
+        if result.is_err() {
+            self.abort_upload_row(&upload).await;
+        }
+        result
+    }
+
+    fn simple_upload(&self, put: &PutObject, version: VersionId) -> UploadRow {
+        let simple = SimpleUpload {
+            version,
+            coordinator: self.0.cluster.node_id(),
+            incarnation: self.0.settings.incarnation,
+            unknown: Unknown::new(),
+        };
+        UploadRow {
+            bucket: put.bucket,
+            shard: 0,
+            key: put.key.clone(),
+            id: UploadId::random(&*self.0.random),
+            started: self.0.clock.now(),
+            state: UploadState::Simple(simple),
+        }
+    }
+
+    async fn commit_blocks(&self, put: &PutObject, upload: &UploadRow, stored: StoredBody) -> Result<Written, ModelError> {
+        let StoredBody { digested, first, first_length } = stored;
+        let etag = digested.etag();
+        let content = Content::Blocks { first, first_length };
+        let meta = self.meta(put, digested.length, etag, Some(digested.checksum), content);
+        self.commit(Ready { put, meta, upload: Some(upload.clone()) }).await
+    }
+
+    /// Gives up an unfinished write. What fails here is found again: the row stays open, and its coordinator will have restarted.
+    async fn abort_upload_row(&self, upload: &UploadRow) {
+        let aborted = self.0.uploads.commit(&upload.with_state(UploadState::Aborted)).await;
+        if let Err(error) = aborted {
+            tracing::warn!(bucket = %upload.bucket, upload = %upload.id, %error, "an unfinished upload could not be given up yet");
+        }
+    }
+
+    /// Writes the row that makes a version visible.
+    async fn commit(&self, ready: Ready<'_>) -> Result<Written, ModelError> {
+        let Ready { put, meta, mut upload } = ready;
+        let condition = self.condition(put).await?;
+        let mut version = match &upload {
+            Some(UploadRow { state: UploadState::Simple(simple), .. }) => simple.version,
+            _ => VersionId::random(&*self.0.random),
+        };
+        let mut at_least = Timestamp::ZERO;
+        for _attempt in 0..ATTEMPTS_MAX {
+            let timestamp = self.0.clock.now().max(at_least);
+            let row = object_row(put, timestamp, version, ObjectState::Live(Box::new(meta.clone())));
+            match self.commit_row(&row, upload.as_ref(), condition.as_ref()).await? {
+                Verdict::Won => {
+                    return Ok(Written { etag: meta.etag, checksum: meta.checksum, size: meta.size, timestamp });
+                }
+                Verdict::Behind(newest) => at_least = newest.next(),
+                Verdict::Refused(reason) => return Err(refused(&reason)),
+            }
+            if let Some(old) = &upload {
+                // Owners that stored the row may have released the version when the newer row came: take a fresh one.
+                let fresh = self.register_again(put, version).await?;
+                version = fresh.version()?;
+                self.abort_upload_row(old).await;
+                upload = Some(fresh.upload);
+            }
+        }
+        Err(ModelError::Conflict("too many other writes to the same key at this moment; try again".to_owned()))
+    }
+
+    async fn commit_row(
+        &self,
+        row: &ObjectRow,
+        upload: Option<&UploadRow>,
+        condition: Option<&Condition>,
+    ) -> Result<Verdict, ModelError> {
+        let mut entry = ObjectTable::entry(row, Mode::Commit);
+        entry.condition = condition.map(|condition| codec::encode(condition).into());
+        let mut entries = vec![entry];
+        if let Some(upload) = upload {
+            entries.push(UploadTable::entry(&upload.with_state(UploadState::Done), Mode::Commit));
+        }
+        Ok(self.0.objects.write(row.index().placement(), entries).await?)
+    }
+
+    async fn condition(&self, put: &PutObject) -> Result<Option<Condition>, ModelError> {
+        let quotas = *self.bucket(put.bucket).await?.state.quotas.get();
+        let Preconditions { if_match, if_none_match } = put.preconditions.clone();
+        let condition = Condition { if_match, if_none_match, quotas };
+        Ok((condition != Condition::default()).then_some(condition))
+    }
+
+    /// Registers the content of a version under a fresh id: references first, then the rows that list them.
+    async fn register_again(&self, put: &PutObject, old: VersionId) -> Result<Fresh, ModelError> {
+        let version = VersionId::random(&*self.0.random);
+        let upload = self.simple_upload(put, version);
+        won(self.0.uploads.commit(&upload).await?)?;
+        let backlink = Backlink { bucket: put.bucket, key: put.key.clone() };
+        for segment in self.segments(old).await? {
+            let row =
+                Segment { index: segment.index, backlink: backlink.clone(), pieces: segment.pieces.clone(), deleted: false };
+            self.0.versions.merge(&VersionRow { version, content: VersionContent::Segment(row) }).await?;
+            for piece in &segment.pieces {
+                if let Piece::Block { hash, .. } = piece {
+                    let entry = BlockRefTable::entry(&BlockRefRow::live(*hash, version), Mode::Replicate);
+                    won(self.0.versions.write((*hash).into(), vec![entry]).await?)?;
+                }
+            }
+        }
+        Ok(Fresh { upload })
+    }
+
+    /// Deletes an object. There need not be one.
+    ///
+    /// # Errors
+    /// [`ModelError`]; the deletion may then have reached some of the owners.
+    pub async fn delete_object(&self, bucket: BucketId, key: &ObjectKey, preconditions: Preconditions) -> Result<(), ModelError> {
+        let put = PutObject {
+            bucket,
+            key: key.clone(),
+            headers: BTreeMap::new(),
+            checksum: ChecksumAlgorithm::Crc64Nvme,
+            owner: None,
+            preconditions,
+        };
+        self.check_conditions_available(&put)?;
+        let condition = if put.preconditions.is_empty() { None } else { self.condition(&put).await? };
+        let mut at_least = Timestamp::ZERO;
+        for _attempt in 0..ATTEMPTS_MAX {
+            let timestamp = self.0.clock.now().max(at_least);
+            let row = object_row(&put, timestamp, VersionId::random(&*self.0.random), ObjectState::Tombstone);
+            match self.commit_row(&row, None, condition.as_ref()).await? {
+                Verdict::Won => return Ok(()),
+                Verdict::Behind(newest) => at_least = newest.next(),
+                Verdict::Refused(reason) => return Err(refused(&reason)),
+            }
+        }
+        Err(ModelError::Conflict("too many other writes to the same key at this moment; try again".to_owned()))
+    }
+}
+
+struct Fresh {
+    upload: UploadRow,
+}
+
+impl Fresh {
+    fn version(&self) -> Result<VersionId, ModelError> {
+        match &self.upload.state {
+            UploadState::Simple(simple) => Ok(simple.version),
+            UploadState::Aborted | UploadState::Done => Err(ModelError::NoSuchUpload),
+        }
+    }
+}
+
+fn object_row(put: &PutObject, timestamp: Timestamp, version: VersionId, state: ObjectState) -> ObjectRow {
+    ObjectRow { bucket: put.bucket, shard: 0, key: put.key.clone(), timestamp, version, is_null: true, state }
+}
+
+/// For commits that only a refusal can stop.
+fn won(verdict: Verdict) -> Result<(), ModelError> {
+    match verdict {
+        Verdict::Won => Ok(()),
+        Verdict::Refused(reason) => Err(refused(&reason)),
+        Verdict::Behind(_) => Err(ModelError::Conflict("the row was changed at this moment; try again".to_owned())),
+    }
+}
+
+fn refused(reason: &[u8]) -> ModelError {
+    match codec::decode::<Refusal>(reason) {
+        Ok(Refusal::PreconditionFailed) => ModelError::PreconditionFailed,
+        Ok(Refusal::NoSuchKey) => ModelError::NoSuchKey,
+        Ok(Refusal::NoSuchBucket) => ModelError::NoSuchBucket(String::new()),
+        Ok(Refusal::NoSuchUpload) => ModelError::NoSuchUpload,
+        Ok(Refusal::QuotaObjects) => ModelError::QuotaObjects,
+        Ok(Refusal::QuotaBytes) => ModelError::QuotaBytes,
+        Err(error) => ModelError::Damaged(format!("an owner's refusal: {error}")),
+    }
+}

@@ -1,0 +1,229 @@
+//! The version table: which blocks make up a content. Rows of at most [`SEGMENT_PIECES_MAX`] pieces, so that no row grows with
+//! the object.
+//!
+//! A content is deleted by one mark at the front of its placement; each owner then releases, in the transaction that stores the
+//! mark, every piece it knows, and every piece it learns of later. Version ids are never used twice, so a mark never hits anything
+//! else.
+
+use garage_table::error::TableError;
+use garage_table::schema::{Admission, Admit};
+use garage_table::store::RowTransaction;
+use garage_table::wire::{Entry, Mode, TableId};
+use garage_table::{Replication, Schema};
+use garage_types::codec::Format;
+use garage_types::crdt::Crdt;
+use garage_types::{BlockHash, BucketId, ObjectKey, Placement, VersionId};
+use serde::{Deserialize, Serialize};
+
+use crate::block_ref::{BlockRefRow, BlockRefTable};
+use crate::table_ids;
+
+/// Pieces in one row.
+pub const SEGMENT_PIECES_MAX: usize = 1000;
+
+/// Something a content is made of, in order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Piece {
+    #[serde(rename = "b")]
+    Block {
+        #[serde(rename = "h")]
+        hash: BlockHash,
+        /// Bytes of plain content.
+        #[serde(rename = "l")]
+        length: u64,
+    },
+    /// A finished part of a multipart upload, with a content of its own.
+    #[serde(rename = "p")]
+    Part {
+        #[serde(rename = "n")]
+        number: u32,
+        #[serde(rename = "v")]
+        version: VersionId,
+        #[serde(rename = "l")]
+        length: u64,
+        /// Base64 of the part's checksum, of the algorithm of the upload.
+        #[serde(rename = "c", default, skip_serializing_if = "Option::is_none")]
+        checksum: Option<String>,
+    },
+}
+
+impl Piece {
+    pub fn length(&self) -> u64 {
+        match self {
+            Piece::Block { length, .. } | Piece::Part { length, .. } => *length,
+        }
+    }
+}
+
+/// What a content belongs to, for operators who look at a block.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Backlink {
+    #[serde(rename = "b")]
+    pub bucket: BucketId,
+    #[serde(rename = "k")]
+    pub key: ObjectKey,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VersionRow {
+    #[serde(rename = "v")]
+    pub version: VersionId,
+    #[serde(rename = "s")]
+    pub content: VersionContent,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VersionContent {
+    /// The whole version is deleted.
+    #[serde(rename = "d")]
+    Deleted,
+    #[serde(rename = "g")]
+    Segment(Segment),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Segment {
+    /// From zero on.
+    #[serde(rename = "i")]
+    pub index: u32,
+    #[serde(rename = "l")]
+    pub backlink: Backlink,
+    /// Only ever grows; emptied when the version is deleted.
+    #[serde(rename = "p")]
+    pub pieces: Vec<Piece>,
+    #[serde(rename = "d", default, skip_serializing_if = "std::ops::Not::not")]
+    pub deleted: bool,
+}
+
+impl VersionRow {
+    pub fn deleted(version: VersionId) -> Self {
+        VersionRow { version, content: VersionContent::Deleted }
+    }
+}
+
+impl Format for VersionRow {
+    const TAG: &'static str = "ver1";
+}
+
+impl Crdt for VersionRow {
+    fn merge(&mut self, other: &Self) {
+        let (VersionContent::Segment(mine), VersionContent::Segment(theirs)) = (&mut self.content, &other.content) else {
+            return;
+        };
+        mine.deleted |= theirs.deleted;
+        if mine.deleted {
+            mine.pieces.clear();
+        } else if theirs.pieces.len() > mine.pieces.len() {
+            mine.pieces.clone_from(&theirs.pieces);
+        }
+    }
+}
+
+const DELETED_KEY: u8 = 0;
+const SEGMENT_KEY: u8 = 1;
+
+/// The deletions that follow when `pieces` of a deleted version are given up.
+pub fn releases(version: VersionId, pieces: &[Piece]) -> Vec<Entry> {
+    let release = |piece: &Piece| match piece {
+        Piece::Block { hash, .. } => BlockRefTable::entry(&BlockRefRow::released(*hash, version), Mode::Replicate),
+        Piece::Part { version, .. } => VersionTable::entry(&VersionRow::deleted(*version), Mode::Replicate),
+    };
+    pieces.iter().map(release).collect()
+}
+
+/// The version table.
+#[derive(Debug, Default)]
+pub struct VersionTable;
+
+impl VersionTable {
+    fn is_deleted(tx: &RowTransaction<'_, '_>, version: VersionId) -> Result<bool, TableError> {
+        Ok(tx.row::<VersionTable>(&version.into(), &[DELETED_KEY])?.is_some())
+    }
+}
+
+impl Schema for VersionTable {
+    const ID: TableId = table_ids::VERSION;
+    const NAME: &'static str = "version";
+    const REPLICATION: Replication = Replication::Sharded;
+    type Row = VersionRow;
+
+    fn placement(row: &VersionRow) -> Placement {
+        row.version.into()
+    }
+
+    fn sort_key(row: &VersionRow) -> Vec<u8> {
+        match &row.content {
+            VersionContent::Deleted => vec![DELETED_KEY],
+            VersionContent::Segment(segment) => {
+                let mut key = vec![SEGMENT_KEY];
+                key.extend_from_slice(&segment.index.to_be_bytes());
+                key
+            }
+        }
+    }
+
+    fn admit(&self, tx: &mut RowTransaction<'_, '_>, row: &mut VersionRow, _how: Admit<'_>) -> Result<Admission, TableError> {
+        let VersionContent::Segment(segment) = &mut row.content else { return Ok(Admission::Merge) };
+        if !segment.deleted && Self::is_deleted(tx, row.version)? {
+            // The deletion overtook this piece of the content: release what it names, keep nothing of it.
+            segment.deleted = true;
+            for entry in releases(row.version, &std::mem::take(&mut segment.pieces)) {
+                tx.enqueue(&entry)?;
+            }
+        }
+        Ok(Admission::Merge)
+    }
+
+    fn changed(
+        &self,
+        tx: &mut RowTransaction<'_, '_>,
+        old: Option<&VersionRow>,
+        new: Option<&VersionRow>,
+    ) -> Result<(), TableError> {
+        if let Some(VersionRow { content: VersionContent::Segment(segment), .. }) = old
+            && let Some(VersionRow { version, content: VersionContent::Segment(now) }) = new
+            && now.deleted
+            && !segment.deleted
+        {
+            for entry in releases(*version, &segment.pieces) {
+                tx.enqueue(&entry)?;
+            }
+        }
+        let (None, Some(VersionRow { version, content: VersionContent::Deleted })) = (old, new) else { return Ok(()) };
+        for mut row in tx.rows_with_prefix::<VersionTable>(&(*version).into(), &[SEGMENT_KEY])? {
+            let VersionContent::Segment(segment) = &mut row.content else { continue };
+            segment.deleted = true;
+            segment.pieces.clear();
+            tx.apply(&VersionTable::entry(&row, Mode::Replicate))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use garage_types::crdt::Crdt;
+    use garage_types::{BlockHash, BucketId, ObjectKey, VersionId};
+    use proptest::prelude::{any, prop, proptest};
+
+    use super::{Backlink, Piece, Segment, VersionContent, VersionRow};
+
+    fn segment(pieces: usize, deleted: bool) -> VersionRow {
+        let block = |index: usize| Piece::Block { hash: BlockHash::of(&[index as u8]), length: 1 };
+        let backlink = Backlink { bucket: BucketId::from_bytes([1; 32]), key: ObjectKey::parse("k").unwrap() };
+        let pieces = if deleted { Vec::new() } else { (0..pieces).map(block).collect() };
+        let segment = Segment { index: 0, backlink, pieces, deleted };
+        VersionRow { version: VersionId::from_bytes([2; 32]), content: VersionContent::Segment(segment) }
+    }
+
+    proptest! {
+        #[test]
+        fn segments_merge_alike_in_any_order(v in prop::array::uniform3((0usize..4, any::<bool>()))) {
+            let [a, b, c] = v.map(|(pieces, deleted)| segment(pieces, deleted));
+            let join = |x: &VersionRow, y: &VersionRow| { let mut out = x.clone(); out.merge(y); out };
+            assert_eq!(join(&a, &b), join(&b, &a));
+            assert_eq!(join(&join(&a, &b), &c), join(&a, &join(&b, &c)));
+            assert_eq!(join(&a, &a), a);
+        }
+    }
+}
