@@ -1,0 +1,38 @@
+//! The body of a request: a bounded stream of verified bytes.
+//!
+//! Invariants: a signed chunk is handed out only once its signature was checked; the stream ends with `None` only if
+//! everything the client promised came and agreed (length, digest, last chunk, trailers) and nothing came after it, so a cut
+//! upload can never look complete; at most [`BodyLimits::chunk_bytes_max`] bytes are held back, whatever the client sends.
+//!
+//! hyper answers `Expect: 100-continue` at the first [`Payload::next`]: nothing may read before the request is allowed.
+
+mod chunked;
+mod error;
+mod line;
+mod payload;
+mod plain;
+
+pub use chunked::{ChunkedDecoder, ChunkedSpec};
+pub use error::BodyError;
+pub use payload::{BodyLimits, Payload};
+
+/// One header sent after the body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trailer {
+    /// Lowercase.
+    pub name: String,
+    pub value: String,
+}
+
+/// What `Content-Encoding` says besides `aws-chunked`, which ends with the transfer and is no property of the object.
+pub fn stored_content_encoding(header: &str) -> Option<String> {
+    let kept: Vec<&str> = header
+        .split(',')
+        .map(str::trim)
+        .filter(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case("aws-chunked"))
+        .collect();
+    (!kept.is_empty()).then(|| kept.join(","))
+}
+
+#[cfg(test)]
+mod tests;

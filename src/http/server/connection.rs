@@ -1,0 +1,123 @@
+//! One connection, from its first byte to its last.
+
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::panic::AssertUnwindSafe;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Either, select};
+use hyper::body::Incoming;
+use hyper::header::HeaderValue;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::{OwnedSemaphorePermit, watch};
+
+use super::patient::Patient;
+use super::{Peer, Service, Shared};
+use crate::error::{ErrorReply, REQUEST_ID_HEADER, ReplyContext};
+use crate::reply::ReplyBody;
+use crate::request_id::RequestId;
+
+/// After the last reply, how long and how much a client that is still sending may go on, so that it reads that reply.
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_BYTES_MAX: usize = 1024 * 1024;
+
+/// Serves one connection. `on_close` ends (its sender is dropped) when the server stops; `_place` is held to the end.
+pub(super) async fn run<S: Service + ?Sized>(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    peer: Peer,
+    shared: Arc<Shared<S>>,
+    on_close: watch::Receiver<()>,
+    _place: OwnedSemaphorePermit,
+) {
+    let io = TokioIo::new(Patient::new(stream, shared.limits.write_idle));
+    let handler = service_fn(|request| {
+        let reply: BoxFuture<'static, Result<Response<ReplyBody>, Infallible>> =
+            answer(request, peer, shared.clone()).map(Ok).boxed();
+        reply
+    });
+    let mut connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(shared.limits.head_timeout)
+        .max_header_size(shared.limits.head_bytes_max)
+        .max_headers(shared.limits.header_count_max)
+        .max_buf_size(shared.limits.buffer_bytes_max)
+        .serve_connection(io, handler);
+    // A scope of its own: afterwards the connection is taken apart.
+    let ended = {
+        let serving = pin!(poll_fn(|cx| connection.poll_without_shutdown(cx)));
+        match select(serving, pin!(closed(on_close))).await {
+            Either::Left((ended, _)) => Some(ended),
+            Either::Right(_) => None,
+        }
+    };
+    let ended = match ended {
+        Some(ended) => ended,
+        None => {
+            Pin::new(&mut connection).graceful_shutdown();
+            poll_fn(|cx| connection.poll_without_shutdown(cx)).await
+        }
+    };
+    match ended {
+        Ok(()) => linger(connection.into_parts().io.into_inner()).await,
+        // Time-outs, resets, malformed requests: the client's side, and no reason for alarm.
+        Err(error) => tracing::debug!(%peer, error = &error as &dyn std::error::Error, "connection ended"),
+    }
+}
+
+async fn closed(mut on_close: watch::Receiver<()>) {
+    // Nothing is ever sent; the only change is that the sender goes.
+    while on_close.changed().await.is_ok() {}
+}
+
+/// Closes our direction and reads a little of what is still coming: closing with unread data would reset the connection,
+/// and the client could lose the reply that tells it why.
+async fn linger(mut io: impl AsyncRead + AsyncWrite + Unpin) {
+    let until_quiet = async {
+        io.shutdown().await?;
+        let mut scrap = vec![0; 8192];
+        let mut left = LINGER_BYTES_MAX;
+        loop {
+            let read = io.read(&mut scrap).await?;
+            left = left.saturating_sub(read);
+            if read == 0 || left == 0 {
+                return Ok::<(), std::io::Error>(());
+            }
+        }
+    };
+    match tokio::time::timeout(LINGER, until_quiet).await {
+        Ok(Ok(())) | Err(_) => (),
+        Ok(Err(error)) => tracing::trace!(%error, "the client closed first"),
+    }
+}
+
+/// Runs the handler, and makes a reply of whatever becomes of it.
+async fn answer<S: Service + ?Sized>(mut request: Request<Incoming>, peer: Peer, shared: Arc<Shared<S>>) -> Response<ReplyBody> {
+    let started = Instant::now();
+    let request_id = RequestId::random(&*shared.random);
+    request.extensions_mut().insert(request_id);
+    let method = request.method().clone();
+    // Without the query, which may hold a signature.
+    let path = request.uri().path().to_owned();
+    let service = shared.service.clone();
+    // The call itself may panic too, before there is a future.
+    let called = AssertUnwindSafe(async move { service.call(request, peer).await }).catch_unwind().await;
+    let mut reply = called.unwrap_or_else(|_panic| {
+        // The panic hook has printed the message and the place.
+        tracing::error!(%request_id, %method, path, "a handler panicked");
+        ErrorReply::internal().on(&path).render(&ReplyContext { method: &method, request_id, host_id: "" })
+    });
+    if !reply.headers().contains_key(REQUEST_ID_HEADER) {
+        let id = HeaderValue::from_str(&request_id.to_string()).expect("hexadecimal digits fit a header");
+        reply.headers_mut().insert(REQUEST_ID_HEADER, id);
+    }
+    let elapsed_ms = started.elapsed().as_millis() as u64;
+    tracing::debug!(%request_id, %peer, %method, path, status = reply.status().as_u16(), elapsed_ms, "request");
+    reply
+}

@@ -1,0 +1,139 @@
+//! The HTTP/1.1 server every frontend runs on, over TCP or a Unix socket.
+//!
+//! Invariants: connections, headers and waiting times are bounded ([`ServerLimits`]); every reply has `x-amz-request-id`; a
+//! panic in a handler is a 500 and costs one request; a body that breaks off aborts its connection, so that the client sees
+//! a truncated reply. Bodies of requests are bounded by who reads them ([`crate::body::BodyLimits`]).
+
+mod connection;
+mod listener;
+mod patient;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use garage_types::Random;
+use hyper::body::Incoming;
+use hyper::{Request, Response};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+
+use crate::reply::ReplyBody;
+
+pub use listener::{BindAddress, BindError, Listener, Peer, bind};
+
+/// What answers requests: one frontend.
+pub trait Service: Send + Sync + 'static {
+    /// The request carries its [`crate::RequestId`] as an extension.
+    fn call(self: Arc<Self>, request: Request<Incoming>, peer: Peer) -> BoxFuture<'static, Response<ReplyBody>>;
+}
+
+/// Bounds on what clients may cost.
+#[derive(Debug, Clone, Copy)]
+pub struct ServerLimits {
+    /// From the readiness to read a request until its head is complete: bounds slow heads and idle connections alike.
+    pub head_timeout: Duration,
+    /// How long a client may accept no byte of a reply.
+    pub write_idle: Duration,
+    /// Request line and headers.
+    pub head_bytes_max: usize,
+    pub header_count_max: usize,
+    /// Beyond these, clients wait to be accepted.
+    pub connections_max: usize,
+    /// Bytes a connection buffers in each direction; grows with the traffic.
+    pub buffer_bytes_max: usize,
+    /// How long requests in flight may still take once the server is told to stop.
+    pub drain: Duration,
+}
+
+impl Default for ServerLimits {
+    fn default() -> Self {
+        ServerLimits {
+            head_timeout: Duration::from_secs(60),
+            write_idle: Duration::from_secs(60),
+            head_bytes_max: 32 * 1024,
+            header_count_max: 128,
+            connections_max: 4096,
+            buffer_bytes_max: 128 * 1024,
+            drain: Duration::from_secs(30),
+        }
+    }
+}
+
+/// How a server ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Drained {
+    /// Connections cut because they outlasted [`ServerLimits::drain`].
+    pub cut: usize,
+}
+
+/// Everything a connection needs, shared by all.
+struct Shared<S: ?Sized> {
+    service: Arc<S>,
+    limits: ServerLimits,
+    random: Arc<dyn Random>,
+}
+
+/// Serves until `stop` is ready; then accepts no more, lets requests in flight finish, and closes.
+///
+/// `random`: makes the request ids.
+pub async fn serve<S: Service + ?Sized>(
+    listener: Listener,
+    service: Arc<S>,
+    limits: ServerLimits,
+    random: Arc<dyn Random>,
+    stop: impl Future<Output = ()>,
+) -> Drained {
+    let shared = Arc::new(Shared { service, limits, random });
+    let places = Arc::new(Semaphore::new(limits.connections_max));
+    let (closing, on_close) = watch::channel(());
+    let mut connections = JoinSet::new();
+    let mut stop = std::pin::pin!(stop);
+    loop {
+        let accepted = tokio::select! {
+            () = &mut stop => break,
+            accepted = accept(&listener, &places) => accepted,
+        };
+        connections.spawn(connection::run(accepted.stream, accepted.peer, shared.clone(), on_close.clone(), accepted.place));
+        while connections.try_join_next().is_some() {}
+    }
+    drop(listener);
+    drop(closing);
+    drain(connections, limits.drain).await
+}
+
+struct Accepted {
+    stream: listener::Stream,
+    peer: Peer,
+    place: tokio::sync::OwnedSemaphorePermit,
+}
+
+/// Waits for a place first, so that clients beyond the bound stay in the kernel's queue.
+async fn accept(listener: &Listener, places: &Arc<Semaphore>) -> Accepted {
+    let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => return Accepted { stream, peer, place },
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                // Out of file descriptors, most likely: asking again at once would spin until one is closed.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+async fn drain(mut connections: JoinSet<()>, patience: Duration) -> Drained {
+    let all_done = async { while connections.join_next().await.is_some() {} };
+    // What is left after the deadline is counted and cut below.
+    if tokio::time::timeout(patience, all_done).await.is_err() {
+        tracing::warn!(connections = connections.len(), "cutting connections that outlast the shutdown");
+    }
+    let cut = connections.len();
+    connections.shutdown().await;
+    Drained { cut }
+}
+
+#[cfg(test)]
+mod tests;
