@@ -1,0 +1,263 @@
+//! The errors of S3, with the codes and statuses that AWS documents.
+
+use garage_http::body::BodyError;
+use garage_http::sigv4::AuthError;
+use garage_http::{ErrorReply, HeadError};
+use garage_model::ModelError;
+use garage_model::workers::chain;
+use garage_types::names::ObjectKeyError;
+use hyper::StatusCode;
+use hyper::header::HeaderValue;
+
+macro_rules! codes {
+    ($($name:ident = $status:literal, $message:literal;)*) => {
+        /// An error code of S3. Source: AWS, "Error responses", and what AWS's own SDKs expect.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Code { $($name),* }
+
+        impl Code {
+            /// As it stands in `<Code>`.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Code::$name => stringify!($name)),* }
+            }
+
+            pub fn status(self) -> StatusCode {
+                let number = match self { $(Code::$name => $status),* };
+                StatusCode::from_u16(number).expect("the table holds valid statuses")
+            }
+
+            /// The code of this name, if there is one here.
+            pub fn named(name: &str) -> Option<Self> {
+                match name { $(stringify!($name) => Some(Code::$name),)* _ => None }
+            }
+
+            fn message(self) -> &'static str {
+                match self { $(Code::$name => $message),* }
+            }
+        }
+    };
+}
+
+codes! {
+    AccessDenied = 403, "Access Denied";
+    AccessForbidden = 403, "CORSResponse: CORS is not enabled for this bucket.";
+    AuthorizationHeaderMalformed = 400, "The authorization header is malformed.";
+    AuthorizationQueryParametersError = 400, "Query-string authentication version 4 requires all its parameters.";
+    BadDigest = 400, "The digest you specified did not match what we received.";
+    BucketAlreadyExists = 409, "The requested bucket name is not available. The bucket namespace is shared by all users of the system.";
+    BucketAlreadyOwnedByYou = 409, "Your previous request to create the named bucket succeeded and you already own it.";
+    BucketNotEmpty = 409, "The bucket you tried to delete is not empty.";
+    ConditionalRequestConflict = 409, "The conditional request cannot succeed due to a conflicting operation against this resource.";
+    EntityTooLarge = 400, "Your proposed upload exceeds the maximum allowed object size.";
+    EntityTooSmall = 400, "Your proposed upload is smaller than the minimum allowed object size.";
+    IllegalLocationConstraintException = 400, "The location constraint is incompatible with the region this request was sent to.";
+    IncompleteBody = 400, "You did not provide the number of bytes specified by the Content-Length HTTP header.";
+    InsufficientStorage = 507, "There is not enough free space to store this object.";
+    InternalError = 500, "We encountered an internal error. Please try again.";
+    InvalidAccessKeyId = 403, "The access key id you provided does not exist in our records.";
+    InvalidArgument = 400, "Invalid argument.";
+    InvalidBucketName = 400, "The specified bucket is not valid.";
+    InvalidChunkSizeError = 403, "A signed chunk is larger than can be held.";
+    InvalidDigest = 400, "The Content-MD5 or checksum you specified is not valid.";
+    InvalidPart = 400, "One or more of the specified parts could not be found. The part might not have been uploaded, or the specified entity tag might not have matched the part's entity tag.";
+    InvalidPartOrder = 400, "The list of parts was not in ascending order. Parts must be ordered by part number.";
+    InvalidPartNumber = 416, "The requested partnumber is not satisfiable.";
+    InvalidRange = 416, "The requested range is not satisfiable.";
+    InvalidRequest = 400, "Invalid request.";
+    InvalidToken = 400, "The provided token is malformed or otherwise not valid.";
+    InvalidURI = 400, "Couldn't parse the specified URI.";
+    KeyTooLongError = 400, "Your key is too long.";
+    MalformedXML = 400, "The XML you provided was not well-formed or did not validate against our published schema.";
+    MalformedTrailerError = 400, "The request contained trailing data that was not well-formed or did not conform to our published schema.";
+    MaxMessageLengthExceeded = 400, "Your request was too big.";
+    MetadataTooLarge = 400, "Your metadata headers exceed the maximum allowed metadata size.";
+    MethodNotAllowed = 405, "The specified method is not allowed against this resource.";
+    MissingContentLength = 411, "You must provide the Content-Length HTTP header.";
+    MissingRequestBodyError = 400, "Request body is empty.";
+    NoSuchBucket = 404, "The specified bucket does not exist.";
+    NoSuchBucketPolicy = 404, "The bucket policy does not exist.";
+    NoSuchCORSConfiguration = 404, "The CORS configuration does not exist.";
+    NoSuchKey = 404, "The specified key does not exist.";
+    NoSuchLifecycleConfiguration = 404, "The lifecycle configuration does not exist.";
+    NoSuchTagSet = 404, "There is no tag set associated with the bucket.";
+    NoSuchUpload = 404, "The specified upload does not exist. The upload ID may be invalid, or the upload may have been aborted or completed.";
+    NoSuchVersion = 404, "The specified version does not exist.";
+    NoSuchWebsiteConfiguration = 404, "The specified bucket does not have a website configuration.";
+    NotImplemented = 501, "A header or query you provided implies functionality that is not implemented.";
+    NotModified = 304, "Not Modified";
+    OperationAborted = 409, "A conflicting conditional operation is currently in progress against this resource. Try again.";
+    PreconditionFailed = 412, "At least one of the preconditions you specified did not hold.";
+    QuotaExceeded = 403, "The bucket's quota would be exceeded.";
+    RequestTimeout = 400, "Your socket connection to the server was not read from or written to within the timeout period.";
+    RequestTimeTooSkewed = 403, "The difference between the request time and the server's time is too large.";
+    ServiceUnavailable = 503, "Please reduce your request rate or try again later.";
+    SignatureDoesNotMatch = 403, "The request signature we calculated does not match the signature you provided. Check your key and signing method.";
+    XAmzContentSHA256Mismatch = 400, "The provided 'x-amz-content-sha256' header does not match what was computed.";
+}
+
+/// An error as the client will see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct S3Error {
+    pub code: Code,
+    pub message: String,
+    /// Elements after the message, such as `Region`.
+    pub extra: Vec<(&'static str, String)>,
+    pub headers: Vec<(&'static str, String)>,
+}
+
+impl From<Code> for S3Error {
+    fn from(code: Code) -> Self {
+        S3Error { code, message: code.message().to_owned(), extra: Vec::new(), headers: Vec::new() }
+    }
+}
+
+impl S3Error {
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        S3Error { message: message.into(), ..code.into() }
+    }
+
+    /// 501 for something that exists at AWS and not here.
+    pub fn not_implemented(what: &str) -> Self {
+        S3Error::new(Code::NotImplemented, format!("{what} is not implemented."))
+    }
+
+    pub fn invalid_argument(message: impl Into<String>, name: &str, value: &str) -> Self {
+        S3Error::new(Code::InvalidArgument, message).with("ArgumentName", name).with("ArgumentValue", value)
+    }
+
+    #[must_use]
+    pub fn with(mut self, element: &'static str, text: &str) -> Self {
+        self.extra.push((element, text.to_owned()));
+        self
+    }
+
+    #[must_use]
+    pub fn with_header(mut self, name: &'static str, value: &str) -> Self {
+        self.headers.push((name, value.to_owned()));
+        self
+    }
+}
+
+impl From<ErrorReply> for S3Error {
+    /// Errors of the signature, the head and the body come with AWS's own words.
+    fn from(reply: ErrorReply) -> Self {
+        let Some(code) = Code::named(reply.code) else {
+            return S3Error::new(Code::InvalidRequest, reply.message);
+        };
+        let extra = reply.extra.into_iter().map(|extra| (extra.name, extra.text)).collect();
+        S3Error { code, message: reply.message, extra, headers: Vec::new() }
+    }
+}
+
+impl From<AuthError> for S3Error {
+    fn from(error: AuthError) -> Self {
+        ErrorReply::from(error).into()
+    }
+}
+
+impl From<HeadError> for S3Error {
+    fn from(error: HeadError) -> Self {
+        ErrorReply::from(error).into()
+    }
+}
+
+impl From<BodyError> for S3Error {
+    fn from(error: BodyError) -> Self {
+        ErrorReply::from(error).into()
+    }
+}
+
+impl S3Error {
+    /// The error as the shared renderer takes it.
+    pub fn into_reply(self, resource: &str) -> ErrorReply {
+        let mut reply = ErrorReply::new(self.code.status(), self.code.as_str(), self.message).on(resource);
+        for (name, text) in self.extra {
+            reply = reply.with(name, text);
+        }
+        for (name, value) in self.headers {
+            // What cannot stand in a header is left out: the document says it as well.
+            if let Ok(value) = HeaderValue::from_str(&value) {
+                reply.headers.insert(name, value);
+            }
+        }
+        reply
+    }
+}
+
+impl From<ObjectKeyError> for S3Error {
+    fn from(error: ObjectKeyError) -> Self {
+        match error {
+            ObjectKeyError::Empty => S3Error::new(Code::InvalidURI, error.to_string()),
+            ObjectKeyError::TooLong { length } => S3Error::from(Code::KeyTooLongError)
+                .with("Size", &length.to_string())
+                .with("MaxSizeAllowed", &garage_types::ObjectKey::LENGTH_MAX.to_string()),
+        }
+    }
+}
+
+impl From<ModelError> for S3Error {
+    fn from(error: ModelError) -> Self {
+        if error.is_full() {
+            return Code::InsufficientStorage.into();
+        }
+        match error {
+            ModelError::NoSuchBucket(name) => S3Error::from(Code::NoSuchBucket).with("BucketName", &name),
+            ModelError::BucketNameTaken { .. } => Code::BucketAlreadyExists.into(),
+            ModelError::BucketNotEmpty => Code::BucketNotEmpty.into(),
+            ModelError::BucketName(error) => S3Error::new(Code::InvalidBucketName, error.to_string()),
+            ModelError::Conflict(message) => S3Error::new(Code::OperationAborted, message),
+            ModelError::NoSuchAccessKey(_) => Code::InvalidAccessKeyId.into(),
+            ModelError::KeyExists(_) => S3Error::new(Code::InvalidRequest, error.to_string()),
+            ModelError::NoSuchKey => Code::NoSuchKey.into(),
+            ModelError::NoSuchUpload => Code::NoSuchUpload.into(),
+            ModelError::PreconditionFailed => Code::PreconditionFailed.into(),
+            ModelError::QuotaObjects | ModelError::QuotaBytes => S3Error::new(Code::QuotaExceeded, error.to_string()),
+            ModelError::ConditionalWriteUnavailable => S3Error::new(Code::NotImplemented, error.to_string()),
+            ModelError::Mismatch(mismatch) => mismatch_error(&mismatch),
+            ModelError::Source(source) => source_error(source),
+            ModelError::TooLarge { limit } => S3Error::from(Code::EntityTooLarge).with("MaxSizeAllowed", &limit.to_string()),
+            ModelError::BlockUnavailable { .. } | ModelError::BlockNotStored { .. } | ModelError::ShuttingDown => {
+                unavailable(&error)
+            }
+            ModelError::Table(_) => unavailable(&error),
+            ModelError::Block(_) | ModelError::Damaged(_) => internal(&error),
+        }
+    }
+}
+
+fn mismatch_error(mismatch: &garage_model::digest::Mismatch) -> S3Error {
+    use garage_model::digest::Mismatch;
+    match mismatch {
+        Mismatch::Length { .. } => Code::IncompleteBody.into(),
+        Mismatch::Md5 | Mismatch::Checksum(_) => S3Error::new(Code::BadDigest, sentence(&mismatch.to_string())),
+    }
+}
+
+/// Our own body types hand their S3 error through the pipeline.
+fn source_error(source: garage_model::error::SourceError) -> S3Error {
+    match source.downcast::<SourceFailure>() {
+        Ok(failure) => failure.0,
+        Err(other) => internal(&*other),
+    }
+}
+
+/// An [`S3Error`] on its way through the write pipeline.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.message)]
+pub struct SourceFailure(pub S3Error);
+
+fn unavailable(error: &dyn std::error::Error) -> S3Error {
+    tracing::warn!(error = %chain(error), "request refused for now");
+    Code::ServiceUnavailable.into()
+}
+
+fn internal(error: &dyn std::error::Error) -> S3Error {
+    tracing::error!(error = %chain(error), "request failed");
+    Code::InternalError.into()
+}
+
+fn sentence(text: &str) -> String {
+    let mut chars = text.chars();
+    let first = chars.next().map(|first| first.to_uppercase().to_string()).unwrap_or_default();
+    format!("{first}{}.", chars.as_str())
+}

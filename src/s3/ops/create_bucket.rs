@@ -1,0 +1,79 @@
+//! CreateBucket: <https://docs.aws.amazon.com/AmazonS3/latest/API/API_CreateBucket.html>
+//!
+//! Differences: names are cluster-wide; the key needs the right to create buckets; repeating the creation of one's own bucket
+//! answers 200, as AWS does in us-east-1.
+
+use garage_http::body::Payload;
+use garage_http::head::RequestHead;
+use garage_http::xml;
+use garage_model::buckets::Created;
+
+use crate::error::{Code, S3Error};
+use crate::headers::header;
+use crate::ops::Caller;
+use crate::reply::Reply;
+
+/// Bytes of a configuration document.
+const DOCUMENT_MAX: usize = 64 << 10;
+
+/// # Errors
+/// `AccessDenied`, `InvalidBucketName`, `BucketAlreadyExists`, `IllegalLocationConstraintException`, `MalformedXML`.
+pub async fn run(caller: &Caller, head: &RequestHead, name: &str, mut body: Payload) -> Result<Reply, S3Error> {
+    if !caller.key.state.may_create_buckets.get() {
+        return Err(S3Error::new(Code::AccessDenied, "This access key may not create buckets."));
+    }
+    if header(head, "x-amz-bucket-object-lock-enabled")?.is_some_and(|value| value.eq_ignore_ascii_case("true")) {
+        return Err(S3Error::not_implemented("Object lock"));
+    }
+    let document = body.read_to_limit(DOCUMENT_MAX as u64).await?;
+    check_configuration(&document, &caller.settings.region)?;
+    match caller.garage.create_bucket_for(&caller.key.id, name).await? {
+        Created::New(_) | Created::AlreadyOwned(_) => Reply::ok().header("location", &format!("/{name}")),
+    }
+}
+
+fn check_configuration(document: &[u8], region: &str) -> Result<(), S3Error> {
+    if document.iter().all(u8::is_ascii_whitespace) {
+        return Ok(());
+    }
+    let root = xml::parse(document, DOCUMENT_MAX).map_err(|_malformed| S3Error::from(Code::MalformedXML))?;
+    if root.name != "CreateBucketConfiguration" {
+        return Err(Code::MalformedXML.into());
+    }
+    for child in &root.children {
+        match child.name.as_str() {
+            "LocationConstraint" if child.text.trim().is_empty() || child.text.trim() == region => {}
+            // Clients that know no other region name the first one of AWS; it means "the default" there as well.
+            "LocationConstraint" if child.text.trim() == "us-east-1" => {}
+            "LocationConstraint" => {
+                let message =
+                    format!("The {} location constraint is incompatible with the region {region} of this service.", child.text);
+                return Err(S3Error::new(Code::IllegalLocationConstraintException, message));
+            }
+            "Tags" | "Bucket" | "Location" => return Err(S3Error::not_implemented(&format!("{} of a new bucket", child.name))),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::check_configuration;
+    use crate::error::Code;
+
+    #[test]
+    fn the_location_must_be_ours() {
+        let document = |location: &str| {
+            format!(
+                "<CreateBucketConfiguration xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><LocationConstraint>{location}</LocationConstraint></CreateBucketConfiguration>"
+            )
+        };
+        let check = |text: &str| check_configuration(text.as_bytes(), "garage").map_err(|error| error.code);
+        assert_eq!(check(""), Ok(()));
+        assert_eq!(check(&document("garage")), Ok(()));
+        assert_eq!(check(&document("eu-west-3")), Err(Code::IllegalLocationConstraintException));
+        assert_eq!(check("<CreateBucketConfiguration>"), Err(Code::MalformedXML));
+        assert_eq!(check("<Other/>"), Err(Code::MalformedXML));
+    }
+}

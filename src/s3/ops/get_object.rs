@@ -1,0 +1,195 @@
+//! GetObject and HeadObject: <https://docs.aws.amazon.com/AmazonS3/latest/API/API_GetObject.html>
+//!
+//! They answer alike, but for the body.
+
+use std::ops::Range;
+
+use garage_http::body::Payload;
+use garage_http::dates::{http_date, parse_http_date};
+use garage_http::head::RequestHead;
+use garage_model::digest::ChecksumKind;
+use garage_model::get::Object;
+use garage_types::ObjectKey;
+use hyper::StatusCode;
+
+use crate::conditions::{Judgement, ReadConditions, judge};
+use crate::error::{Code, S3Error};
+use crate::headers::{etags, header};
+use crate::ops::{Access, BucketCtx, Operation, object_key};
+use crate::range::{self, Wanted};
+use crate::reply::{Reply, ReplyContent};
+
+const OVERRIDES: [(&str, &str); 6] = [
+    ("response-cache-control", "cache-control"),
+    ("response-content-disposition", "content-disposition"),
+    ("response-content-encoding", "content-encoding"),
+    ("response-content-language", "content-language"),
+    ("response-content-type", "content-type"),
+    ("response-expires", "expires"),
+];
+
+/// As in `x-amz-checksum-type`.
+pub fn checksum_type(kind: ChecksumKind) -> &'static str {
+    match kind {
+        ChecksumKind::FullObject => "FULL_OBJECT",
+        ChecksumKind::Composite => "COMPOSITE",
+    }
+}
+
+/// What both operations ask for.
+struct Read {
+    key: ObjectKey,
+    conditions: ReadConditions,
+    range: Option<String>,
+    part: Option<u32>,
+    overrides: Vec<(&'static str, String)>,
+    checksum: Checksums,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Checksums {
+    Asked,
+    NotAsked,
+}
+
+/// The part of the object to send.
+struct Selected {
+    status: StatusCode,
+    bytes: Range<u64>,
+}
+
+impl Read {
+    fn parse(head: &RequestHead, key: Option<ObjectKey>) -> Result<Self, S3Error> {
+        let date = |name: &str| Ok::<_, S3Error>(header(head, name)?.and_then(|text| parse_http_date(text).ok()));
+        let conditions = ReadConditions {
+            if_match: etags(head, "if-match")?,
+            if_none_match: etags(head, "if-none-match")?,
+            if_modified_since: date("if-modified-since")?,
+            if_unmodified_since: date("if-unmodified-since")?,
+        };
+        match head.parameter("versionId") {
+            None | Some("null") => {}
+            Some(version) => {
+                return Err(S3Error::invalid_argument("Invalid version id specified", "versionId", version));
+            }
+        }
+        let overrides =
+            OVERRIDES.into_iter().filter_map(|(parameter, name)| Some((name, head.parameter(parameter)?.to_owned()))).collect();
+        let range = header(head, "range")?.map(str::to_owned);
+        let part = head.parameter("partNumber").map(parse_part).transpose()?;
+        if range.is_some() && part.is_some() {
+            return Err(S3Error::new(Code::InvalidRequest, "Cannot specify both Range header and partNumber query parameter"));
+        }
+        let asked = header(head, "x-amz-checksum-mode")?.is_some_and(|mode| mode.eq_ignore_ascii_case("enabled"));
+        let checksum = if asked { Checksums::Asked } else { Checksums::NotAsked };
+        Ok(Read { key: object_key(key)?, conditions, range, part, overrides, checksum })
+    }
+
+    fn select(&self, size: u64) -> Result<Selected, S3Error> {
+        let whole = Selected { status: StatusCode::OK, bytes: 0..size };
+        match self.part {
+            // An object that was not uploaded in parts is its own first part.
+            Some(1) => return Ok(Selected { status: StatusCode::PARTIAL_CONTENT, ..whole }),
+            Some(_) => return Err(Code::InvalidPartNumber.into()),
+            None => {}
+        }
+        match self.range.as_deref().map_or(Wanted::Whole, |header| range::parse(header, size)) {
+            Wanted::Whole => Ok(whole),
+            Wanted::Part(bytes) => Ok(Selected { status: StatusCode::PARTIAL_CONTENT, bytes }),
+            Wanted::Unsatisfiable => Err(S3Error::from(Code::InvalidRange)
+                .with("RangeRequested", self.range.as_deref().unwrap_or_default())
+                .with("ActualObjectSize", &size.to_string())
+                .with_header("content-range", &format!("bytes */{size}"))),
+        }
+    }
+
+    async fn object(&self, ctx: &BucketCtx) -> Result<Object, S3Error> {
+        let object = ctx.garage().object(ctx.bucket.id, &self.key).await;
+        let object = object.map_err(|error| {
+            let error = S3Error::from(error);
+            if error.code == Code::NoSuchKey { error.with("Key", self.key.as_str()) } else { error }
+        })?;
+        match judge(&self.conditions, &object.meta.etag, object.timestamp) {
+            Judgement::Send => Ok(object),
+            Judgement::PreconditionFailed => Err(Code::PreconditionFailed.into()),
+            Judgement::NotModified => Err(S3Error::from(Code::NotModified)
+                .with_header("etag", &format!("\"{}\"", object.meta.etag))
+                .with_header("last-modified", &http_date(object.timestamp))),
+        }
+    }
+
+    fn head_of(&self, object: &Object, selected: &Selected) -> Result<Reply, S3Error> {
+        let meta = &object.meta;
+        let mut reply = Reply::empty(selected.status)
+            .header("accept-ranges", "bytes")?
+            .header("etag", &format!("\"{}\"", meta.etag))?
+            .header("last-modified", &http_date(object.timestamp))?;
+        let overridden = |name: &str| self.overrides.iter().any(|(header, _)| *header == name);
+        for (name, value) in meta.headers.iter().filter(|(name, _)| !overridden(name)) {
+            reply = reply.header(name, value)?;
+        }
+        for (name, value) in &self.overrides {
+            let refused = |_error| S3Error::invalid_argument("The header value is not valid", name, value);
+            reply = reply.header(name, value).map_err(refused)?;
+        }
+        if !reply.headers.contains_key("content-type") {
+            reply = reply.header("content-type", "binary/octet-stream")?;
+        }
+        let whole = selected.bytes == (0..meta.size);
+        if let (Checksums::Asked, true, Some(checksum)) = (self.checksum, whole, &meta.checksum) {
+            reply = reply
+                .header(checksum.algorithm.header(), &checksum.value)?
+                .header("x-amz-checksum-type", checksum_type(checksum.kind))?;
+        }
+        if selected.status == StatusCode::PARTIAL_CONTENT && !selected.bytes.is_empty() {
+            let Range { start, end } = selected.bytes;
+            reply = reply.header("content-range", &format!("bytes {start}-{}/{}", end - 1, meta.size))?;
+        }
+        Ok(reply)
+    }
+}
+
+fn parse_part(text: &str) -> Result<u32, S3Error> {
+    match text.parse() {
+        Ok(number @ 1..=10_000) => Ok(number),
+        _ => Err(S3Error::invalid_argument("Part number must be an integer between 1 and 10000, inclusive", "partNumber", text)),
+    }
+}
+
+pub struct GetObject(Read);
+
+impl Operation for GetObject {
+    const ACCESS: Access = Access::Read;
+
+    fn parse(head: &RequestHead, key: Option<ObjectKey>) -> Result<Self, S3Error> {
+        Ok(GetObject(Read::parse(head, key)?))
+    }
+
+    async fn run(self, ctx: &BucketCtx, _body: Payload) -> Result<Reply, S3Error> {
+        let object = self.0.object(ctx).await?;
+        let selected = self.0.select(object.meta.size)?;
+        let mut reply = self.0.head_of(&object, &selected)?;
+        let length = selected.bytes.end - selected.bytes.start;
+        let stream = ctx.garage().read_object(&object, selected.bytes).await?;
+        reply.content = ReplyContent::Stream { length, stream };
+        Ok(reply)
+    }
+}
+
+pub struct HeadObject(Read);
+
+impl Operation for HeadObject {
+    const ACCESS: Access = Access::Read;
+
+    fn parse(head: &RequestHead, key: Option<ObjectKey>) -> Result<Self, S3Error> {
+        Ok(HeadObject(Read::parse(head, key)?))
+    }
+
+    async fn run(self, ctx: &BucketCtx, _body: Payload) -> Result<Reply, S3Error> {
+        let object = self.0.object(ctx).await?;
+        let selected = self.0.select(object.meta.size)?;
+        let mut reply = self.0.head_of(&object, &selected)?;
+        reply.content = ReplyContent::LengthOnly(selected.bytes.end - selected.bytes.start);
+        Ok(reply)
+    }
+}

@@ -1,0 +1,77 @@
+//! One file per operation: it parses its own input, names the access it needs, runs, returns a reply.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use garage_http::body::Payload;
+use garage_http::head::RequestHead;
+use garage_model::Garage;
+use garage_model::buckets::Bucket;
+use garage_model::keys::Key;
+use garage_types::ObjectKey;
+
+use crate::error::S3Error;
+use crate::reply::Reply;
+use crate::service::S3Settings;
+
+pub mod create_bucket;
+pub mod delete_bucket;
+pub mod delete_object;
+pub mod delete_objects;
+pub mod get_bucket_location;
+pub mod get_object;
+pub mod head_bucket;
+pub mod list_buckets;
+pub mod list_objects;
+pub mod put_object;
+
+/// What a key needs to run an operation on a bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Any permission at all.
+    Any,
+    Read,
+    Write,
+    Owner,
+}
+
+/// Who asks, and of which store.
+pub struct Caller {
+    pub garage: Garage,
+    pub key: Key,
+    pub settings: Arc<S3Settings>,
+}
+
+/// A caller whose access to a bucket was checked.
+pub struct BucketCtx {
+    pub caller: Caller,
+    pub bucket: Bucket,
+    /// As the client called it.
+    pub bucket_name: String,
+}
+
+impl BucketCtx {
+    pub fn garage(&self) -> &Garage {
+        &self.caller.garage
+    }
+}
+
+/// An operation on a bucket or on an object in it.
+pub trait Operation: Sized + Send {
+    const ACCESS: Access;
+
+    /// Reads the request; `key` is there for operations on objects.
+    ///
+    /// # Errors
+    /// What AWS answers to malformed input.
+    fn parse(head: &RequestHead, key: Option<ObjectKey>) -> Result<Self, S3Error>;
+
+    /// # Errors
+    /// What AWS answers.
+    fn run(self, ctx: &BucketCtx, body: Payload) -> impl Future<Output = Result<Reply, S3Error>> + Send;
+}
+
+/// For operations on objects, which the router only gives requests with a key.
+pub(crate) fn object_key(key: Option<ObjectKey>) -> Result<ObjectKey, S3Error> {
+    key.ok_or_else(|| crate::error::Code::InvalidURI.into())
+}
