@@ -1,1 +1,11 @@
-//! The node room.
+//! The wiring: builds one node from its parts. Only here is everything seen at once; components get the few capabilities they use.
+//!
+//! [`node::Node`] is the same in the daemon and in the simulator; [`daemon`] gives it the real world: the system's clock, disks,
+//! threads and sockets.
+
+pub mod capabilities;
+pub mod daemon;
+pub mod node;
+pub mod real_disk;
+pub mod single;
+pub mod state;

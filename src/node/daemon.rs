@@ -1,0 +1,247 @@
+//! The daemon: one node in the real world, from its configuration until it is told to stop.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use garage_block::{DataDirectory, StoreOptions, Usage};
+use garage_db::{Db, DbError, LmdbOptions};
+use garage_http::server::{self, BindAddress, BindError, ServerLimits};
+use garage_http::sigv4::RegionPolicy;
+use garage_model::garage::Settings;
+use garage_net::identity::NetworkKey;
+use garage_net::mux::Windows;
+use garage_net::tcp::TcpTransport;
+use garage_rpc::cluster::Timeouts;
+use garage_rpc::mesh::MeshError;
+use garage_rpc::peers::PeerAddress;
+use garage_rpc::quorum::ConsistencyMode;
+use garage_s3::{S3Service, S3Settings};
+use garage_types::Random;
+use garage_types::clock::SystemClock;
+use garage_types::config::{Compression, Config, Consistency, DataDir, DataDirPurpose, Listen};
+use garage_types::disk::{Disk, FileError, create_directories};
+use garage_worker::spawn::TokioSpawn;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::capabilities::{BlockingThreads, system_random};
+use crate::node::{MeshSettings, Node, NodeError, NodeParts, NodeSettings};
+use crate::real_disk::RealDisk;
+use crate::single::{self, Credentials, DefaultBucket, SingleError};
+use crate::state::{self, StateError};
+
+/// What a daemon is started with.
+pub struct DaemonOptions {
+    pub config: Config,
+    pub rpc_secret: [u8; 32],
+    pub setup: Setup,
+}
+
+/// What the daemon makes itself before it serves.
+pub enum Setup {
+    /// Nothing: the operator makes the layout, keys and buckets.
+    ByOperator,
+    /// A layout of this node alone, and if asked for a key and a bucket; each only when missing.
+    SingleNode { default_bucket: Option<DefaultBucket> },
+}
+
+/// A daemon that serves.
+#[derive(Clone, Debug)]
+pub struct Ready {
+    pub node: garage_types::NodeId,
+    /// Where S3 is served, as bound.
+    pub s3_address: Option<String>,
+    pub region: String,
+    pub credentials: Option<Credentials>,
+}
+
+/// Why the daemon cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error("the operating system gives no random numbers")]
+    Random(#[from] getrandom::Error),
+    #[error("the metadata database cannot be opened")]
+    Db(#[from] DbError),
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    #[error(transparent)]
+    Single(#[from] SingleError),
+    #[error("the S3 API cannot be served")]
+    BindS3(#[from] BindError),
+    #[error("other nodes and the command line cannot be served")]
+    Mesh(#[from] MeshError),
+}
+
+/// Bytes of the disk left free, so that metadata can still be written when blocks are refused.
+const RESERVE_BYTES: u64 = 64 << 20;
+/// Block files read or written at once.
+const BLOCK_FILES_IN_FLIGHT: usize = 16;
+
+/// Runs a node until `shutdown` resolves, then stops it in order: no new requests, those in flight end, the database closes.
+///
+/// `ready` is called once everything listens.
+///
+/// # Errors
+/// [`DaemonError`]; nothing was served then, unless the error came while stopping.
+pub async fn run(
+    options: DaemonOptions,
+    admin: impl FnOnce(&Node) -> garage_rpc::endpoint::Router,
+    ready: impl FnOnce(&Ready),
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), DaemonError> {
+    let DaemonOptions { config, rpc_secret, setup } = options;
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    let lock = state::lock(&*disk, &config.metadata_dir)?;
+    for directory in &config.data_dirs {
+        create_directories(&*disk, &directory.path)?;
+    }
+    let random: Arc<dyn Random> = Arc::new(system_random()?);
+    let identity = state::identity(&*disk, &*random, &config.metadata_dir)?;
+    let incarnation = state::count_start(&*disk, &config.metadata_dir)?;
+    let node_id = identity.id();
+    let offload = Arc::new(BlockingThreads::of_current_runtime());
+    let db = open_db(&config, offload.clone())?;
+    let parts = NodeParts {
+        identity,
+        network_key: NetworkKey::from_bytes(rpc_secret),
+        transport: Arc::new(transport(&config)),
+        disk: disk.clone(),
+        db: db.clone(),
+        clock: Arc::new(SystemClock),
+        random,
+        offload,
+        spawn: Arc::new(TokioSpawn),
+        settings: settings(&config, node_id, incarnation),
+    };
+    let node = Node::build(parts).await?;
+    let mut credentials = None;
+    if let Setup::SingleNode { default_bucket } = setup {
+        single::ensure_layout(&node.layout, node_id, capacity(&*disk, &config.data_dirs)?).await?;
+        if let Some(wanted) = default_bucket {
+            credentials = Some(single::ensure_bucket(&node.garage, wanted).await?);
+        }
+    }
+    node.mesh.start(admin(&node));
+    node.mesh.listen(&config.rpc.bind_addr.to_string()).await?;
+    node.garage.start_workers();
+    let stop = CancellationToken::new();
+    let s3 = match &config.s3_api.api_bind_addr {
+        Some(listen) => Some(serve_s3(&node, &config, listen, stop.clone()).await?),
+        None => None,
+    };
+    ready(&Ready {
+        node: node_id,
+        s3_address: s3.as_ref().map(|serving| serving.address.clone()),
+        region: config.s3_api.region.clone(),
+        credentials,
+    });
+    shutdown.await;
+    tracing::info!(node = %node_id, "stopping");
+    stop.cancel();
+    if let Some(serving) = s3
+        && let Err(error) = serving.task.await
+    {
+        tracing::error!(%error, "the S3 server ended badly");
+    }
+    node.mesh.shutdown();
+    db.close().await?;
+    drop(lock);
+    Ok(())
+}
+
+/// A frontend at work.
+struct Serving {
+    address: String,
+    task: JoinHandle<server::Drained>,
+}
+
+async fn serve_s3(node: &Node, config: &Config, listen: &Listen, stop: CancellationToken) -> Result<Serving, DaemonError> {
+    let region = config.s3_api.region.clone();
+    let region_policy = if config.s3_api.region_any { RegionPolicy::Any } else { RegionPolicy::Exactly(region.clone()) };
+    let root_domains = config.s3_api.root_domain.iter().cloned().collect();
+    let service = S3Service::new(node.garage.clone(), S3Settings { region, region_policy, root_domains });
+    let address = match listen {
+        Listen::Tcp(address) => BindAddress::Tcp(*address),
+        Listen::Unix(path) => BindAddress::Unix { path: path.clone(), mode: 0o222 },
+    };
+    let listener = server::bind(&address).await?;
+    let address = listener.local_address().map_or_else(|| listen.to_string(), |address| address.to_string());
+    let random = node.garage.random().clone();
+    let serve =
+        async move { server::serve(listener, Arc::new(service), ServerLimits::default(), random, stop.cancelled()).await };
+    Ok(Serving { address, task: tokio::spawn(serve) })
+}
+
+fn open_db(config: &Config, offload: Arc<BlockingThreads>) -> Result<Db, DbError> {
+    let sync = if config.metadata_fsync { garage_db::Durability::Synced } else { garage_db::Durability::Unsynced };
+    let options = LmdbOptions { map_size: config.lmdb_map_size, sync };
+    Db::open_lmdb(&config.metadata_dir.join("db.lmdb"), options, offload)
+}
+
+fn transport(config: &Config) -> TcpTransport {
+    let outgoing = config.rpc.bind_outgoing.then(|| config.rpc.bind_addr.ip());
+    TcpTransport { outgoing }
+}
+
+fn settings(config: &Config, node: garage_types::NodeId, incarnation: u64) -> NodeSettings {
+    NodeSettings {
+        metadata_dir: config.metadata_dir.clone(),
+        replication_factor: usize::from(config.replication.factor),
+        consistency: match config.replication.consistency {
+            Consistency::Consistent => ConsistencyMode::Consistent,
+            Consistency::Degraded => ConsistencyMode::Degraded,
+            Consistency::Dangerous => ConsistencyMode::Dangerous,
+        },
+        timeouts: Timeouts::default(),
+        blocks: StoreOptions {
+            node,
+            metadata_dir: config.metadata_dir.clone(),
+            directories: config.data_dirs.iter().map(data_directory).collect(),
+            durability: if config.data_fsync { garage_block::Durability::Synced } else { garage_block::Durability::Unsynced },
+            reserve_bytes: RESERVE_BYTES,
+            reads_in_flight_max: BLOCK_FILES_IN_FLIGHT,
+            writes_in_flight_max: BLOCK_FILES_IN_FLIGHT,
+        },
+        store: Settings {
+            block_size: usize::try_from(config.block_size).unwrap_or(usize::MAX),
+            inline_max: usize::try_from(config.inline_threshold).unwrap_or(usize::MAX),
+            compression: match config.compression {
+                Compression::Off => garage_block::Compression::Off,
+                Compression::Zstd(level) => garage_block::Compression::Zstd { level },
+            },
+            punycode: config.punycode,
+            block_ram_buffer_max: usize::try_from(config.block_ram_buffer_max).unwrap_or(usize::MAX),
+            incarnation,
+        },
+        mesh: MeshSettings {
+            public_addresses: config.rpc.public_addr.iter().map(ToString::to_string).collect(),
+            bootstrap_peers: config.rpc.bootstrap_peers.iter().map(peer_address).collect(),
+            windows: Windows::Grow,
+        },
+    }
+}
+
+fn peer_address(peer: &garage_types::config::PeerAddress) -> PeerAddress {
+    PeerAddress { id: peer.node, address: peer.address.to_string() }
+}
+
+fn data_directory(directory: &DataDir) -> DataDirectory {
+    let usage = match directory.purpose {
+        DataDirPurpose::Writable { capacity_bytes } => Usage::Writable { capacity: capacity_bytes.unwrap_or(1) },
+        DataDirPurpose::ReadOnly => Usage::ReadOnly,
+    };
+    DataDirectory { path: directory.path.clone(), usage }
+}
+
+/// What a node alone may store: the sizes of the file systems below its data directories.
+fn capacity(disk: &dyn Disk, directories: &[DataDir]) -> Result<u64, FileError> {
+    let mut total = 0;
+    for directory in directories {
+        total += disk.space(&directory.path).map_err(FileError::of("measure", &directory.path))?.total;
+    }
+    Ok(total.max(1 << 20))
+}

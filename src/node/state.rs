@@ -1,0 +1,129 @@
+//! What a node keeps in its metadata directory beside the database: who it is, how often it has started, and the lock that keeps a
+//! second daemon out.
+//!
+//! Must stay true: only a file that does not exist means a first start; anything else that keeps us from reading our own state stops
+//! the node with the path in the message.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use garage_net::identity::{Identity, IdentityError};
+use garage_types::Random;
+use garage_types::disk::{Access, Disk, FileError, create_directories, read_state, replace_atomically};
+
+/// The node's secret key.
+pub const NODE_KEY: &str = "node_key";
+/// The node's id in hexadecimal, for the command line.
+pub const NODE_KEY_PUBLIC: &str = "node_key.pub";
+const STARTS: &str = "starts";
+const LOCK: &str = "lock";
+
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error("{} does not hold a node key", path.display())]
+    NodeKey {
+        path: PathBuf,
+        #[source]
+        source: IdentityError,
+    },
+    #[error("{} does not hold a number", path.display())]
+    Starts { path: PathBuf },
+    #[error("another garage daemon is using {}", path.display())]
+    InUse { path: PathBuf },
+    #[error("cannot lock {}", path.display())]
+    Lock {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Held for as long as the daemon runs.
+#[derive(Debug)]
+pub struct DirectoryLock(#[expect(dead_code, reason = "the lock lives as long as the open file")] File);
+
+/// Keeps a second daemon out of a metadata directory, which is created when missing.
+///
+/// # Errors
+/// [`StateError::InUse`] when another process holds the lock.
+pub fn lock(disk: &dyn Disk, metadata_dir: &Path) -> Result<DirectoryLock, StateError> {
+    create_directories(disk, metadata_dir)?;
+    let path = metadata_dir.join(LOCK);
+    let failed = |source| StateError::Lock { path: path.clone(), source };
+    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(DirectoryLock(file)),
+        Err(std::fs::TryLockError::WouldBlock) => Err(StateError::InUse { path: metadata_dir.to_owned() }),
+        Err(std::fs::TryLockError::Error(source)) => Err(StateError::Lock { path, source }),
+    }
+}
+
+/// The node's identity: read, or made on the first start.
+///
+/// # Errors
+/// [`StateError`]; a key that is there and cannot be read is never replaced.
+pub fn identity(disk: &dyn Disk, random: &dyn Random, metadata_dir: &Path) -> Result<Identity, StateError> {
+    let path = metadata_dir.join(NODE_KEY);
+    let identity = match read_state(disk, &path)? {
+        Some(bytes) => Identity::from_secret_bytes(&bytes).map_err(|source| StateError::NodeKey { path, source })?,
+        None => {
+            let identity = Identity::generate(random);
+            replace_atomically(disk, &path, &identity.secret_bytes(), Access::OwnerOnly)?;
+            identity
+        }
+    };
+    let public = metadata_dir.join(NODE_KEY_PUBLIC);
+    let text = format!("{}\n", identity.id());
+    if read_state(disk, &public)?.as_deref() != Some(text.as_bytes()) {
+        replace_atomically(disk, &public, text.as_bytes(), Access::Everyone)?;
+    }
+    Ok(identity)
+}
+
+/// Counts this start; the number never repeats on this node.
+///
+/// # Errors
+/// [`StateError`].
+pub fn count_start(disk: &dyn Disk, metadata_dir: &Path) -> Result<u64, StateError> {
+    let path = metadata_dir.join(STARTS);
+    let before: u64 = match read_state(disk, &path)? {
+        None => 0,
+        Some(bytes) => std::str::from_utf8(&bytes)
+            .ok()
+            .and_then(|text| text.trim().parse().ok())
+            .ok_or_else(|| StateError::Starts { path: path.clone() })?,
+    };
+    let now = before + 1;
+    replace_atomically(disk, &path, format!("{now}\n").as_bytes(), Access::Everyone)?;
+    Ok(now)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use garage_types::disk::{Access, Disk};
+    use garage_types::memory_disk::MemoryDisk;
+    use garage_types::random::SeededRandom;
+
+    use super::{StateError, count_start, identity};
+
+    #[test]
+    fn a_node_keeps_its_identity_and_counts_its_starts() {
+        let (disk, random) = (MemoryDisk::new(), SeededRandom::new(1));
+        let first = identity(&disk, &random, Path::new("/")).unwrap().id();
+        disk.crash();
+        assert_eq!(identity(&disk, &random, Path::new("/")).unwrap().id(), first);
+        assert_eq!([count_start(&disk, Path::new("/")).unwrap(), count_start(&disk, Path::new("/")).unwrap()], [1, 2]);
+    }
+
+    #[test]
+    fn a_damaged_key_stops_the_node_and_is_not_replaced() {
+        let (disk, random) = (MemoryDisk::new(), SeededRandom::new(1));
+        disk.create(Path::new("/node_key"), &[b"short"], Access::OwnerOnly).unwrap();
+        assert!(matches!(identity(&disk, &random, Path::new("/")), Err(StateError::NodeKey { .. })));
+        assert_eq!(disk.read(Path::new("/node_key")).unwrap(), b"short");
+    }
+}
