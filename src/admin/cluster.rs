@@ -1,0 +1,334 @@
+//! Operations on the cluster as a whole: who is there, and is it well.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use garage_rpc::layout::history::LayoutHistory;
+use garage_rpc::layout::version::NodeRole;
+use garage_rpc::peers::{PeerInfo, PeerState};
+use garage_types::config::PeerAddress;
+use garage_types::{NodeId, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{AdminError, with_causes};
+use crate::nodes::{NodeStatus, OwnStatus, Space, ask};
+use crate::operations::{AdminService, Operation};
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct GetClusterStatus;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Role {
+    pub zone: String,
+    pub tags: Vec<String>,
+    /// Bytes; `None` for a gateway.
+    pub capacity: Option<u64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterNode {
+    pub id: NodeId,
+    pub garage_version: Option<String>,
+    pub addr: Option<String>,
+    pub hostname: Option<String>,
+    pub is_up: bool,
+    pub last_seen_secs_ago: Option<u64>,
+    pub role: Option<Role>,
+    /// It has no role any more, and stores partitions of an older live layout version.
+    pub draining: bool,
+    pub data_partition: Option<Space>,
+    pub metadata_partition: Option<Space>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterStatus {
+    pub layout_version: u64,
+    /// By ascending id.
+    pub nodes: Vec<ClusterNode>,
+}
+
+/// A node as the mesh sees it, this one included.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Seen {
+    address: Option<String>,
+    is_up: bool,
+    /// How long ago it was last connected; `None` when it never was, or is now.
+    last_seen: Option<Duration>,
+}
+
+/// Joins what the mesh, the nodes and the layout say.
+fn status_of(seen: &BTreeMap<NodeId, Seen>, told: &BTreeMap<NodeId, NodeStatus>, history: &LayoutHistory) -> ClusterStatus {
+    let roles = history.current().map(|version| version.roles().clone()).unwrap_or_default();
+    let storing: BTreeSet<NodeId> = history.live().flat_map(|version| version.storage_nodes()).collect();
+    // Nodes that left the cluster, neither connected nor of any use, are not listed.
+    let connected = seen.iter().filter(|(_id, seen)| seen.is_up).map(|(id, _seen)| *id);
+    let listed: BTreeSet<NodeId> = connected.chain(roles.keys().copied()).chain(storing.iter().copied()).collect();
+    let node = |id: NodeId| {
+        let seen = seen.get(&id).cloned().unwrap_or_default();
+        let told = told.get(&id);
+        let role = roles.get(&id).map(|NodeRole { zone, capacity, tags }| Role {
+            zone: zone.clone(),
+            tags: tags.clone(),
+            capacity: *capacity,
+        });
+        ClusterNode {
+            id,
+            garage_version: told.map(|told| told.version.clone()),
+            addr: seen.address,
+            hostname: told.map(|told| told.hostname.clone()),
+            is_up: seen.is_up,
+            last_seen_secs_ago: seen.last_seen.map(|ago| ago.as_secs()),
+            draining: role.is_none() && storing.contains(&id),
+            role,
+            data_partition: told.and_then(|told| told.data),
+            metadata_partition: told.and_then(|told| told.metadata),
+        }
+    };
+    ClusterStatus { layout_version: history.current_number(), nodes: listed.into_iter().map(node).collect() }
+}
+
+/// Everyone who is connected or has a role, by ascending id.
+pub(crate) fn known_nodes(service: &AdminService) -> Vec<NodeId> {
+    let connected = seen(service).into_iter().filter(|(_id, seen)| seen.is_up).map(|(id, _seen)| id);
+    let members = service.layout().current().history().members();
+    connected.chain(members).collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+impl Operation for GetClusterStatus {
+    const ENDPOINT: &'static str = "admin.GetClusterStatus/1";
+    type Reply = ClusterStatus;
+
+    async fn run(self, service: &AdminService) -> Result<ClusterStatus, AdminError> {
+        let seen = seen(service);
+        let up = seen.iter().filter(|(_id, seen)| seen.is_up).map(|(id, _seen)| *id);
+        let answers = join_all(up.map(|node| async move { (node, ask(service, node, OwnStatus).await) })).await;
+        let mut told = BTreeMap::new();
+        for (node, answer) in answers {
+            match answer {
+                Ok(status) => {
+                    told.insert(node, status);
+                }
+                // It is shown without its details.
+                Err(error) => tracing::debug!(%node, error, "a node does not tell its status"),
+            }
+        }
+        Ok(status_of(&seen, &told, service.layout().current().history()))
+    }
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct GetClusterHealth;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Health {
+    /// All storage nodes are connected.
+    Healthy,
+    /// Some are not, and every partition can still be written.
+    Degraded,
+    Unavailable,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterHealth {
+    pub status: Health,
+    pub known_nodes: usize,
+    pub connected_nodes: usize,
+    pub storage_nodes: usize,
+    pub storage_nodes_ok: usize,
+    pub partitions: usize,
+    /// With a write quorum connected.
+    pub partitions_quorum: usize,
+    /// With all their nodes connected.
+    pub partitions_all_ok: usize,
+}
+
+/// How well a cluster is whose `connected` nodes can be reached.
+fn health_of(history: &LayoutHistory, connected: &BTreeSet<NodeId>, write_quorum: usize) -> ClusterHealth {
+    let members = history.members();
+    let storage: BTreeSet<NodeId> = history.live().flat_map(|version| version.storage_nodes()).collect();
+    let storage_nodes_ok = storage.intersection(connected).count();
+    // Per partition, the connected nodes of the live version that has fewest.
+    let mut connected_copies: Vec<usize> = Vec::new();
+    for version in history.live() {
+        let rows = version.assignment().rows().map(|row| row.filter(|node| connected.contains(node)).count());
+        for (partition, copies) in rows.enumerate() {
+            match connected_copies.get_mut(partition) {
+                Some(fewest) => *fewest = copies.min(*fewest),
+                None => connected_copies.push(copies),
+            }
+        }
+    }
+    let with_at_least = |copies: usize| connected_copies.iter().filter(|connected| **connected >= copies).count();
+    let partitions = connected_copies.len();
+    let partitions_quorum = with_at_least(write_quorum);
+    let status = if partitions == 0 || partitions_quorum < partitions {
+        Health::Unavailable
+    } else if storage_nodes_ok < storage.len() {
+        Health::Degraded
+    } else {
+        Health::Healthy
+    };
+    ClusterHealth {
+        status,
+        known_nodes: members.union(connected).count(),
+        connected_nodes: connected.len(),
+        storage_nodes: storage.len(),
+        storage_nodes_ok,
+        partitions,
+        partitions_quorum,
+        partitions_all_ok: with_at_least(history.replication_factor()),
+    }
+}
+
+impl Operation for GetClusterHealth {
+    const ENDPOINT: &'static str = "admin.GetClusterHealth/1";
+    type Reply = ClusterHealth;
+
+    async fn run(self, service: &AdminService) -> Result<ClusterHealth, AdminError> {
+        let connected = seen(service).into_iter().filter(|(_id, seen)| seen.is_up).map(|(id, _seen)| id).collect();
+        let quorum = service.garage.cluster().quorums().write;
+        Ok(health_of(service.layout().current().history(), &connected, quorum))
+    }
+}
+
+/// Addresses as `<node id>@<host>:<port>`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ConnectClusterNodes(pub Vec<String>);
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connected {
+    pub success: bool,
+    pub error: Option<String>,
+}
+
+impl Operation for ConnectClusterNodes {
+    const ENDPOINT: &'static str = "admin.ConnectClusterNodes/1";
+    /// In the order of the request.
+    type Reply = Vec<Connected>;
+
+    async fn run(self, service: &AdminService) -> Result<Vec<Connected>, AdminError> {
+        let connect = |address: String| async move {
+            let error = match address.parse::<PeerAddress>() {
+                Ok(peer) => connect(service, &peer).await.err(),
+                Err(error) => Some(error.to_string()),
+            };
+            Connected { success: error.is_none(), error }
+        };
+        Ok(join_all(self.0.into_iter().map(connect)).await)
+    }
+}
+
+/// This node and all that the mesh knows of.
+fn seen(service: &AdminService) -> BTreeMap<NodeId, Seen> {
+    let now = service.garage.clock().now();
+    service.mesh().peers().into_iter().map(|peer| (peer.id, seen_as(peer, now))).collect()
+}
+
+fn seen_as(peer: PeerInfo, now: Timestamp) -> Seen {
+    let is_up = peer.is_self || matches!(peer.state, PeerState::Up { .. });
+    let ago = |last: Timestamp| Duration::from_millis(now.as_millis().saturating_sub(last.as_millis()));
+    Seen { address: peer.addresses.into_iter().next(), is_up, last_seen: if is_up { None } else { peer.last_seen.map(ago) } }
+}
+
+/// # Errors
+/// In words.
+async fn connect(service: &AdminService, peer: &PeerAddress) -> Result<(), String> {
+    let peer = garage_rpc::peers::PeerAddress { id: peer.node, address: peer.address.to_string() };
+    service.mesh().connect(&peer).await.map_err(|error| with_causes(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::time::Duration;
+
+    use garage_rpc::layout::history::LayoutHistory;
+    use garage_rpc::layout::version::NodeRole;
+    use garage_rpc::peers::{PeerInfo, PeerState};
+    use garage_types::{NodeId, Timestamp};
+
+    use super::{Health, Seen, health_of, seen_as, status_of};
+    use crate::nodes::NodeStatus;
+
+    fn id(byte: u8) -> NodeId {
+        NodeId::from_bytes([byte; 32])
+    }
+
+    /// Three storage nodes with all partitions, and a gateway.
+    fn history() -> LayoutHistory {
+        let mut history = LayoutHistory::new(3);
+        for byte in 1..=4 {
+            let capacity = (byte < 4).then_some(1 << 40);
+            let role = NodeRole { zone: format!("z{byte}"), capacity, tags: vec![] };
+            history.stage_role(Timestamp::from_millis(1), id(byte), role).unwrap();
+        }
+        history.apply(1).unwrap();
+        history
+    }
+
+    fn seen(up: &[u8], down: &[u8]) -> BTreeMap<NodeId, Seen> {
+        let ups = up.iter().map(|byte| (id(*byte), Seen { is_up: true, ..Seen::default() }));
+        let downs = down.iter().map(|byte| (id(*byte), Seen { last_seen: Some(Duration::from_secs(9)), ..Seen::default() }));
+        ups.chain(downs).collect()
+    }
+
+    #[test]
+    fn status_lists_who_is_connected_or_of_use() {
+        let told =
+            BTreeMap::from([(id(1), NodeStatus { hostname: "alpha".into(), version: "1".into(), data: None, metadata: None })]);
+        let status = status_of(&seen(&[1, 9], &[2, 8]), &told, &history());
+        let listed: Vec<NodeId> = status.nodes.iter().map(|node| node.id).collect();
+        assert_eq!(listed, [1, 2, 3, 4, 9].map(id), "8 is neither connected nor has a role");
+        assert_eq!((status.layout_version, status.nodes[0].hostname.as_deref()), (1, Some("alpha")));
+        assert_eq!((status.nodes[1].is_up, status.nodes[1].last_seen_secs_ago), (false, Some(9)));
+        assert_eq!((status.nodes[2].is_up, status.nodes[2].last_seen_secs_ago), (false, None), "never seen");
+        assert!(status.nodes[3].role.as_ref().is_some_and(|role| role.capacity.is_none()));
+        assert_eq!(status.nodes[4].role, None);
+    }
+
+    #[test]
+    fn a_removed_node_drains_while_its_layout_version_is_live() {
+        let mut history = history();
+        let role = NodeRole { zone: "z5".into(), capacity: Some(1 << 40), tags: vec![] };
+        history.stage_role(Timestamp::from_millis(2), id(5), role).unwrap();
+        history.stage_removal(Timestamp::from_millis(2), id(3)).unwrap();
+        history.apply(2).unwrap();
+        let status = status_of(&seen(&[], &[]), &BTreeMap::new(), &history);
+        let draining: Vec<NodeId> = status.nodes.iter().filter(|node| node.draining).map(|node| node.id).collect();
+        assert_eq!(draining, [id(3)]);
+    }
+
+    #[test]
+    fn health_is_what_can_still_be_written() {
+        let health = |up: &[u8]| health_of(&history(), &up.iter().map(|byte| id(*byte)).collect::<BTreeSet<_>>(), 2);
+        assert_eq!(health(&[1, 2, 3]).status, Health::Healthy, "a gateway that is down does no harm");
+        let degraded = health(&[1, 2, 4]);
+        assert_eq!((degraded.status, degraded.storage_nodes_ok), (Health::Degraded, 2));
+        assert_eq!((degraded.partitions, degraded.partitions_quorum, degraded.partitions_all_ok), (256, 256, 0));
+        assert_eq!(health(&[1]).status, Health::Unavailable);
+        assert_eq!(health_of(&LayoutHistory::new(3), &BTreeSet::new(), 2).status, Health::Unavailable, "without a layout");
+    }
+
+    #[test]
+    fn a_peer_that_is_up_has_no_last_time() {
+        let now = Timestamp::from_millis(10_000);
+        let peer = |state| PeerInfo {
+            id: id(1),
+            addresses: vec!["host:1".into(), "other:1".into()],
+            state,
+            latency: None,
+            last_seen: Some(Timestamp::from_millis(4000)),
+            is_self: false,
+        };
+        let up = seen_as(peer(PeerState::Up { since: now }), now);
+        assert_eq!((up.address.as_deref(), up.is_up, up.last_seen), (Some("host:1"), true, None));
+        let down = seen_as(peer(PeerState::Down { since: now }), now);
+        assert_eq!((down.is_up, down.last_seen), (false, Some(Duration::from_secs(6))));
+    }
+}

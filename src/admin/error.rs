@@ -1,0 +1,188 @@
+//! What can go wrong with an operation, and how it is told to the caller.
+
+use garage_model::ModelError;
+use garage_rpc::layout::LayoutError;
+use garage_table::TableError;
+use garage_types::KeyId;
+use garage_types::config::AddressError;
+use garage_types::names::KeyIdError;
+use serde::{Deserialize, Serialize};
+
+use crate::search::SearchError;
+
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    #[error(transparent)]
+    Model(ModelError),
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    #[error(transparent)]
+    Search(#[from] SearchError),
+    #[error(transparent)]
+    KeyId(#[from] KeyIdError),
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    #[error("give exactly one of {0}")]
+    ExactlyOneOf(&'static str),
+    #[error("{first} and {second} exclude each other")]
+    Exclusive { first: &'static str, second: &'static str },
+    #[error("node {node}: a role needs {missing}, or the change must be a removal")]
+    IncompleteRole { node: garage_types::NodeId, missing: &'static str },
+    #[error("node {node}: remove stands alone, without zone, tags or capacity")]
+    AmbiguousRole { node: garage_types::NodeId },
+    #[error("the key {id} was not made by Garage: ids are GK and 24 hexadecimal digits, secrets 64 hexadecimal digits")]
+    ForeignKey { id: KeyId },
+    #[error("{name} is not a name of bucket {bucket}")]
+    NotItsName { name: String, bucket: garage_types::BucketId },
+    #[error("{}", .0.message)]
+    Elsewhere(ApiError),
+}
+
+impl From<ModelError> for AdminError {
+    fn from(error: ModelError) -> Self {
+        AdminError::Model(error)
+    }
+}
+
+impl From<TableError> for AdminError {
+    fn from(error: TableError) -> Self {
+        AdminError::Model(ModelError::Table(error))
+    }
+}
+
+/// An error as it reaches the caller: over RPC, or as the body of an HTTP reply.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{code} ({status}): {message}")]
+pub struct ApiError {
+    /// A word for programs; a text, so that a newer node may know more of them.
+    pub code: String,
+    /// As an HTTP reply would have it.
+    pub status: u16,
+    /// For people, causes included.
+    pub message: String,
+}
+
+/// The word and the status of an error.
+struct Class(&'static str, u16);
+
+const INVALID_REQUEST: Class = Class("InvalidRequest", 400);
+const CONFLICT: Class = Class("Conflict", 409);
+const INTERNAL: Class = Class("InternalError", 500);
+const UNAVAILABLE: Class = Class("ServiceUnavailable", 503);
+
+impl AdminError {
+    fn class(&self) -> Class {
+        match self {
+            AdminError::Model(error) => class_of_model(error),
+            AdminError::Layout(error) => class_of_layout(error),
+            AdminError::Search(SearchError::Node { .. }) => INVALID_REQUEST,
+            AdminError::Search(SearchError::Key { found: 0, .. }) => Class("NoSuchAccessKey", 404),
+            AdminError::Search(SearchError::Bucket { found: 0, .. }) => Class("NoSuchBucket", 404),
+            AdminError::Search(SearchError::Key { .. } | SearchError::Bucket { .. }) => INVALID_REQUEST,
+            AdminError::KeyId(_)
+            | AdminError::Address(_)
+            | AdminError::ExactlyOneOf(_)
+            | AdminError::Exclusive { .. }
+            | AdminError::IncompleteRole { .. }
+            | AdminError::AmbiguousRole { .. }
+            | AdminError::ForeignKey { .. }
+            | AdminError::NotItsName { .. } => INVALID_REQUEST,
+            AdminError::Elsewhere(_) => INTERNAL,
+        }
+    }
+}
+
+fn class_of_model(error: &ModelError) -> Class {
+    match error {
+        ModelError::NoSuchBucket(_) => Class("NoSuchBucket", 404),
+        ModelError::BucketNameTaken { .. } => Class("BucketAlreadyExists", 409),
+        ModelError::BucketNotEmpty => Class("BucketNotEmpty", 409),
+        ModelError::NoSuchAccessKey(_) => Class("NoSuchAccessKey", 404),
+        ModelError::KeyExists(_) => Class("KeyAlreadyExists", 409),
+        ModelError::NoSuchKey => Class("NoSuchKey", 404),
+        ModelError::Conflict(_) => CONFLICT,
+        ModelError::BucketName(_) => INVALID_REQUEST,
+        ModelError::Table(_)
+        | ModelError::BlockUnavailable { .. }
+        | ModelError::BlockNotStored { .. }
+        | ModelError::ShuttingDown => UNAVAILABLE,
+        // No operation here writes or reads an object.
+        ModelError::NoSuchUpload
+        | ModelError::PreconditionFailed
+        | ModelError::QuotaObjects
+        | ModelError::QuotaBytes
+        | ModelError::ConditionalWriteUnavailable
+        | ModelError::Mismatch(_)
+        | ModelError::Source(_)
+        | ModelError::TooLarge { .. }
+        | ModelError::Block(_)
+        | ModelError::Damaged(_) => INTERNAL,
+    }
+}
+
+fn class_of_layout(error: &LayoutError) -> Class {
+    match error {
+        LayoutError::Conflict { .. } => CONFLICT,
+        LayoutError::Assign(_)
+        | LayoutError::WrongVersion { .. }
+        | LayoutError::NoConflict
+        | LayoutError::UnknownVersion { .. }
+        | LayoutError::CapacityTooSmall { .. }
+        | LayoutError::ZoneWithoutName
+        | LayoutError::NoRole { .. }
+        | LayoutError::RedundancyOutOfRange { .. }
+        | LayoutError::NothingToSkip
+        | LayoutError::NotAcknowledged { .. }
+        | LayoutError::SkipOutOfRange { .. } => INVALID_REQUEST,
+        LayoutError::ReplicationFactor { .. }
+        | LayoutError::File(_)
+        | LayoutError::Decode { .. }
+        | LayoutError::Interrupted(_) => INTERNAL,
+    }
+}
+
+impl From<AdminError> for ApiError {
+    fn from(error: AdminError) -> Self {
+        if let AdminError::Elsewhere(error) = error {
+            return error;
+        }
+        let Class(code, status) = error.class();
+        ApiError { code: code.to_owned(), status, message: with_causes(&error) }
+    }
+}
+
+/// An error and its causes, outermost first, each said once.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.ends_with(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use garage_model::ModelError;
+    use garage_rpc::layout::LayoutError;
+
+    use super::{AdminError, ApiError};
+    use crate::search::SearchError;
+
+    #[test]
+    fn errors_have_the_codes_and_statuses_of_the_interface() {
+        let shown = |error: AdminError| ApiError::from(error).to_string();
+        assert_eq!(shown(ModelError::NoSuchBucket("b".into()).into()), "NoSuchBucket (404): bucket b does not exist");
+        assert_eq!(shown(ModelError::BucketNotEmpty.into()), "BucketNotEmpty (409): the bucket is not empty");
+        let wrong = LayoutError::WrongVersion { given: 1, expected: 2 };
+        assert_eq!(shown(wrong.into()), "InvalidRequest (400): the next layout version is 2, not 1");
+        let none = SearchError::Key { pattern: "x".into(), found: 0 };
+        assert!(shown(none.into()).starts_with("NoSuchAccessKey (404): 0 matching keys"));
+        let many = SearchError::Key { pattern: "x".into(), found: 2 };
+        assert!(shown(many.into()).starts_with("InvalidRequest (400): 2 matching keys"));
+    }
+}

@@ -1,0 +1,237 @@
+//! What single nodes say about themselves. A request names nodes and is answered for each; the contacted node asks the others.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures_util::future::join_all;
+use garage_types::NodeId;
+use serde::{Deserialize, Serialize};
+
+use crate::cluster::known_nodes;
+use crate::error::{AdminError, ApiError, with_causes};
+use crate::operations::{AdminService, Call, Operation, Visitor};
+use crate::search;
+
+/// Room on a file system, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Space {
+    pub available: u64,
+    pub total: u64,
+}
+
+/// How much room this node has; the wiring implements it. Must answer at once: it is called on async threads.
+pub trait FreeSpace: Send + Sync + 'static {
+    /// Over all data directories; `None` when unknown.
+    fn data(&self) -> Option<Space>;
+    fn metadata(&self) -> Option<Space>;
+}
+
+/// What a node knows of itself from its start on.
+#[derive(Clone)]
+pub struct Facts {
+    pub hostname: String,
+    /// Of the program.
+    pub version: String,
+    pub features: Vec<String>,
+    pub rust_version: String,
+    pub db_engine: String,
+    pub space: Arc<dyn FreeSpace>,
+}
+
+/// One reply or error for each node asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Multi<T> {
+    pub success: BTreeMap<NodeId, T>,
+    pub error: BTreeMap<NodeId, String>,
+}
+
+/// The nodes that `selector` means: `*`, `self`, or the beginning of one id.
+///
+/// # Errors
+/// [`search::SearchError::Node`].
+fn select(selector: &str, own: NodeId, known: &[NodeId]) -> Result<Vec<NodeId>, search::SearchError> {
+    match selector {
+        "*" => Ok(known.to_vec()),
+        "self" => Ok(vec![own]),
+        prefix => Ok(vec![search::node(prefix, known.iter().copied())?]),
+    }
+}
+
+/// Asks all nodes that `selector` means at once.
+async fn ask_each<O: Operation + Copy>(
+    service: &AdminService,
+    selector: &str,
+    question: O,
+) -> Result<Multi<O::Reply>, AdminError> {
+    let own = service.garage.cluster().node_id();
+    let nodes = select(selector, own, &known_nodes(service))?;
+    let answers = join_all(nodes.into_iter().map(|node| async move { (node, ask(service, node, question).await) })).await;
+    let mut multi = Multi { success: BTreeMap::new(), error: BTreeMap::new() };
+    for (node, answer) in answers {
+        match answer {
+            Ok(reply) => {
+                multi.success.insert(node, reply);
+            }
+            Err(message) => {
+                multi.error.insert(node, message);
+            }
+        }
+    }
+    Ok(multi)
+}
+
+/// Asks one node, which may be this one.
+///
+/// # Errors
+/// In words.
+pub(crate) async fn ask<O: Operation>(service: &AdminService, node: NodeId, question: O) -> Result<O::Reply, String> {
+    if node == service.garage.cluster().node_id() {
+        return question.run(service).await.map_err(|error| ApiError::from(error).to_string());
+    }
+    match service.garage.cluster().call(node, Call(question)).await {
+        Ok(answer) => answer.map_err(|refusal| refusal.to_string()),
+        Err(error) => Err(with_causes(&error)),
+    }
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GetNodeInfo {
+    pub node: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeInfo {
+    pub node_id: NodeId,
+    pub garage_version: String,
+    pub garage_features: Option<Vec<String>>,
+    pub rust_version: String,
+    pub db_engine: String,
+}
+
+impl Operation for GetNodeInfo {
+    const ENDPOINT: &'static str = "admin.GetNodeInfo/1";
+    type Reply = Multi<NodeInfo>;
+
+    async fn run(self, service: &AdminService) -> Result<Multi<NodeInfo>, AdminError> {
+        ask_each(service, &self.node, OwnInfo).await
+    }
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GetNodeStatistics {
+    pub node: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableStatistics {
+    pub name: String,
+    /// Rows on this node.
+    pub items: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeStatistics {
+    pub info: NodeInfo,
+    pub hostname: String,
+    pub tables: Vec<TableStatistics>,
+    /// Changes that other nodes have not acknowledged yet.
+    pub insert_queue_length: u64,
+}
+
+impl Operation for GetNodeStatistics {
+    const ENDPOINT: &'static str = "admin.GetNodeStatistics/1";
+    type Reply = Multi<NodeStatistics>;
+
+    async fn run(self, service: &AdminService) -> Result<Multi<NodeStatistics>, AdminError> {
+        ask_each(service, &self.node, OwnStatistics).await
+    }
+}
+
+/// What nodes ask each other; operators ask [`GetNodeInfo`].
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct OwnInfo;
+
+impl Operation for OwnInfo {
+    const ENDPOINT: &'static str = "admin.node.OwnInfo/1";
+    type Reply = NodeInfo;
+
+    async fn run(self, service: &AdminService) -> Result<NodeInfo, AdminError> {
+        let facts = &service.node;
+        Ok(NodeInfo {
+            node_id: service.garage.cluster().node_id(),
+            garage_version: facts.version.clone(),
+            garage_features: Some(facts.features.clone()),
+            rust_version: facts.rust_version.clone(),
+            db_engine: facts.db_engine.clone(),
+        })
+    }
+}
+
+/// What nodes ask each other; operators ask [`GetNodeStatistics`].
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct OwnStatistics;
+
+impl Operation for OwnStatistics {
+    const ENDPOINT: &'static str = "admin.node.OwnStatistics/1";
+    type Reply = NodeStatistics;
+
+    async fn run(self, service: &AdminService) -> Result<NodeStatistics, AdminError> {
+        let tables = &service.garage.local().tables;
+        let count = |table: garage_table::store::TableCount| TableStatistics { name: table.name.to_owned(), items: table.rows };
+        Ok(NodeStatistics {
+            info: OwnInfo.run(service).await?,
+            hostname: service.node.hostname.clone(),
+            tables: tables.counts().await?.into_iter().map(count).collect(),
+            insert_queue_length: tables.queue_len().await?,
+        })
+    }
+}
+
+/// What `garage status` shows of a node beside its role.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct OwnStatus;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct NodeStatus {
+    pub hostname: String,
+    pub version: String,
+    pub data: Option<Space>,
+    pub metadata: Option<Space>,
+}
+
+impl Operation for OwnStatus {
+    const ENDPOINT: &'static str = "admin.node.OwnStatus/1";
+    type Reply = NodeStatus;
+
+    async fn run(self, service: &AdminService) -> Result<NodeStatus, AdminError> {
+        let Facts { hostname, version, space, .. } = &service.node;
+        Ok(NodeStatus { hostname: hostname.clone(), version: version.clone(), data: space.data(), metadata: space.metadata() })
+    }
+}
+
+/// What nodes ask each other, to be served beside the operations.
+pub(crate) fn visit_internal(visitor: &mut impl Visitor) {
+    visitor.visit::<OwnInfo>();
+    visitor.visit::<OwnStatistics>();
+    visitor.visit::<OwnStatus>();
+}
+
+#[cfg(test)]
+mod tests {
+    use garage_types::NodeId;
+
+    use super::select;
+
+    #[test]
+    fn a_selector_means_all_nodes_this_one_or_one_by_prefix() {
+        let known = [1, 2].map(|byte| NodeId::from_bytes([byte; 32]));
+        assert_eq!(select("*", known[0], &known).unwrap(), known);
+        assert_eq!(select("self", known[0], &known).unwrap(), [known[0]]);
+        assert_eq!(select("02", known[0], &known).unwrap(), [known[1]]);
+        assert!(select("0", known[0], &known).is_err());
+    }
+}

@@ -1,0 +1,138 @@
+//! What every operation has in common: a name, a reply, and the way to it over RPC.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use garage_model::Garage;
+use garage_rpc::endpoint::{Caller, Class, Handler, Message, Request, Router, RouterBuilder};
+use garage_rpc::error::RpcError;
+use garage_rpc::layout::LayoutManager;
+use garage_rpc::mesh::Mesh;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{AdminError, ApiError};
+use crate::{buckets, cluster, keys, layout, nodes};
+
+/// Something an operator may ask.
+pub trait Operation: Serialize + DeserializeOwned + Send + Sync + 'static {
+    /// `admin.<name>/<version>`.
+    const ENDPOINT: &'static str;
+    type Reply: Serialize + DeserializeOwned + Send + Sync + 'static;
+
+    fn run(self, service: &AdminService) -> impl Future<Output = Result<Self::Reply, AdminError>> + Send;
+}
+
+/// The operation's name alone, as the administration API has it.
+pub fn name_of<O: Operation>() -> &'static str {
+    let name = O::ENDPOINT.strip_prefix("admin.").unwrap_or(O::ENDPOINT);
+    name.split_once('/').map_or(name, |(name, _version)| name)
+}
+
+/// Something done with every operation, for lists that must not miss one.
+pub trait Visitor {
+    fn visit<O: Operation>(&mut self);
+}
+
+/// The list of all operations.
+pub fn visit_all(visitor: &mut impl Visitor) {
+    visitor.visit::<cluster::GetClusterStatus>();
+    visitor.visit::<cluster::GetClusterHealth>();
+    visitor.visit::<cluster::ConnectClusterNodes>();
+    visitor.visit::<layout::GetClusterLayout>();
+    visitor.visit::<layout::GetClusterLayoutHistory>();
+    visitor.visit::<layout::UpdateClusterLayout>();
+    visitor.visit::<layout::PreviewClusterLayoutChanges>();
+    visitor.visit::<layout::ApplyClusterLayout>();
+    visitor.visit::<layout::RevertClusterLayout>();
+    visitor.visit::<keys::ListKeys>();
+    visitor.visit::<keys::GetKeyInfo>();
+    visitor.visit::<keys::CreateKey>();
+    visitor.visit::<keys::ImportKey>();
+    visitor.visit::<keys::UpdateKey>();
+    visitor.visit::<keys::DeleteKey>();
+    visitor.visit::<buckets::ListBuckets>();
+    visitor.visit::<buckets::GetBucketInfo>();
+    visitor.visit::<buckets::CreateBucket>();
+    visitor.visit::<buckets::UpdateBucket>();
+    visitor.visit::<buckets::DeleteBucket>();
+    visitor.visit::<buckets::AllowBucketKey>();
+    visitor.visit::<buckets::DenyBucketKey>();
+    visitor.visit::<buckets::AddBucketAlias>();
+    visitor.visit::<buckets::RemoveBucketAlias>();
+    visitor.visit::<nodes::GetNodeInfo>();
+    visitor.visit::<nodes::GetNodeStatistics>();
+}
+
+/// Runs operations on one node.
+#[derive(Clone)]
+pub struct AdminService {
+    pub garage: Garage,
+    pub node: nodes::Facts,
+}
+
+impl AdminService {
+    pub(crate) fn layout(&self) -> &LayoutManager {
+        self.garage.cluster().layout_manager()
+    }
+
+    pub(crate) fn mesh(&self) -> &Mesh {
+        self.garage.cluster().mesh()
+    }
+}
+
+/// An operation on its way to a node.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Call<O>(pub O);
+
+/// Refusals travel as replies, so that their codes arrive whole; an [`RpcError`] means that the operation was not reached.
+impl<O: Operation> Request for Call<O> {
+    const ENDPOINT: &'static str = O::ENDPOINT;
+    const CLASS: Class = Class::Metadata;
+    type Reply = Result<O::Reply, ApiError>;
+}
+
+impl<O: Operation> Handler<Call<O>> for AdminService {
+    fn handle(
+        &self,
+        _caller: Caller,
+        request: Message<Call<O>>,
+    ) -> BoxFuture<'static, Result<Message<Result<O::Reply, ApiError>>, RpcError>> {
+        let service = self.clone();
+        let run = async move {
+            let Call(operation) = request.body;
+            let reply = operation.run(&service).await.map_err(|error| {
+                let error = ApiError::from(error);
+                if error.status >= 500 {
+                    tracing::warn!(operation = name_of::<O>(), error = %error, "administration operation failed");
+                }
+                error
+            });
+            Ok(Message::from(reply))
+        };
+        run.boxed()
+    }
+}
+
+struct Registration {
+    builder: RouterBuilder,
+    service: Arc<AdminService>,
+}
+
+impl Visitor for Registration {
+    fn visit<O: Operation>(&mut self) {
+        let builder = std::mem::replace(&mut self.builder, Router::builder());
+        self.builder = builder.add::<Call<O>>(self.service.clone());
+    }
+}
+
+/// Serves all operations over RPC.
+pub fn register(builder: RouterBuilder, service: AdminService) -> RouterBuilder {
+    let mut registration = Registration { builder, service: Arc::new(service) };
+    visit_all(&mut registration);
+    nodes::visit_internal(&mut registration);
+    registration.builder
+}
