@@ -1,1 +1,68 @@
-fn main() {}
+//! The `garage` program: daemon and command line at once.
+//!
+//! Thin: [`args`] says what can be typed, [`settings`] finds the configuration, [`commands`] call operations of the daemon over
+//! encrypted RPC, [`show`] words the replies, [`server`] starts the daemon. It does not know tables, blocks or S3.
+
+mod args;
+mod commands;
+mod connection;
+mod error;
+mod hints;
+mod output;
+mod server;
+mod settings;
+mod show;
+mod single_node;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use garage_admin::error::with_causes;
+use tracing_subscriber::EnvFilter;
+
+use crate::args::{Cli, Command};
+
+/// As other programs do when the command line cannot be understood.
+const EXIT_USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return explain(&error),
+    };
+    log_to_stderr(&cli.command);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("Error: cannot start threads: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(commands::run(&cli.global, cli.command)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("Error: {}", with_causes(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Prints help or what is wrong with the command line, and what to type instead if we know.
+fn explain(error: &clap::Error) -> ExitCode {
+    if let Err(unwritten) = error.print() {
+        eprintln!("Error: cannot write: {unwritten}");
+        return ExitCode::FAILURE;
+    }
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(hint) = hints::hint(error, &words) {
+        eprintln!("\nHint: {hint}");
+    }
+    if error.use_stderr() { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS }
+}
+
+/// The daemon tells what it does; other commands only what goes wrong. `RUST_LOG` overrides both.
+fn log_to_stderr(command: &Command) {
+    let default = if matches!(command, Command::Server(_)) { "info" } else { "warn" };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| EnvFilter::new(default));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}

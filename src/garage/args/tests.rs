@@ -1,0 +1,114 @@
+use std::time::Duration;
+
+use clap::{CommandFactory, Parser};
+use garage_types::config::SecretFiles;
+
+use super::bucket::BucketCommand;
+use super::key::KeyCommand;
+use super::layout::LayoutCommand;
+use super::value::{Limit, Redundancy};
+use super::{Cli, Command, NodeCommand};
+
+fn parse(line: &str) -> Result<Command, String> {
+    let words = std::iter::once("garage").chain(line.split_whitespace());
+    Cli::try_parse_from(words).map(|cli| cli.command).map_err(|error| error.to_string())
+}
+
+#[test]
+fn the_tree_is_consistent() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn old_and_new_spellings_of_making_a_key_mean_the_same() {
+    for line in ["key create web", "key new --name web", "key create --name web", "key new web"] {
+        let Ok(Command::Key(KeyCommand::Create(create))) = parse(line) else { panic!("{line}") };
+        assert_eq!(create.name(), Some("web"), "{line}");
+    }
+    let Ok(Command::Key(KeyCommand::Create(create))) = parse("key create --expires-in 1d") else { panic!() };
+    assert_eq!((create.name(), create.expires_in), (None, Some(Duration::from_secs(86_400))));
+    assert!(parse("key create a --name b").is_err());
+}
+
+#[test]
+fn permissions_may_be_given_in_any_order() {
+    for line in [
+        "bucket allow --read --write b --key k",
+        "bucket allow b --read --write --key k",
+        "bucket allow --key k --write --read b",
+        "bucket allow --key k b --write --read",
+    ] {
+        let Ok(Command::Bucket(BucketCommand::Allow(allow))) = parse(line) else { panic!("{line}") };
+        assert_eq!((allow.bucket.as_str(), allow.key.as_str()), ("b", "k"), "{line}");
+        assert_eq!((allow.read, allow.write, allow.owner), (true, true, false), "{line}");
+    }
+}
+
+#[test]
+fn layout_commands_take_their_options_before_or_after_the_node() {
+    for line in ["layout assign -z dc1 -c 1G aa -t x -t y", "layout assign aa --zone dc1 --capacity 1G --tag x --tag y"] {
+        let Ok(Command::Layout(LayoutCommand::Assign(assign))) = parse(line) else { panic!("{line}") };
+        assert_eq!(
+            (assign.nodes, assign.zone.as_deref(), assign.capacity),
+            (vec!["aa".to_owned()], Some("dc1"), Some(1_000_000_000))
+        );
+        assert_eq!(assign.tags, ["x", "y"]);
+    }
+    assert!(matches!(parse("layout apply"), Ok(Command::Layout(LayoutCommand::Apply { version: None }))));
+    assert!(matches!(parse("layout apply --version 3"), Ok(Command::Layout(LayoutCommand::Apply { version: Some(3) }))));
+    assert!(
+        matches!(parse("layout revert --version 3"), Ok(Command::Layout(LayoutCommand::Revert(revert))) if revert.version == Some(3))
+    );
+    let redundancy = |text: &str| match parse(&format!("layout config -r {text}")) {
+        Ok(Command::Layout(LayoutCommand::Config { redundancy })) => redundancy,
+        _ => None,
+    };
+    assert_eq!(redundancy("none"), Some(Redundancy::AtLeast(1)));
+    assert_eq!(redundancy("max"), Some(Redundancy::Maximum));
+    assert_eq!(redundancy("2"), Some(Redundancy::AtLeast(2)));
+    assert_eq!(redundancy("0"), None);
+}
+
+#[test]
+fn a_capacity_without_unit_is_refused_with_a_hint() {
+    let error = parse("layout assign -z dc1 -c 1 aa").unwrap_err();
+    assert!(error.contains("write a unit, such as 1G or 1T"), "{error}");
+    assert!(parse("layout assign aa -z dc1 -c 1G -g").unwrap_err().contains("cannot be used with"));
+}
+
+#[test]
+fn quotas_need_at_least_one_limit() {
+    let Ok(Command::Bucket(BucketCommand::SetQuotas { max_size, max_objects, .. })) =
+        parse("bucket set-quotas b --max-size 1GiB")
+    else {
+        panic!()
+    };
+    assert_eq!((max_size, max_objects), (Some(Limit::AtMost(1 << 30)), None));
+    assert!(parse("bucket set-quotas b --max-objects none").is_ok());
+    assert!(parse("bucket set-quotas b").is_err());
+}
+
+#[test]
+fn older_commands_still_parse() {
+    assert!(matches!(parse("node-id -q"), Ok(Command::NodeId(args)) if args.quiet));
+    assert!(matches!(parse("stats -a -d"), Ok(Command::Stats(args)) if args.all_nodes));
+    assert!(matches!(parse("json-api GetClusterStatus"), Ok(Command::JsonApi(args)) if args.payload == "null"));
+    assert!(matches!(parse(&format!("node connect {}@h:1", "ab".repeat(32))), Ok(Command::Node(NodeCommand::Connect { .. }))));
+    assert!(parse("node connect abc").unwrap_err().contains("as `garage node id` prints it"));
+}
+
+#[test]
+fn global_options_are_read_and_secrets_stay_hidden() {
+    let words = ["garage", "-s", "abc123", "-c", "/x", "status", "--json", "--allow-world-readable-secrets"];
+    let cli = Cli::try_parse_from(words).unwrap();
+    assert!(cli.global.json);
+    assert_eq!(cli.global.overrides().secret_files, Some(SecretFiles::WorldReadable));
+    assert_eq!(cli.global.overrides().rpc_secret.inline.unwrap().expose(), "abc123");
+    assert!(!format!("{:?}", cli.global).contains("abc123"));
+}
+
+#[test]
+fn options_of_a_single_node_need_it() {
+    assert!(parse("server --dir x").unwrap_err().contains("--single-node"));
+    assert!(parse("server --single-node --default-bucket --dir x --s3-bind 127.0.0.1:9000").is_ok());
+}

@@ -1,0 +1,50 @@
+//! What commands do: one operation after another, then a text.
+
+mod bucket;
+mod cluster;
+mod json_api;
+mod key;
+mod layout;
+
+use crate::args::{Command, Global, NodeCommand};
+use crate::connection::Daemon;
+use crate::error::CliError;
+use crate::output::Output;
+use crate::{server, settings};
+
+/// Runs a command to its end.
+///
+/// # Errors
+/// [`CliError`], in words for whoever typed the command.
+pub async fn run(global: &Global, command: Command) -> Result<(), CliError> {
+    let output = if global.json { Output::Json } else { Output::Text };
+    match command {
+        Command::Server(args) => server::run(global, &args).await,
+        Command::Node(NodeCommand::Id(args)) | Command::NodeId(args) => cluster::node_id(global, &args, output),
+        remote => {
+            let daemon = Daemon::connect(&settings::target(global)?).await?;
+            run_remote(&daemon, remote, output).await
+        }
+    }
+}
+
+async fn run_remote(daemon: &Daemon, command: Command, output: Output) -> Result<(), CliError> {
+    match command {
+        Command::Status => cluster::status(daemon, output).await,
+        Command::Node(NodeCommand::Connect { peer }) => cluster::connect(daemon, &peer, output).await,
+        Command::Layout(command) => layout::run(daemon, command, output).await,
+        Command::Bucket(command) => bucket::run(daemon, command, output).await,
+        Command::Key(command) => key::run(daemon, command, output).await,
+        Command::Stats(args) => cluster::stats(daemon, &args, output).await,
+        Command::JsonApi(args) => json_api::run(daemon, &args).await,
+        Command::Server(_) | Command::Node(NodeCommand::Id(_)) | Command::NodeId(_) => Ok(()),
+    }
+}
+
+/// Refuses to go on without confirmation.
+///
+/// # Errors
+/// [`CliError::Usage`] with `what` would happen.
+fn confirmed(yes: bool, what: &str) -> Result<(), CliError> {
+    if yes { Ok(()) } else { Err(CliError::Usage(format!("{what}: add --yes if you are sure. Nothing was changed."))) }
+}

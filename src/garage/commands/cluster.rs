@@ -1,0 +1,94 @@
+//! `garage status`, `garage node …` and `garage stats`.
+
+use garage_admin::cluster::{ConnectClusterNodes, GetClusterStatus};
+use garage_admin::layout::GetClusterLayout;
+use garage_admin::nodes::GetNodeStatistics;
+use garage_types::NodeId;
+use garage_types::config::{Config, PeerAddress};
+use serde::Serialize;
+
+use crate::args::{Global, NodeIdArgs, StatsArgs};
+use crate::connection::Daemon;
+use crate::error::CliError;
+use crate::output::{Output, print};
+use crate::{settings, show};
+
+pub(super) async fn status(daemon: &Daemon, output: Output) -> Result<(), CliError> {
+    let status = daemon.call(GetClusterStatus).await?;
+    let layout = daemon.call(GetClusterLayout).await?;
+    output.reply(&status, |status| show::cluster::status(status, &layout))
+}
+
+pub(super) async fn connect(daemon: &Daemon, peer: &PeerAddress, output: Output) -> Result<(), CliError> {
+    let replies = daemon.call(ConnectClusterNodes(vec![peer.to_string()])).await?;
+    match replies.iter().find_map(|reply| reply.error.as_ref()) {
+        Some(error) => Err(CliError::NotConnected(error.clone())),
+        None => output.reply(&replies, |_replies| "Success.\n".to_owned()),
+    }
+}
+
+pub(super) async fn stats(daemon: &Daemon, args: &StatsArgs, output: Output) -> Result<(), CliError> {
+    let node = if args.all_nodes { "*" } else { "self" }.to_owned();
+    let nodes = daemon.call(GetNodeStatistics { node }).await?;
+    let status = daemon.call(GetClusterStatus).await?;
+    let layout = daemon.call(GetClusterLayout).await?;
+    output.reply(&nodes, |nodes| show::stats::stats(nodes, &status, &layout))?;
+    if nodes.error.is_empty() { Ok(()) } else { Err(CliError::Incomplete) }
+}
+
+/// What `garage node id` says, as JSON.
+#[derive(Serialize)]
+struct OwnId {
+    id: NodeId,
+    /// `<node id>@<host>:<port>`, when the configuration has a public address.
+    peer: Option<String>,
+}
+
+pub(super) fn node_id(global: &Global, args: &NodeIdArgs, output: Output) -> Result<(), CliError> {
+    let config = settings::load(global, settings::locate(global)?)?.config;
+    let id = settings::node_id(&config.metadata_dir)?;
+    let peer = config.rpc.public_addr.clone().map(|address| PeerAddress { node: id, address }.to_string());
+    if output == Output::Json {
+        return output.reply(&OwnId { id, peer }, |_reply| String::new());
+    }
+    print(&format!("{}\n", peer.clone().unwrap_or_else(|| id.to_string())))?;
+    if !args.quiet {
+        eprint!("{}", instructions(id, peer, &config));
+    }
+    Ok(())
+}
+
+/// How to use the id. Goes to standard error, so that standard output has the id alone.
+fn instructions(id: NodeId, peer: Option<String>, config: &Config) -> String {
+    let mut text = String::new();
+    let peer = peer.unwrap_or_else(|| {
+        text += "\nrpc_public_addr is not set: replace 127.0.0.1 by an address that the other nodes can reach.\n";
+        format!("{id}@127.0.0.1:{}", config.rpc.bind_addr.port())
+    });
+    text + &format!(
+        "\nTo connect another node to this one, type there:\n\n    garage node connect {peer}\n\n\
+         or write in its configuration file:\n\n    bootstrap_peers = [\"{peer}\"]\n\n\
+         The id is not a secret; rpc_secret is, and must be the same on all nodes.\n"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use garage_types::NodeId;
+    use garage_types::config::{Config, Overrides};
+
+    use super::instructions;
+
+    #[test]
+    fn without_a_public_address_a_placeholder_is_shown() {
+        let text = "metadata_dir = \"/m\"\ndata_dir = \"/d\"\nreplication_factor = 1\nrpc_bind_addr = \"[::]:4901\"\n[s3_api]\ns3_region = \"g\"";
+        let config = Config::resolve(text, &Overrides::default(), &Overrides::default()).unwrap().config;
+        let id = NodeId::from_bytes([0xab; 32]);
+        let shown = instructions(id, None, &config);
+        assert!(
+            shown.contains("rpc_public_addr is not set") && shown.contains(&format!("garage node connect {id}@127.0.0.1:4901\n"))
+        );
+        let shown = instructions(id, Some("x@h:1".into()), &config);
+        assert!(!shown.contains("is not set") && shown.contains("bootstrap_peers = [\"x@h:1\"]"));
+    }
+}

@@ -1,0 +1,248 @@
+//! `garage layout …`: what the options mean is decided by pure functions; the node only checks and stages.
+
+use garage_admin::cluster::{ClusterStatus, GetClusterStatus};
+use garage_admin::layout::{
+    ApplyClusterLayout, GetClusterLayout, GetClusterLayoutHistory, Layout, LayoutParameters, PreviewClusterLayoutChanges,
+    RevertClusterLayout, RoleChange, UpdateClusterLayout, ZoneRedundancy,
+};
+use garage_admin::search;
+use garage_types::NodeId;
+
+use crate::args::layout::{AssignArgs, LayoutCommand, RevertArgs};
+use crate::args::value::Redundancy;
+use crate::connection::Daemon;
+use crate::error::CliError;
+use crate::output::Output;
+use crate::show::layout as show;
+
+pub(super) async fn run(daemon: &Daemon, command: LayoutCommand, output: Output) -> Result<(), CliError> {
+    match command {
+        LayoutCommand::Assign(args) => {
+            let status = daemon.call(GetClusterStatus).await?;
+            let layout = daemon.call(GetClusterLayout).await?;
+            stage(daemon, assignment(&args, &layout, &status)?, output).await
+        }
+        LayoutCommand::Remove { node } => {
+            let status = daemon.call(GetClusterStatus).await?;
+            let layout = daemon.call(GetClusterLayout).await?;
+            let change = RoleChange::removal(find(&node, &layout, &status)?);
+            stage(daemon, UpdateClusterLayout { roles: vec![change], parameters: None }, output).await
+        }
+        LayoutCommand::Config { redundancy } => {
+            let parameters = Some(parameters(redundancy)?);
+            stage(daemon, UpdateClusterLayout { roles: Vec::new(), parameters }, output).await
+        }
+        LayoutCommand::Show => show_layout(daemon, output).await,
+        LayoutCommand::Apply { version } => {
+            let layout = daemon.call(GetClusterLayout).await?;
+            let applied = daemon.call(ApplyClusterLayout { version: version_to_apply(version, &layout)? }).await?;
+            output.reply(&applied, |applied| {
+                let version = applied.layout.version;
+                format!(
+                    "{}\n\nLayout version {version} is in force; data will move in the background.\n",
+                    applied.message.join("\n")
+                )
+            })
+        }
+        LayoutCommand::Revert(args) => {
+            let layout = daemon.call(GetClusterLayout).await?;
+            may_revert(&args, &layout)?;
+            let layout = daemon.call(RevertClusterLayout).await?;
+            output.reply(&layout, |_layout| "The staged changes are dropped.\n".to_owned())
+        }
+        LayoutCommand::History => {
+            let history = daemon.call(GetClusterLayoutHistory).await?;
+            output.reply(&history, show::history)
+        }
+    }
+}
+
+async fn stage(daemon: &Daemon, update: UpdateClusterLayout, output: Output) -> Result<(), CliError> {
+    let layout = daemon.call(update).await?;
+    output.reply(&layout, |_layout| {
+        "Staged. To see what it would do: garage layout show. To make it so: garage layout apply.\n".to_owned()
+    })
+}
+
+async fn show_layout(daemon: &Daemon, output: Output) -> Result<(), CliError> {
+    let layout = daemon.call(GetClusterLayout).await?;
+    let is_staged = !layout.staged_role_changes.is_empty() || layout.staged_parameters.is_some();
+    if !is_staged || output == Output::Json {
+        return output.reply(&layout, |layout| show::show(layout, None));
+    }
+    let preview = daemon.call(PreviewClusterLayoutChanges).await?;
+    output.reply(&layout, |layout| show::show(layout, Some(&preview)))
+}
+
+/// The node that a typed prefix means, among all that are connected, have a role, or have one staged.
+fn find(prefix: &str, layout: &Layout, status: &ClusterStatus) -> Result<NodeId, CliError> {
+    let known = status.nodes.iter().map(|node| node.id);
+    let with_role = layout.roles.iter().map(|role| role.id);
+    let staged = layout.staged_role_changes.iter().map(|change| change.id);
+    Ok(search::node(prefix, known.chain(with_role).chain(staged))?)
+}
+
+/// What a node keeps when an option is left out: its staged role, else its present one.
+fn inherited(node: NodeId, layout: &Layout) -> Option<RoleChange> {
+    if let Some(staged) = layout.staged_role_changes.iter().find(|change| change.id == node) {
+        return Some(staged.clone()).filter(|staged| !staged.remove);
+    }
+    let role = layout.roles.iter().find(|role| role.id == node)?;
+    Some(RoleChange {
+        id: node,
+        remove: false,
+        zone: Some(role.zone.clone()),
+        tags: Some(role.tags.clone()),
+        capacity: role.capacity,
+    })
+}
+
+/// What `layout assign` asks for.
+fn assignment(args: &AssignArgs, layout: &Layout, status: &ClusterStatus) -> Result<UpdateClusterLayout, CliError> {
+    let mut roles = Vec::new();
+    for prefix in &args.nodes {
+        let node = find(prefix, layout, status)?;
+        let before = inherited(node, layout);
+        let capacity = match (args.capacity, args.gateway, &before) {
+            (Some(bytes), _, _) => Some(bytes),
+            (None, true, _) => None,
+            (None, false, Some(before)) => before.capacity,
+            (None, false, None) => return Err(CliError::CapacityNeeded { node }),
+        };
+        let tags = if args.tags.is_empty() {
+            before.as_ref().and_then(|before| before.tags.clone()).unwrap_or_default()
+        } else {
+            args.tags.clone()
+        };
+        let zone = args.zone.clone().or_else(|| before.and_then(|before| before.zone));
+        let zone = Some(zone.ok_or(CliError::ZoneNeeded { node })?);
+        roles.push(RoleChange { id: node, remove: false, zone, tags: Some(tags), capacity });
+    }
+    for prefix in &args.replace {
+        let node = find(prefix, layout, status)?;
+        if roles.iter().any(|change| change.id == node) {
+            return Err(CliError::Usage(format!("node {node} cannot be given a role and be replaced at once")));
+        }
+        roles.push(RoleChange::removal(node));
+    }
+    Ok(UpdateClusterLayout { roles, parameters: None })
+}
+
+fn parameters(redundancy: Option<Redundancy>) -> Result<LayoutParameters, CliError> {
+    let zone_redundancy = match redundancy {
+        Some(Redundancy::Maximum) => ZoneRedundancy::Maximum,
+        Some(Redundancy::AtLeast(zones)) => ZoneRedundancy::AtLeast(zones),
+        None => {
+            return Err(CliError::Usage("nothing to change: say how copies are spread with -r maximum or -r NUMBER".to_owned()));
+        }
+    };
+    Ok(LayoutParameters { zone_redundancy })
+}
+
+fn version_to_apply(given: Option<u64>, layout: &Layout) -> Result<u64, CliError> {
+    let next = layout.version + 1;
+    given.ok_or_else(|| {
+        CliError::Usage(format!(
+            "look at what would change with `garage layout show`, then confirm with `garage layout apply --version {next}`"
+        ))
+    })
+}
+
+fn may_revert(args: &RevertArgs, layout: &Layout) -> Result<(), CliError> {
+    let next = layout.version + 1;
+    match args.version {
+        Some(version) if version != next => {
+            Err(CliError::Usage(format!("the staged changes would become version {next}, not {version}. Nothing was changed.")))
+        }
+        Some(_next) => Ok(()),
+        None => super::confirmed(args.yes, "this drops all staged changes of the layout"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use garage_admin::cluster::ClusterStatus;
+    use garage_admin::layout::{Layout, LayoutParameters, RoleChange, RoleInfo, ZoneRedundancy};
+    use garage_types::NodeId;
+
+    use super::{assignment, may_revert, parameters, version_to_apply};
+    use crate::args::layout::{AssignArgs, RevertArgs};
+
+    fn id(byte: u8) -> NodeId {
+        NodeId::from_bytes([byte; 32])
+    }
+
+    /// Nodes 01 (with a role) and 02 (with a staged one) and 03 (staged to go) and 04 (removed, staged again).
+    fn layout() -> Layout {
+        let role = |byte| RoleInfo {
+            id: id(byte),
+            zone: "paris".into(),
+            tags: vec!["old".into()],
+            capacity: Some(1 << 40),
+            stored_partitions: None,
+            usable_capacity: None,
+        };
+        let staged =
+            |byte, capacity| RoleChange { id: id(byte), remove: false, zone: Some("lyon".into()), tags: Some(vec![]), capacity };
+        Layout {
+            version: 3,
+            roles: vec![role(1), role(3)],
+            parameters: LayoutParameters { zone_redundancy: ZoneRedundancy::Maximum },
+            partition_size: 0,
+            staged_role_changes: vec![staged(2, None), RoleChange::removal(id(3))],
+            staged_parameters: None,
+        }
+    }
+
+    fn assign(nodes: &[&str]) -> AssignArgs {
+        AssignArgs {
+            nodes: nodes.iter().map(|node| (*node).to_owned()).collect(),
+            zone: None,
+            capacity: None,
+            gateway: false,
+            tags: vec![],
+            replace: vec![],
+        }
+    }
+
+    fn plan(args: &AssignArgs) -> Result<Vec<RoleChange>, String> {
+        let status = ClusterStatus { layout_version: 3, nodes: vec![] };
+        assignment(args, &layout(), &status).map(|update| update.roles).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_is_left_out_is_inherited() {
+        let changes = plan(&AssignArgs { tags: vec!["new".into()], ..assign(&["01", "02"]) }).unwrap();
+        assert_eq!((changes[0].zone.as_deref(), changes[0].capacity), (Some("paris"), Some(1 << 40)));
+        assert_eq!((changes[1].zone.as_deref(), changes[1].capacity), (Some("lyon"), None), "the staged role counts");
+        assert_eq!(changes[0].tags, Some(vec!["new".to_owned()]));
+        let gateway = plan(&AssignArgs { gateway: true, ..assign(&["01"]) }).unwrap();
+        assert_eq!((gateway[0].capacity, gateway[0].tags.as_deref()), (None, Some(&["old".to_owned()][..])));
+    }
+
+    #[test]
+    fn a_node_without_a_role_needs_zone_and_capacity() {
+        assert!(plan(&assign(&["03"])).unwrap_err().contains("-c SIZE"), "its removal is staged: nothing to inherit");
+        assert!(plan(&AssignArgs { capacity: Some(1 << 40), ..assign(&["03"]) }).unwrap_err().contains("-z ZONE"));
+        assert!(plan(&AssignArgs { capacity: Some(1 << 40), zone: Some("z".into()), ..assign(&["03"]) }).is_ok());
+        assert!(plan(&assign(&["0"])).unwrap_err().contains("3 nodes match"));
+    }
+
+    #[test]
+    fn a_replaced_node_is_removed() {
+        let changes = plan(&AssignArgs { replace: vec!["03".into()], ..assign(&["01"]) }).unwrap();
+        assert_eq!(changes[1], RoleChange::removal(id(3)));
+        assert!(plan(&AssignArgs { replace: vec!["01".into()], ..assign(&["01"]) }).is_err());
+    }
+
+    #[test]
+    fn changes_are_confirmed_by_the_next_version() {
+        assert_eq!(version_to_apply(Some(9), &layout()).unwrap(), 9, "the node refuses a wrong one");
+        assert!(version_to_apply(None, &layout()).unwrap_err().to_string().contains("apply --version 4"));
+        let revert = |yes, version| may_revert(&RevertArgs { yes, version }, &layout());
+        assert!(revert(true, None).is_ok() && revert(false, Some(4)).is_ok());
+        assert!(revert(false, None).unwrap_err().to_string().contains("--yes"));
+        assert!(revert(true, Some(3)).unwrap_err().to_string().contains("version 4, not 3"));
+        assert!(parameters(None).is_err());
+    }
+}

@@ -1,0 +1,53 @@
+//! The way to the daemon: encrypted RPC, with a throw-away key.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use garage_admin::operations::name_of;
+use garage_admin::{Call, Operation};
+use garage_net::{NetworkKey, TcpTransport};
+use garage_node::capabilities::system_random;
+use garage_rpc::client::{Client, ClientOptions};
+use garage_rpc::peers::PeerAddress;
+use garage_worker::spawn::TokioSpawn;
+
+use crate::error::CliError;
+use crate::settings::Target;
+
+/// A large layout may take that long to be computed.
+const TIMEOUT: Duration = Duration::from_secs(120);
+/// To connect, and again to prove who is who.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A daemon that was reached.
+pub struct Daemon {
+    client: Client,
+}
+
+impl Daemon {
+    /// # Errors
+    /// [`CliError::Unreachable`].
+    pub async fn connect(target: &Target) -> Result<Self, CliError> {
+        let options = ClientOptions {
+            transport: Arc::new(TcpTransport::default()),
+            network_key: NetworkKey::from_bytes(target.secret),
+            random: Arc::new(system_random().map_err(CliError::Random)?),
+            spawn: Arc::new(TokioSpawn),
+            timeout: CONNECT_TIMEOUT,
+        };
+        let address = target.daemon.address.to_string();
+        let node = PeerAddress { id: target.daemon.node, address: address.clone() };
+        match Client::connect(options, &node).await {
+            Ok(client) => Ok(Daemon { client }),
+            Err(source) => Err(CliError::Unreachable { address, source }),
+        }
+    }
+
+    /// # Errors
+    /// [`CliError::Call`] when no answer came, [`CliError::Refused`] when it was an error.
+    pub async fn call<O: Operation>(&self, operation: O) -> Result<O::Reply, CliError> {
+        let reply = self.client.call(Call(operation).into(), TIMEOUT).await;
+        let reply = reply.map_err(|source| CliError::Call { operation: name_of::<O>(), source })?;
+        reply.body.map_err(|error| CliError::Refused { operation: name_of::<O>(), error })
+    }
+}

@@ -1,0 +1,104 @@
+//! What to type instead of a command that does not exist.
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+
+/// A sentence that helps whoever typed `error`'s words, if we know what they meant.
+///
+/// `words`: the command line, the program's name left out.
+pub fn hint(error: &clap::Error, words: &[String]) -> Option<&'static str> {
+    if error.kind() == ErrorKind::UnknownArgument {
+        let Some(ContextValue::String(wrong)) = error.get(ContextKind::InvalidArg) else { return None };
+        return misplaced_option(wrong);
+    }
+    if error.kind() != ErrorKind::InvalidSubcommand {
+        return None;
+    }
+    let Some(ContextValue::String(wrong)) = error.get(ContextKind::InvalidSubcommand) else { return None };
+    let position = words.iter().position(|word| word == wrong)?;
+    // Options may stand between a command and its subcommand.
+    let group = words[..position].iter().rev().find(|word| GROUPS.contains(&word.as_str()));
+    instead_of(group.map_or("", String::as_str), wrong)
+}
+
+/// Options that belong before the command.
+fn misplaced_option(wrong: &str) -> Option<&'static str> {
+    match wrong {
+        "-c" | "--config" => Some("the configuration file stands before the command: garage -c FILE COMMAND"),
+        "-h" => Some("to get help: --help (-h names the daemon to talk to, before the command: garage -h PEER COMMAND)"),
+        "--rpc-host" => Some("the daemon to talk to stands before the command: garage --rpc-host PEER COMMAND"),
+        "-s" | "--rpc-secret" => Some("the RPC secret stands before the command, or in GARAGE_RPC_SECRET"),
+        _ => None,
+    }
+}
+
+const GROUPS: [&str; 4] = ["node", "layout", "bucket", "key"];
+
+/// A flat table: the group, the wrong word, what to type.
+fn instead_of(group: &str, wrong: &str) -> Option<&'static str> {
+    let hint = match (group, wrong) {
+        ("", "start" | "run" | "daemon" | "serve") => "to run the daemon: garage server",
+        ("", "nodes" | "ls" | "cluster") => "to see the nodes: garage status",
+        ("", "connect") => "to connect to a node: garage node connect <node id>@<host>:<port>",
+        ("", "init" | "setup" | "dev") => "to try Garage on this machine: garage server --single-node --default-bucket",
+        ("", "assign" | "apply" | "revert") => "to change the layout: garage layout assign, apply or revert",
+        ("", "buckets" | "create-bucket" | "mb") => "to list or make buckets: garage bucket list, garage bucket create NAME",
+        ("", "keys" | "create-key" | "user" | "users") => "to list or make access keys: garage key list, garage key create NAME",
+        ("", "migrate") => "there is nothing to migrate: that command belonged to older versions",
+        ("", "admin-token" | "repair" | "offline-repair" | "worker" | "block" | "meta" | "convert-db") => {
+            "this version does not have the command yet; `garage --help` lists those it has"
+        }
+        ("node", "configure") => "roles are given with: garage layout assign NODE -z ZONE -c CAPACITY",
+        ("node", "list" | "ls" | "status") => "to see the nodes: garage status",
+        ("node", "remove" | "rm" | "delete") => "to take a node out: garage layout remove NODE, then garage layout apply",
+        ("layout", "list" | "status" | "get" | "info") => "to see the layout: garage layout show",
+        ("layout", "commit" | "save") => "to make staged changes: garage layout apply --version N",
+        ("layout", "add" | "set") => "to give a node a role: garage layout assign NODE -z ZONE -c CAPACITY",
+        ("layout", "rm" | "delete" | "unassign") => "to take a node's role away: garage layout remove NODE",
+        ("layout", "cancel" | "clear" | "reset") => "to drop staged changes: garage layout revert --yes",
+        ("bucket", "new" | "add" | "make" | "mk") => "to make a bucket: garage bucket create NAME",
+        ("bucket", "rm" | "remove" | "del") => "to delete a bucket: garage bucket delete BUCKET --yes",
+        ("bucket", "ls") => "to list buckets: garage bucket list",
+        ("bucket", "show" | "get" | "describe") => "to see a bucket: garage bucket info BUCKET",
+        ("bucket", "quota" | "quotas" | "set-quota") => "to limit a bucket: garage bucket set-quotas BUCKET --max-size SIZE",
+        ("bucket", "grant") => "to let a key in: garage bucket allow BUCKET --key KEY --read --write",
+        ("bucket", "revoke") => "to shut a key out: garage bucket deny BUCKET --key KEY --read --write --owner",
+        ("bucket", "website" | "cleanup-incomplete-uploads" | "inspect-object") => {
+            "this version does not have the command yet; `garage bucket --help` lists those it has"
+        }
+        ("key", "add" | "generate" | "make") => "to make an access key: garage key create NAME",
+        ("key", "rm" | "remove" | "del") => "to delete an access key: garage key delete KEY --yes",
+        ("key", "ls") => "to list access keys: garage key list",
+        ("key", "show" | "get" | "describe") => "to see an access key: garage key info KEY",
+        _ => return None,
+    };
+    Some(hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::hint;
+    use crate::args::Cli;
+
+    fn hint_for(line: &str) -> Option<&'static str> {
+        let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+        let error = Cli::try_parse_from(std::iter::once("garage".to_owned()).chain(words.clone())).unwrap_err();
+        hint(&error, &words)
+    }
+
+    #[test]
+    fn a_wrong_command_says_what_to_type_instead() {
+        assert_eq!(hint_for("start"), Some("to run the daemon: garage server"));
+        assert_eq!(
+            hint_for("-c /x node configure abc"),
+            Some("roles are given with: garage layout assign NODE -z ZONE -c CAPACITY")
+        );
+        assert_eq!(hint_for("bucket --json rm x"), Some("to delete a bucket: garage bucket delete BUCKET --yes"));
+        assert!(hint_for("repair -a --yes tables").is_some_and(|hint| hint.contains("not have the command yet")));
+        assert!(hint_for("status -c /x").is_some_and(|hint| hint.contains("garage -c FILE COMMAND")));
+        assert!(hint_for("bucket list -h").is_some_and(|hint| hint.contains("--help")));
+        assert_eq!(hint_for("xyzzy"), None);
+        assert_eq!(hint_for("bucket create"), None);
+    }
+}

@@ -1,0 +1,186 @@
+//! `garage server`: the configuration, the log, the signals; the node itself is made elsewhere.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use garage_admin::nodes::{Facts, FreeSpace, Space};
+use garage_admin::{AdminService, register};
+use garage_node::daemon::{self, DaemonOptions, Ready, Setup};
+use garage_node::node::Node;
+use garage_node::single::DefaultBucket;
+use garage_rpc::endpoint::Router;
+use garage_types::config::{Config, parse_rpc_secret};
+use garage_types::{KeyId, Secret};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::args::{Global, ServerArgs};
+use crate::error::CliError;
+use crate::settings::{self, Loaded};
+use crate::single_node::{self, Banner};
+
+/// Runs the daemon until it is told to stop.
+///
+/// # Errors
+/// [`CliError`]: it could not start, or not stop well.
+pub async fn run(global: &Global, args: &ServerArgs) -> Result<(), CliError> {
+    let Loaded { path, config, warnings } = settings::load(global, configuration(global, args)?)?;
+    tracing::info!(path = %path.display(), "configuration read");
+    for warning in &warnings {
+        tracing::warn!("{}: {warning}", path.display());
+    }
+    for listener in not_served(&config) {
+        tracing::warn!("{}: `{listener}` is reserved for an interface that this version does not serve", path.display());
+    }
+    let source = config.rpc.secret.as_ref().ok_or(CliError::NoRpcSecret)?;
+    let secret = settings::read_secret(source, config.secret_files)?;
+    let rpc_secret = parse_rpc_secret(&secret).map_err(CliError::Overrides)?;
+    let facts = facts(&config);
+    let is_single = args.single_node;
+    let options = DaemonOptions { config, rpc_secret, setup: setup(args)? };
+    let stop = stop_signals()?;
+    let ready = |ready: &Ready| {
+        tracing::info!(node = %ready.node, "ready");
+        if is_single {
+            let banner = Banner {
+                config_path: &path,
+                s3_address: ready.s3_address.as_deref(),
+                region: &ready.region,
+                credentials: ready.credentials.as_ref(),
+            };
+            eprint!("{}", single_node::banner(&banner));
+        }
+    };
+    let shutdown = async move {
+        let name = stop.received().await;
+        tracing::info!(signal = name, "told to stop");
+    };
+    daemon::run(options, |node| admin(node, facts), ready, shutdown).await.map_err(CliError::Daemon)
+}
+
+/// The configuration file: for a single node that nobody configured, one is made.
+fn configuration(global: &Global, args: &ServerArgs) -> Result<PathBuf, CliError> {
+    let nobody_says = || args.dir.is_some() || settings::locate(global).is_err();
+    if args.single_node && global.config.is_none() && nobody_says() {
+        return single_node::prepare(args);
+    }
+    settings::locate(global)
+}
+
+/// Listeners that are configured and not opened.
+fn not_served(config: &Config) -> Vec<&'static str> {
+    let listeners = [
+        ("s3_web.bind_addr", config.s3_web.is_some()),
+        ("k2v_api.api_bind_addr", config.k2v_api.is_some()),
+        ("admin.api_bind_addr", config.admin.api_bind_addr.is_some()),
+    ];
+    listeners.into_iter().filter(|(_key, configured)| *configured).map(|(key, _configured)| key).collect()
+}
+
+fn setup(args: &ServerArgs) -> Result<Setup, CliError> {
+    if !args.single_node {
+        return Ok(Setup::ByOperator);
+    }
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let default_bucket = if args.default_bucket { Some(default_bucket(variable)?) } else { None };
+    Ok(Setup::SingleNode { default_bucket })
+}
+
+/// What the environment says about the key and the bucket to begin with.
+fn default_bucket(variable: impl Fn(&str) -> Option<String>) -> Result<DefaultBucket, CliError> {
+    let key_id = variable("GARAGE_DEFAULT_ACCESS_KEY").map(|id| KeyId::parse(&id)).transpose();
+    let key_id = key_id.map_err(|error| CliError::Usage(format!("GARAGE_DEFAULT_ACCESS_KEY: {error}")))?;
+    Ok(DefaultBucket {
+        key_id,
+        secret: variable("GARAGE_DEFAULT_SECRET_KEY").map(Secret::new),
+        bucket: variable("GARAGE_DEFAULT_BUCKET"),
+    })
+}
+
+/// The signals that end the daemon, listened to from before it starts.
+struct StopSignals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+fn stop_signals() -> Result<StopSignals, CliError> {
+    let listen = |kind| signal(kind).map_err(|source| CliError::Terminal { action: "listen for signals", source });
+    Ok(StopSignals { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
+}
+
+impl StopSignals {
+    async fn received(mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => "SIGTERM",
+        }
+    }
+}
+
+fn facts(config: &Config) -> Facts {
+    Facts {
+        hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        features: vec!["lmdb".to_owned()],
+        rust_version: env!("CARGO_PKG_RUST_VERSION").to_owned(),
+        db_engine: "LMDB".to_owned(),
+        space: Arc::new(FileSystems {
+            metadata: config.metadata_dir.clone(),
+            data: config.data_dirs.iter().map(|dir| dir.path.clone()).collect(),
+        }),
+    }
+}
+
+/// The file systems of a node's directories.
+struct FileSystems {
+    metadata: PathBuf,
+    data: Vec<PathBuf>,
+}
+
+/// `None` when the file system does not tell.
+fn space_at(path: &PathBuf) -> Option<Space> {
+    let answer = rustix::fs::statvfs(path);
+    let answer = answer.inspect_err(|error| tracing::debug!(%error, path = %path.display(), "cannot measure free space"));
+    let stat = answer.ok()?;
+    Some(Space { available: stat.f_bavail * stat.f_frsize, total: stat.f_blocks * stat.f_frsize })
+}
+
+impl FreeSpace for FileSystems {
+    fn data(&self) -> Option<Space> {
+        let spaces = self.data.iter().map(space_at).collect::<Option<Vec<Space>>>()?;
+        let add = |sum: Space, space: Space| Space {
+            available: sum.available.saturating_add(space.available),
+            total: sum.total.saturating_add(space.total),
+        };
+        spaces.into_iter().reduce(add)
+    }
+
+    fn metadata(&self) -> Option<Space> {
+        space_at(&self.metadata)
+    }
+}
+
+/// What operators may ask of the node.
+fn admin(node: &Node, facts: Facts) -> Router {
+    register(Router::builder(), AdminService { garage: node.garage.clone(), node: facts }).build()
+}
+
+#[cfg(test)]
+mod tests {
+    use garage_types::config::{Config, Overrides};
+
+    use super::{default_bucket, not_served};
+
+    #[test]
+    fn the_environment_names_key_and_bucket() {
+        let given = default_bucket(|name| (name == "GARAGE_DEFAULT_BUCKET").then(|| "photos".to_owned())).unwrap();
+        assert_eq!((given.bucket.as_deref(), given.key_id, given.secret), (Some("photos"), None, None));
+        assert!(default_bucket(|_name| Some("not / a key".to_owned())).is_err());
+    }
+
+    #[test]
+    fn interfaces_that_are_not_served_are_named() {
+        let text = "metadata_dir = \"/m\"\ndata_dir = \"/d\"\nreplication_factor = 1\nrpc_bind_addr = \"[::]:1\"\n[s3_api]\ns3_region = \"g\"\n[admin]\napi_bind_addr = \"[::]:2\"";
+        let config = Config::resolve(text, &Overrides::default(), &Overrides::default()).unwrap().config;
+        assert_eq!(not_served(&config), ["admin.api_bind_addr"]);
+    }
+}

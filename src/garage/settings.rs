@@ -1,0 +1,210 @@
+//! Finding the configuration, and reading what it refers to.
+
+use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use garage_types::config::{
+    Config, HostPort, Overrides, PeerAddress, Resolved, SecretFiles, SecretInput, SecretName, SecretSource, Warning,
+    parse_rpc_secret,
+};
+use garage_types::{NodeId, Secret};
+
+use crate::args::Global;
+use crate::error::CliError;
+
+/// Where the configuration is looked for when nobody says where it is.
+pub const DEFAULT_PATHS: [&str; 2] = ["/etc/garage.toml", "./garage-data/garage.toml"];
+
+/// Name of the file with the node's id, in the metadata directory.
+const NODE_ID_FILE: &str = "node_key.pub";
+
+/// A configuration that was found and read.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    pub path: PathBuf,
+    pub config: Config,
+    pub warnings: Vec<Warning>,
+}
+
+/// Finds the configuration file: the one named, else the first default that exists.
+///
+/// # Errors
+/// [`CliError::NoConfiguration`].
+pub fn locate(global: &Global) -> Result<PathBuf, CliError> {
+    if let Some(path) = &global.config {
+        return Ok(path.clone());
+    }
+    let defaults = DEFAULT_PATHS.map(PathBuf::from);
+    match defaults.iter().find(|path| path.exists()) {
+        Some(path) => Ok(path.clone()),
+        None => Err(CliError::NoConfiguration { looked_at: defaults.to_vec() }),
+    }
+}
+
+/// What the environment says about secrets.
+///
+/// # Errors
+/// [`CliError::Overrides`].
+pub fn environment() -> Result<Overrides, CliError> {
+    Overrides::from_environment(|name| std::env::var(name).ok()).map_err(CliError::Overrides)
+}
+
+/// Reads a configuration file.
+///
+/// # Errors
+/// [`CliError::File`], [`CliError::Configuration`].
+pub fn load(global: &Global, path: PathBuf) -> Result<Loaded, CliError> {
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(source) => return Err(CliError::File { action: "cannot read", path, source }),
+    };
+    match Config::resolve(&text, &global.overrides(), &environment()?) {
+        Ok(Resolved { config, warnings }) => Ok(Loaded { path, config, warnings }),
+        Err(source) => Err(CliError::Configuration { path, source }),
+    }
+}
+
+/// Reads a secret, and the file it is in if there is one. Whitespace around it is no part of it.
+///
+/// # Errors
+/// [`CliError::File`], [`CliError::ReadableSecret`].
+pub fn read_secret(source: &SecretSource, files: SecretFiles) -> Result<Secret, CliError> {
+    let path = match source {
+        SecretSource::Inline(secret) => return Ok(Secret::new(secret.expose().trim())),
+        SecretSource::File(path) => path,
+    };
+    let failed = |source: io::Error| CliError::File { action: "cannot read the secret in", path: path.clone(), source };
+    // The file that is checked is the one that is read.
+    let mut file = std::fs::File::open(path).map_err(failed)?;
+    let mode = file.metadata().map_err(failed)?.permissions().mode() & 0o777;
+    if files == SecretFiles::OwnerOnly && mode & 0o077 != 0 {
+        return Err(CliError::ReadableSecret { path: path.clone(), mode });
+    }
+    let mut text = String::new();
+    file.read_to_string(&mut text).map_err(failed)?;
+    Ok(Secret::new(text.trim()))
+}
+
+/// This node's id, as its daemon wrote it.
+///
+/// # Errors
+/// [`CliError::NoNodeKey`], [`CliError::NodeKey`].
+pub fn node_id(metadata_dir: &Path) -> Result<NodeId, CliError> {
+    let path = metadata_dir.join(NODE_ID_FILE);
+    match std::fs::read(&path) {
+        Ok(bytes) => parse_node_id(&bytes).ok_or(CliError::NodeKey { path }),
+        Err(source) => Err(CliError::NoNodeKey { path, source }),
+    }
+}
+
+/// The id as 32 bytes or as 64 hexadecimal digits.
+fn parse_node_id(bytes: &[u8]) -> Option<NodeId> {
+    NodeId::from_slice(bytes).or_else(|| std::str::from_utf8(bytes).ok()?.trim().parse().ok())
+}
+
+/// How the command line reaches a daemon.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    pub daemon: PeerAddress,
+    pub secret: [u8; 32],
+}
+
+/// The daemon to talk to: the one named, else the one that the configuration describes. With both peer and secret given, no
+/// configuration is needed.
+///
+/// # Errors
+/// Those of reading the configuration, the secret and the node's id.
+pub fn target(global: &Global) -> Result<Target, CliError> {
+    let overrides = (global.overrides(), environment()?);
+    let given = SecretName::Rpc.choose(&overrides.0, &overrides.1, &SecretInput::default()).map_err(CliError::Overrides)?;
+    if let (Some(daemon), Some(source)) = (&global.rpc_host, &given) {
+        let files = overrides.0.secret_files.or(overrides.1.secret_files).unwrap_or(SecretFiles::OwnerOnly);
+        return Ok(Target { daemon: daemon.clone(), secret: rpc_secret(source, files)? });
+    }
+    let config = load(global, locate(global)?)?.config;
+    let source = config.rpc.secret.as_ref().ok_or(CliError::NoRpcSecret)?;
+    let secret = rpc_secret(source, config.secret_files)?;
+    let daemon = match &global.rpc_host {
+        Some(daemon) => daemon.clone(),
+        None => PeerAddress { node: node_id(&config.metadata_dir)?, address: own_address(&config) },
+    };
+    Ok(Target { daemon, secret })
+}
+
+fn rpc_secret(source: &SecretSource, files: SecretFiles) -> Result<[u8; 32], CliError> {
+    parse_rpc_secret(&read_secret(source, files)?).map_err(CliError::Overrides)
+}
+
+/// Where this machine's own daemon answers: at its public address, else where it listens, on the loopback interface if it listens
+/// on all.
+fn own_address(config: &Config) -> HostPort {
+    if let Some(address) = &config.rpc.public_addr {
+        return address.clone();
+    }
+    let bind = config.rpc.bind_addr;
+    let host = match bind.ip() {
+        ip if !ip.is_unspecified() => ip.to_string(),
+        std::net::IpAddr::V4(_) => "127.0.0.1".to_owned(),
+        std::net::IpAddr::V6(_) => "::1".to_owned(),
+    };
+    HostPort { host, port: bind.port() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use garage_types::config::{Config, Overrides, SecretFiles, SecretSource};
+    use garage_types::{NodeId, Secret};
+
+    use super::{node_id, own_address, parse_node_id, read_secret};
+    use crate::error::CliError;
+
+    fn config(lines: &str) -> Config {
+        let text = format!(
+            "metadata_dir = \"/m\"\ndata_dir = \"/d\"\nreplication_factor = 1\n{lines}\n[s3_api]\ns3_region = \"garage\""
+        );
+        Config::resolve(&text, &Overrides::default(), &Overrides::default()).unwrap().config
+    }
+
+    #[test]
+    fn the_own_daemon_is_reached_at_its_public_or_loopback_address() {
+        let address = |lines: &str| own_address(&config(lines)).to_string();
+        assert_eq!(address("rpc_bind_addr = \"[::]:3901\""), "[::1]:3901");
+        assert_eq!(address("rpc_bind_addr = \"0.0.0.0:3902\""), "127.0.0.1:3902");
+        assert_eq!(address("rpc_bind_addr = \"10.0.0.1:3901\""), "10.0.0.1:3901");
+        assert_eq!(address("rpc_bind_addr = \"[::]:3901\"\nrpc_public_addr = \"node.example:4000\""), "node.example:4000");
+    }
+
+    #[test]
+    fn secret_files_must_belong_to_their_owner_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("secret");
+        std::fs::write(&path, " abc\n").unwrap();
+        let source = SecretSource::File(path.clone());
+        let read_with_mode = |mode, files| {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            read_secret(&source, files)
+        };
+        assert_eq!(read_with_mode(0o600, SecretFiles::OwnerOnly).unwrap(), Secret::new("abc"));
+        let error = read_with_mode(0o640, SecretFiles::OwnerOnly).unwrap_err();
+        assert!(matches!(&error, CliError::ReadableSecret { mode: 0o640, .. }));
+        assert!(error.to_string().contains("chmod 600") && !error.to_string().contains("abc"));
+        assert_eq!(read_with_mode(0o644, SecretFiles::WorldReadable).unwrap(), Secret::new("abc"));
+        assert!(matches!(
+            read_secret(&SecretSource::File(dir.path().join("none")), SecretFiles::OwnerOnly),
+            Err(CliError::File { .. })
+        ));
+    }
+
+    #[test]
+    fn node_ids_are_read_as_bytes_or_digits() {
+        let id = NodeId::from_bytes([7; 32]);
+        assert_eq!(parse_node_id(&[7; 32]), Some(id));
+        assert_eq!(parse_node_id(format!("{id}\n").as_bytes()), Some(id));
+        assert_eq!(parse_node_id(b"short"), None);
+        let dir = tempfile::tempdir().unwrap();
+        assert!(node_id(dir.path()).unwrap_err().to_string().contains("appears when the daemon starts for the first time"));
+    }
+}

@@ -1,0 +1,140 @@
+//! `garage status`
+
+use garage_admin::cluster::{ClusterNode, ClusterStatus, Role};
+use garage_admin::layout::Layout;
+use garage_types::size::format_decimal;
+
+use super::{ago, heading, row, share, table, tags};
+
+/// The nodes of the cluster, and what is staged for them.
+pub fn status(status: &ClusterStatus, layout: &Layout) -> String {
+    let mut text = heading("HEALTHY NODES");
+    let mut healthy = vec![row(["ID", "Hostname", "Address", "Tags", "Zone", "Capacity", "DataAvail", "Version"])];
+    healthy.extend(status.nodes.iter().filter(|node| node.is_up).map(|node| healthy_row(node, layout)));
+    text += &table(&healthy);
+    let failed: Vec<&ClusterNode> = status.nodes.iter().filter(|node| !node.is_up).collect();
+    if !failed.is_empty() {
+        text += "\n";
+        text += &heading("FAILED NODES");
+        let mut rows = vec![row(["ID", "Hostname", "Tags", "Zone", "Capacity", "Last seen"])];
+        rows.extend(failed.iter().map(|node| failed_row(node, layout)));
+        text += &table(&rows);
+        if failed.iter().any(|node| node.draining) {
+            text += "\nFailed nodes still hold metadata of an older layout version; see garage layout history.\n";
+        }
+    }
+    if !layout.staged_role_changes.is_empty() {
+        text += "\n";
+        text += &super::layout::staged(layout);
+        text += "\nTo see what the changes would do: garage layout show\n";
+    }
+    text
+}
+
+fn healthy_row(node: &ClusterNode, layout: &Layout) -> Vec<String> {
+    let (tags, zone) = tags_and_zone(node.role.as_ref());
+    let space = match (&node.data_partition, node.role.as_ref().and_then(|role| role.capacity)) {
+        (Some(space), _) => share(space.available, space.total),
+        (None, Some(_)) => "?".to_owned(),
+        (None, None) if node.role.is_some() => "N/A".to_owned(),
+        (None, None) => String::new(),
+    };
+    vec![
+        node.id.short(),
+        node.hostname.clone().unwrap_or_else(|| "?".to_owned()),
+        node.addr.clone().unwrap_or_else(|| "N/A".to_owned()),
+        tags,
+        zone,
+        capacity(node, layout),
+        space,
+        node.garage_version.clone().unwrap_or_else(|| "?".to_owned()),
+    ]
+}
+
+fn failed_row(node: &ClusterNode, layout: &Layout) -> Vec<String> {
+    let (tags, zone) = tags_and_zone(node.role.as_ref());
+    vec![
+        node.id.short(),
+        node.hostname.clone().unwrap_or_else(|| "?".to_owned()),
+        tags,
+        zone,
+        capacity(node, layout),
+        node.last_seen_secs_ago.map_or_else(|| "never seen".to_owned(), ago),
+    ]
+}
+
+fn tags_and_zone(role: Option<&Role>) -> (String, String) {
+    role.map_or_else(Default::default, |role| (tags(&role.tags), role.zone.clone()))
+}
+
+/// The node's capacity, or why it has none.
+fn capacity(node: &ClusterNode, layout: &Layout) -> String {
+    let staged = layout.staged_role_changes.iter().any(|change| change.id == node.id && !change.remove);
+    match &node.role {
+        Some(Role { capacity: Some(bytes), .. }) => format_decimal(*bytes),
+        Some(Role { capacity: None, .. }) => "gateway".to_owned(),
+        None if node.draining => "draining metadata..".to_owned(),
+        None if staged => "pending...".to_owned(),
+        None => "NO ROLE ASSIGNED".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use garage_admin::cluster::{ClusterNode, ClusterStatus, Role};
+    use garage_admin::layout::{Layout, LayoutParameters, RoleChange, ZoneRedundancy};
+    use garage_admin::nodes::Space;
+    use garage_types::NodeId;
+
+    use super::status;
+
+    fn node(byte: u8) -> ClusterNode {
+        ClusterNode {
+            id: NodeId::from_bytes([byte; 32]),
+            garage_version: Some("v1".into()),
+            addr: Some("10.1.0.1:3901".into()),
+            hostname: Some("alpha".into()),
+            is_up: true,
+            last_seen_secs_ago: None,
+            role: None,
+            draining: false,
+            data_partition: None,
+            metadata_partition: None,
+        }
+    }
+
+    #[test]
+    fn status_lists_healthy_then_failed_nodes_and_staged_changes() {
+        let role = Role { zone: "paris".into(), tags: vec!["ssd".into(), "a".into()], capacity: Some(2_000_000_000_000) };
+        let space = Space { available: 1_400_000_000_000, total: 2_000_000_000_000 };
+        let nodes = vec![
+            ClusterNode { role: Some(role), data_partition: Some(space), ..node(1) },
+            node(2),
+            ClusterNode { is_up: false, draining: true, hostname: None, ..node(3) },
+        ];
+        let removal = RoleChange::removal(nodes[0].id);
+        let layout = Layout {
+            version: 1,
+            roles: vec![],
+            parameters: LayoutParameters { zone_redundancy: ZoneRedundancy::Maximum },
+            partition_size: 0,
+            staged_role_changes: vec![removal],
+            staged_parameters: None,
+        };
+        let text = status(&ClusterStatus { layout_version: 1, nodes }, &layout);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(
+            lines[..5],
+            [
+                "==== HEALTHY NODES ====",
+                "ID                Hostname  Address        Tags     Zone   Capacity          DataAvail       Version",
+                "0101010101010101  alpha     10.1.0.1:3901  [ssd,a]  paris  2.0 TB            1.4 TB (70.0%)  v1",
+                "0202020202020202  alpha     10.1.0.1:3901                  NO ROLE ASSIGNED                  v1",
+                "",
+            ]
+        );
+        assert_eq!(lines[5], "==== FAILED NODES ====");
+        assert_eq!(lines[7], "0303030303030303  ?                     draining metadata..  never seen");
+        assert!(text.contains("layout history") && text.contains("0101010101010101  REMOVED"));
+    }
+}

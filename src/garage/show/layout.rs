@@ -1,0 +1,190 @@
+//! `garage layout …`
+
+use garage_admin::layout::{
+    Layout, LayoutHistoryInfo, LayoutParameters, LayoutPreview, RoleChange, RoleInfo, VersionStatus, ZoneRedundancy,
+};
+use garage_types::size::format_decimal;
+
+use super::{heading, row, share, table, tags};
+
+/// The layout now; when something is staged, also that, and what would come of it.
+pub fn show(layout: &Layout, preview: Option<&LayoutPreview>) -> String {
+    let mut text = heading("CURRENT CLUSTER LAYOUT");
+    if layout.roles.is_empty() {
+        text += "No node has a role yet: see garage status for the nodes, then garage layout assign.\n";
+    } else {
+        text += &roles(layout);
+    }
+    text += &format!("\nCurrent cluster layout version: {}\n", layout.version);
+    if let Some(preview) = preview {
+        text += "\n";
+        text += &staged(layout);
+        text += "\n";
+        text += &next(layout, preview);
+    }
+    text
+}
+
+fn redundancy(parameters: &LayoutParameters) -> String {
+    match parameters.zone_redundancy {
+        ZoneRedundancy::Maximum => "maximum".to_owned(),
+        ZoneRedundancy::AtLeast(zones) => zones.to_string(),
+    }
+}
+
+fn roles(layout: &Layout) -> String {
+    let mut rows = vec![row(["ID", "Tags", "Zone", "Capacity", "Usable capacity"])];
+    let role = |role: &RoleInfo| {
+        let capacity = role.capacity.map_or_else(|| "gateway".to_owned(), format_decimal);
+        let usable =
+            role.usable_capacity.zip(role.capacity).map_or_else(String::new, |(usable, capacity)| share(usable, capacity));
+        vec![role.id.short(), tags(&role.tags), role.zone.clone(), capacity, usable]
+    };
+    rows.extend(layout.roles.iter().map(role));
+    format!("{}\nZone redundancy: {}\n", table(&rows), redundancy(&layout.parameters))
+}
+
+/// What is staged.
+pub fn staged(layout: &Layout) -> String {
+    let mut text = heading("STAGED ROLE CHANGES");
+    let change = |change: &RoleChange| match &change.zone {
+        Some(zone) if !change.remove => {
+            let capacity = change.capacity.map_or_else(|| "gateway".to_owned(), format_decimal);
+            vec![change.id.short(), tags(change.tags.as_deref().unwrap_or_default()), zone.clone(), capacity]
+        }
+        _ => vec![change.id.short(), "REMOVED".to_owned()],
+    };
+    if !layout.staged_role_changes.is_empty() {
+        let mut rows = vec![row(["ID", "Tags", "Zone", "Capacity"])];
+        rows.extend(layout.staged_role_changes.iter().map(change));
+        text += &table(&rows);
+    }
+    if let Some(parameters) = &layout.staged_parameters {
+        text += &format!("\nZone redundancy: {}\n", redundancy(parameters));
+    }
+    text
+}
+
+fn next(layout: &Layout, preview: &LayoutPreview) -> String {
+    let mut text = heading("NEW CLUSTER LAYOUT AFTER APPLYING CHANGES");
+    if let Some(error) = &preview.error {
+        return format!(
+            "{text}{error}\n\nThe layout cannot be applied yet: change the roles, or drop them with garage layout revert --yes\n"
+        );
+    }
+    if let Some(new) = &preview.new_layout {
+        text += &roles(new);
+    }
+    text += &format!("\n{}\n", preview.message.join("\n"));
+    text + &format!(
+        "\nTo make these changes:  garage layout apply --version {}\nTo drop them:           garage layout revert --yes\n",
+        layout.version + 1
+    )
+}
+
+/// Past and live versions.
+pub fn history(history: &LayoutHistoryInfo) -> String {
+    let mut text = heading("LAYOUT HISTORY");
+    let mut rows = vec![row(["Version", "Status", "Storage nodes", "Gateway nodes"])];
+    rows.extend(history.versions.iter().map(|version| {
+        let status = match version.status {
+            VersionStatus::Current => "Current",
+            VersionStatus::Draining => "Draining",
+            VersionStatus::Historical => "Historical",
+        };
+        vec![
+            format!("#{}", version.version),
+            status.to_owned(),
+            version.storage_nodes.to_string(),
+            version.gateway_nodes.to_string(),
+        ]
+    }));
+    text += &table(&rows);
+    let Some(trackers) = &history.update_trackers else {
+        return text + "\nMetadata are where the current version wants them; blocks may still be moving.\n";
+    };
+    text += "\n";
+    text += &heading("UPDATE TRACKERS");
+    let mut rows = vec![row(["Node", "Ack", "Sync", "Sync_ack"])];
+    let number = |version: u64| format!("#{version}");
+    rows.extend(
+        trackers
+            .iter()
+            .map(|(node, tracker)| vec![node.short(), number(tracker.ack), number(tracker.sync), number(tracker.sync_ack)]),
+    );
+    text += &table(&rows);
+    text + "\nMetadata are moving to where the current version wants them. A node whose numbers stay behind is down or slow: see garage status.\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use garage_admin::layout::{
+        Layout, LayoutHistoryInfo, LayoutParameters, LayoutPreview, RoleChange, RoleInfo, ZoneRedundancy,
+    };
+    use garage_types::NodeId;
+
+    use super::{history, show};
+
+    fn layout() -> Layout {
+        let id = |byte| NodeId::from_bytes([byte; 32]);
+        let capacity = Some(2_000_000_000_000);
+        let role = |byte, capacity: Option<u64>| RoleInfo {
+            id: id(byte),
+            zone: "paris".into(),
+            tags: vec!["a".into()],
+            capacity,
+            stored_partitions: capacity.map(|_| 256),
+            usable_capacity: capacity,
+        };
+        let staged = RoleChange { id: id(3), remove: false, zone: Some("lyon".into()), tags: Some(vec!["c".into()]), capacity };
+        Layout {
+            version: 3,
+            roles: vec![role(1, capacity), role(2, None)],
+            parameters: LayoutParameters { zone_redundancy: ZoneRedundancy::Maximum },
+            partition_size: 1,
+            staged_role_changes: vec![staged, RoleChange::removal(id(2))],
+            staged_parameters: Some(LayoutParameters { zone_redundancy: ZoneRedundancy::AtLeast(2) }),
+        }
+    }
+
+    #[test]
+    fn a_layout_is_shown_with_what_is_staged_and_what_to_type() {
+        let layout = layout();
+        let preview = LayoutPreview { error: None, message: vec!["report".into()], new_layout: Some(layout.clone()) };
+        let text = show(&layout, Some(&preview));
+        for part in [
+            "==== CURRENT CLUSTER LAYOUT ====\n\
+             ID                Tags  Zone   Capacity  Usable capacity\n\
+             0101010101010101  [a]   paris  2.0 TB    2.0 TB (100.0%)\n\
+             0202020202020202  [a]   paris  gateway\n\
+             \n\
+             Zone redundancy: maximum\n\
+             \n\
+             Current cluster layout version: 3\n",
+            "==== STAGED ROLE CHANGES ====\n\
+             ID                Tags     Zone  Capacity\n\
+             0303030303030303  [c]      lyon  2.0 TB\n\
+             0202020202020202  REMOVED\n\
+             \n\
+             Zone redundancy: 2\n",
+            "\nreport\n",
+            "garage layout apply --version 4\n",
+        ] {
+            assert!(text.contains(part), "{text}\nshould have\n{part}");
+        }
+        assert!(!show(&layout, None).contains("STAGED"));
+    }
+
+    #[test]
+    fn a_layout_that_cannot_be_computed_says_so() {
+        let preview = LayoutPreview { error: Some("too few nodes".into()), message: vec![], new_layout: None };
+        let text = show(&layout(), Some(&preview));
+        assert!(text.contains("too few nodes\n\nThe layout cannot be applied yet") && !text.contains("--version 4"));
+    }
+
+    #[test]
+    fn a_settled_history_says_that_it_is() {
+        let settled = LayoutHistoryInfo { current_version: 1, min_ack: 1, versions: vec![], update_trackers: None };
+        assert!(history(&settled).contains("where the current version wants them"));
+    }
+}

@@ -1,0 +1,181 @@
+//! `garage stats`
+
+use garage_admin::cluster::ClusterStatus;
+use garage_admin::layout::Layout;
+use garage_admin::nodes::{Multi, NodeStatistics, Space};
+use garage_types::NodeId;
+use garage_types::size::format_decimal;
+
+use super::{heading, row, table};
+
+/// What nodes store, and what the cluster still has room for.
+pub fn stats(nodes: &Multi<NodeStatistics>, status: &ClusterStatus, layout: &Layout) -> String {
+    let mut text = String::new();
+    for (id, statistics) in &nodes.success {
+        text += &node(*id, statistics);
+        text += "\n";
+    }
+    for (id, error) in &nodes.error {
+        text += &heading(&format!("NODE [{}]", id.short()));
+        text += &format!("Error: {error}\n\n");
+    }
+    text + &cluster(status, layout)
+}
+
+fn node(id: NodeId, statistics: &NodeStatistics) -> String {
+    let info = &statistics.info;
+    let features = info.garage_features.as_deref().unwrap_or_default().join(", ");
+    let mut text = heading(&format!("NODE [{}]", id.short()));
+    text += &table(&[
+        row(["Node ID:", &id.short()]),
+        row(["Hostname:", &statistics.hostname]),
+        row(["Garage version:", &info.garage_version]),
+        row(["Garage features:", &features]),
+        row(["Rust compiler version:", &info.rust_version]),
+        row(["Database engine:", &info.db_engine]),
+    ]);
+    text += "\nTable stats:\n";
+    let mut rows = vec![row(["  Table", "Items"])];
+    rows.extend(statistics.tables.iter().map(|table| vec![format!("  {}", table.name), table.items.to_string()]));
+    text += &table(&rows);
+    text + &format!("\nInsert queue length: {}\n", statistics.insert_queue_length)
+}
+
+fn cluster(status: &ClusterStatus, layout: &Layout) -> String {
+    let mut text = heading("CLUSTER STATISTICS");
+    if layout.roles.is_empty() {
+        return text + "No node has a role yet: see garage status, then garage layout assign.\n";
+    }
+    let space = |space: Option<Space>| match space {
+        None => "?".to_owned(),
+        Some(Space { available, total }) => {
+            let percent = if total == 0 { 0.0 } else { available as f64 * 100.0 / total as f64 };
+            format!("{}/{} ({percent:.1}%)", format_decimal(available), format_decimal(total))
+        }
+    };
+    let mut rows = vec![row(["  ID", "Hostname", "Zone", "Capacity", "Part.", "DataAvail", "MetaAvail"])];
+    for role in &layout.roles {
+        let Some(capacity) = role.capacity else { continue };
+        let node = status.nodes.iter().find(|node| node.id == role.id);
+        rows.push(vec![
+            format!("  {}", role.id.short()),
+            node.and_then(|node| node.hostname.clone()).unwrap_or_else(|| "?".to_owned()),
+            role.zone.clone(),
+            format_decimal(capacity),
+            role.stored_partitions.unwrap_or(0).to_string(),
+            space(node.and_then(|node| node.data_partition)),
+            space(node.and_then(|node| node.metadata_partition)),
+        ]);
+    }
+    text += "Storage nodes:\n";
+    text += &table(&rows);
+    let estimate = |kind: fn(&garage_admin::cluster::ClusterNode) -> Option<Space>| {
+        free_space(status, layout, kind).map_or_else(|| "?".to_owned(), |free| free.to_string())
+    };
+    text += "\nEstimated free space for the whole cluster (upper estimate):\n";
+    text += &table(&[
+        row(["  data:", &estimate(|node| node.data_partition)]),
+        row(["  metadata:", &estimate(|node| node.metadata_partition)]),
+    ]);
+    text
+}
+
+/// How much fits until the first node is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FreeSpace {
+    Exactly(u64),
+    /// Some nodes did not tell.
+    AtMost(u64),
+}
+
+impl std::fmt::Display for FreeSpace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            FreeSpace::Exactly(bytes) => f.write_str(&format_decimal(*bytes)),
+            FreeSpace::AtMost(bytes) => write!(f, "< {} (some nodes do not tell)", format_decimal(*bytes)),
+        }
+    }
+}
+
+/// Partitions grow alike: the node with the least room per partition decides. `None` when no node tells.
+fn free_space(
+    status: &ClusterStatus,
+    layout: &Layout,
+    kind: fn(&garage_admin::cluster::ClusterNode) -> Option<Space>,
+) -> Option<FreeSpace> {
+    let storing =
+        layout.roles.iter().filter_map(|role| role.stored_partitions.filter(|held| *held > 0).map(|held| (role.id, held)));
+    let mut per_partition: Option<u64> = None;
+    let mut silent = 0;
+    let mut copies = 0;
+    for (id, held) in storing {
+        copies += held;
+        match status.nodes.iter().find(|node| node.id == id).and_then(kind) {
+            Some(space) => {
+                let room = space.available / held as u64;
+                per_partition = Some(per_partition.map_or(room, |least| least.min(room)));
+            }
+            None => silent += 1,
+        }
+    }
+    // Every partition is held as often as the replication factor says; there are 256 of them at the usual 8 bits.
+    let partitions = 256.min(copies as u64);
+    let free = per_partition?.saturating_mul(partitions);
+    Some(if silent == 0 { FreeSpace::Exactly(free) } else { FreeSpace::AtMost(free) })
+}
+
+#[cfg(test)]
+mod tests {
+    use garage_admin::cluster::{ClusterNode, ClusterStatus};
+    use garage_admin::layout::{Layout, LayoutParameters, RoleInfo, ZoneRedundancy};
+    use garage_admin::nodes::Space;
+    use garage_types::NodeId;
+
+    use super::{FreeSpace, cluster, free_space};
+
+    fn id(byte: u8) -> NodeId {
+        NodeId::from_bytes([byte; 32])
+    }
+
+    fn node(byte: u8, available: Option<u64>) -> ClusterNode {
+        ClusterNode {
+            id: id(byte),
+            garage_version: None,
+            addr: None,
+            hostname: None,
+            is_up: true,
+            last_seen_secs_ago: None,
+            role: None,
+            draining: false,
+            data_partition: available.map(|available| Space { available, total: 2 * available }),
+            metadata_partition: None,
+        }
+    }
+
+    #[test]
+    fn the_fullest_node_limits_what_the_cluster_can_take() {
+        let role = |byte, held| RoleInfo {
+            id: id(byte),
+            zone: "z".into(),
+            tags: vec![],
+            capacity: Some(1),
+            stored_partitions: Some(held),
+            usable_capacity: Some(1),
+        };
+        let layout = Layout {
+            version: 1,
+            roles: vec![role(1, 256), role(2, 128), role(3, 128)],
+            parameters: LayoutParameters { zone_redundancy: ZoneRedundancy::Maximum },
+            partition_size: 1,
+            staged_role_changes: vec![],
+            staged_parameters: None,
+        };
+        let status =
+            |third| ClusterStatus { layout_version: 1, nodes: vec![node(1, Some(25_600)), node(2, Some(6400)), node(3, third)] };
+        let data = |node: &ClusterNode| node.data_partition;
+        assert_eq!(free_space(&status(Some(12_800)), &layout, data), Some(FreeSpace::Exactly(50 * 256)));
+        assert_eq!(free_space(&status(None), &layout, data), Some(FreeSpace::AtMost(50 * 256)));
+        assert_eq!(free_space(&status(None), &layout, |node| node.metadata_partition), None);
+        assert!(cluster(&status(None), &layout).contains("data:      < 12.8 KB (some nodes do not tell)"));
+    }
+}
