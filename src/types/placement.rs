@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{BlockHash, BucketId, VersionId};
+use crate::ids::{BlockHash, BucketId, UploadId, VersionId};
 
 /// A point of the hash space. What is already a hash or a random id is its own placement; anything else is hashed.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -52,6 +52,12 @@ impl From<BlockHash> for Placement {
 
 impl From<VersionId> for Placement {
     fn from(id: VersionId) -> Self {
+        Placement(*id.as_bytes())
+    }
+}
+
+impl From<UploadId> for Placement {
+    fn from(id: UploadId) -> Self {
         Placement(*id.as_bytes())
     }
 }

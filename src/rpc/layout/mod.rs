@@ -10,6 +10,7 @@ pub mod assign;
 pub mod assignment;
 pub mod error;
 mod flow;
+pub mod gossip;
 pub mod history;
 pub mod manager;
 pub mod report;
