@@ -109,13 +109,14 @@ impl TableStore {
         let inner = self.0.clone();
         let now = inner.clock.now();
         let touched: Vec<TableId> = write.entries.iter().map(|entry| entry.table).collect();
+        let touch = TouchLate { inner: inner.clone(), tables: touched.clone() };
         let entries = write.entries;
         // A refusal leaves the transaction by the error path, so that rows admitted before it are dropped with it.
         let written = self
             .0
             .db
             .write(move |tx| {
-                let mut tx = RowTransaction { tx, inner: &inner, now };
+                let mut tx = RowTransaction { tx, inner: &touch.inner, now };
                 for entry in &entries {
                     match tx.apply(entry) {
                         Ok(Verdict::Won) => {}
@@ -151,20 +152,19 @@ impl TableStore {
         T: Send + 'static,
         E: From<DbError> + Send + 'static,
     {
-        let inner = self.0.clone();
-        let now = inner.clock.now();
-        let result = self.0.db.write(move |tx| body(&mut RowTransaction { tx, inner: &inner, now })).await?;
-        for table in self.0.tables.keys() {
-            self.touched(*table);
+        let now = self.0.clock.now();
+        let tables: Vec<TableId> = self.0.tables.keys().copied().collect();
+        let touch = TouchLate { inner: self.0.clone(), tables: tables.clone() };
+        let result = self.0.db.write(move |tx| body(&mut RowTransaction { tx, inner: &touch.inner, now })).await?;
+        for table in tables {
+            self.touched(table);
         }
         self.0.queued.notify_one();
         Ok(result)
     }
 
     fn touched(&self, table: TableId) {
-        if let Some(table) = self.0.tables.get(&table) {
-            table.generation.fetch_add(1, Ordering::AcqRel);
-        }
+        self.0.touched(table);
     }
 
     /// # Errors
@@ -277,7 +277,28 @@ impl From<DbError> for Stopped {
     }
 }
 
+/// Makes caches old once a transaction's closure is disposed of, which is after its commit: also when nobody waits for it any more.
+struct TouchLate {
+    inner: Arc<Inner>,
+    tables: Vec<TableId>,
+}
+
+impl Drop for TouchLate {
+    fn drop(&mut self) {
+        for table in &self.tables {
+            self.inner.touched(*table);
+        }
+        self.inner.queued.notify_one();
+    }
+}
+
 impl Inner {
+    fn touched(&self, table: TableId) {
+        if let Some(table) = self.tables.get(&table) {
+            table.generation.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
     fn table(&self, id: TableId) -> Result<&LocalTable, TableError> {
         self.tables.get(&id).ok_or(TableError::UnknownTable(id))
     }
