@@ -41,6 +41,23 @@ impl Request for PutBlock {
     type Reply = BlockStored;
 }
 
+/// Store the reference of a version to a block, if this owner has its bytes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ReferBlock {
+    #[serde(rename = "l")]
+    layout: u64,
+    #[serde(rename = "h")]
+    hash: BlockHash,
+    #[serde(rename = "v")]
+    version: VersionId,
+}
+
+impl Request for ReferBlock {
+    const ENDPOINT: &'static str = "block.refer/1";
+    const CLASS: Class = Class::Metadata;
+    type Reply = BlockStored;
+}
+
 /// Send a block.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct GetBlock {
@@ -75,10 +92,25 @@ impl BlockService {
         // Held until the reference is durable: nobody decides to delete the block in between.
         let locked = self.blocks.lock(request.hash).await;
         locked.write(block).await.map_err(block_error)?;
-        let reference = BlockRefTable::entry(&BlockRefRow::live(request.hash, request.version), Mode::Replicate);
-        let verdict = self.tables.write(Write { layout: request.layout, entries: vec![reference] }).await?;
+        let stored = self.refer_locked(request.layout, request.hash, request.version).await;
         drop(locked);
-        match verdict {
+        stored
+    }
+
+    async fn refer(&self, request: ReferBlock) -> Result<BlockStored, RpcError> {
+        // Held until the reference is durable: nobody decides to delete the block in between.
+        let locked = self.blocks.lock(request.hash).await;
+        if !locked.contains().await.map_err(block_error)? {
+            return Err(block_error(BlockError::Missing { hash: request.hash }));
+        }
+        let stored = self.refer_locked(request.layout, request.hash, request.version).await;
+        drop(locked);
+        stored
+    }
+
+    async fn refer_locked(&self, layout: u64, hash: BlockHash, version: VersionId) -> Result<BlockStored, RpcError> {
+        let reference = BlockRefTable::entry(&BlockRefRow::live(hash, version), Mode::Replicate);
+        match self.tables.write(Write { layout, entries: vec![reference] }).await? {
             Verdict::Won => Ok(BlockStored {}),
             verdict => {
                 Err(RpcError::new(ErrorCode::Internal, format!("a block reference was not merged but answered {verdict:?}")))
@@ -116,6 +148,17 @@ impl Handler<PutBlock> for BlockService {
             Ok(service.put(body, block).await?.into())
         }
         .boxed()
+    }
+}
+
+impl Handler<ReferBlock> for BlockService {
+    fn handle(
+        &self,
+        _caller: Caller,
+        request: Message<ReferBlock>,
+    ) -> BoxFuture<'static, Result<Message<BlockStored>, RpcError>> {
+        let service = self.clone();
+        async move { Ok(service.refer(request.body).await?.into()) }.boxed()
     }
 }
 
@@ -189,6 +232,23 @@ impl Blocks {
         };
         let stored = self.cluster.write(&permit, &sets, quorum, call).await;
         stored.map(drop).map_err(|source| ModelError::BlockNotStored { hash: block.hash, source: Box::new(source) })
+    }
+
+    /// Registers a version's reference to a block that a write quorum of its owners has already.
+    ///
+    /// # Errors
+    /// [`ModelError::BlockNotStored`]: too few have it; the reference may then be stored at some of them.
+    pub async fn refer(&self, hash: BlockHash, version: VersionId) -> Result<(), ModelError> {
+        let permit = self.cluster.begin_write();
+        let sets = permit.layout().write_sets(Placement::from(hash));
+        let quorum = self.cluster.quorums().write;
+        let request = ReferBlock { layout: permit.layout().version(), hash, version };
+        let call = |node: NodeId| {
+            let (cluster, request) = (self.cluster.clone(), request.clone());
+            async move { cluster.call(node, request).await.map(drop) }
+        };
+        let stored = self.cluster.write(&permit, &sets, quorum, call).await;
+        stored.map(drop).map_err(|source| ModelError::BlockNotStored { hash, source: Box::new(source) })
     }
 
     /// The plain content of a block, from this node if it can, else from the nearest owner that has it.

@@ -7,7 +7,8 @@ use garage_table::TableError;
 use garage_types::names::BucketNameError;
 use garage_types::{BlockHash, BucketId, KeyId};
 
-use crate::digest::Mismatch;
+use crate::complete::CompleteError;
+use crate::digest::{ChecksumAlgorithm, Mismatch};
 
 /// An error of the caller's own body, passed through the write pipeline untouched.
 pub type SourceError = Box<dyn std::error::Error + Send + Sync>;
@@ -32,6 +33,12 @@ pub enum ModelError {
     NoSuchKey,
     #[error("the upload does not exist or has ended")]
     NoSuchUpload,
+    #[error(transparent)]
+    Complete(#[from] CompleteError),
+    #[error("the upload computes {} checksums, not {}", expected.name(), found.name())]
+    PartChecksumAlgorithm { expected: ChecksumAlgorithm, found: ChecksumAlgorithm },
+    #[error("the copy source is larger than {limit} bytes")]
+    CopySourceTooLarge { limit: u64 },
     #[error("a precondition does not hold")]
     PreconditionFailed,
     #[error("the bucket's limit on the number of objects would be exceeded")]

@@ -19,6 +19,7 @@ use crate::cache::RowCache;
 use crate::counters::BucketCounters;
 use crate::key::{KeyRow, KeyTable};
 use crate::object::ObjectTable;
+use crate::part::PartTable;
 use crate::upload::UploadTable;
 use crate::version::VersionTable;
 
@@ -66,6 +67,7 @@ impl LocalModel {
             .with(Arc::new(KeyTable))?
             .with(Arc::new(ObjectTable { counters }))?
             .with(Arc::new(UploadTable { counters }))?
+            .with(Arc::new(PartTable { counters }))?
             .with(Arc::new(VersionTable))?
             .with(Arc::new(BlockRefTable { trees: block_trees }))?
             .open(clock, layouts)?;
@@ -87,6 +89,7 @@ pub(crate) struct Inner {
     pub keys: Table<KeyTable>,
     pub objects: Table<ObjectTable>,
     pub uploads: Table<UploadTable>,
+    pub parts: Table<PartTable>,
     pub versions: Table<VersionTable>,
     pub bucket_cache: RowCache<BucketId, BucketRow>,
     pub alias_cache: RowCache<(AliasScope, String), AliasRow>,
@@ -122,6 +125,7 @@ impl Garage {
             keys: Table::new(tables.clone(), cluster.clone()),
             objects: Table::new(tables.clone(), cluster.clone()),
             uploads: Table::new(tables.clone(), cluster.clone()),
+            parts: Table::new(tables.clone(), cluster.clone()),
             versions: Table::new(tables.clone(), cluster.clone()),
             bucket_cache: RowCache::new(tables.generation(crate::table_ids::BUCKET)),
             alias_cache: RowCache::new(tables.generation(crate::table_ids::ALIAS)),

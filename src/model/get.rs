@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
-use futures_util::{StreamExt, stream};
+use futures_util::{StreamExt, TryStreamExt, stream};
 use garage_table::table::Query;
 use garage_table::wire::{Order, Projection};
 use garage_types::{BlockHash, BucketId, ObjectKey, Timestamp, VersionId, sort_key};
@@ -16,6 +16,8 @@ use crate::version::{Piece, Segment, VersionContent};
 
 /// Blocks fetched ahead of the one being sent.
 const PREFETCH: usize = 2;
+/// Parts whose blocks are looked up at once.
+const LISTS_AT_ONCE: usize = 8;
 
 /// The current version of a key.
 #[derive(Clone, Debug)]
@@ -50,6 +52,48 @@ fn slices(pieces: &[(BlockHash, u64)], range: &Range<u64>) -> Vec<Slice> {
         start = end;
     }
     wanted
+}
+
+/// A part of an object that was uploaded in parts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectPart {
+    pub number: u32,
+    /// Which bytes of the object it is.
+    pub bytes: Range<u64>,
+    pub version: VersionId,
+    /// Base64.
+    pub checksum: Option<String>,
+}
+
+/// Where each part begins and ends.
+fn lay_out<'a>(pieces: impl IntoIterator<Item = &'a Piece>) -> Vec<ObjectPart> {
+    let mut start = 0;
+    let mut parts = Vec::new();
+    for piece in pieces {
+        let Piece::Part { number, version, length, checksum } = piece else { continue };
+        let end = start + length;
+        parts.push(ObjectPart { number: *number, bytes: start..end, version: *version, checksum: checksum.clone() });
+        start = end;
+    }
+    parts
+}
+
+/// A part, and which of its bytes are wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct WantedPart {
+    version: VersionId,
+    length: u64,
+    bytes: Range<u64>,
+}
+
+/// Which bytes of which parts a range of the whole covers, in order.
+fn overlapping(parts: &[ObjectPart], range: &Range<u64>) -> Vec<WantedPart> {
+    let wanted = |part: &ObjectPart| {
+        let Range { start, end } = part.bytes;
+        let (from, to) = (range.start.max(start), range.end.min(end));
+        (from < to).then(|| WantedPart { version: part.version, length: end - start, bytes: from - start..to - start })
+    };
+    parts.iter().filter_map(wanted).collect()
 }
 
 impl Garage {
@@ -112,25 +156,88 @@ impl Garage {
                 }
                 Ok(self.stream_slices(slices(&blocks, &range)))
             }
-            Content::Parts { .. } | Content::NotShown => {
-                Err(ModelError::Damaged(format!("the content of {} cannot be read by this version", object.key)))
+            Content::Parts { .. } => {
+                let parts = overlapping(&self.object_parts(object).await?, &range);
+                Ok(self.stream_parts(parts))
             }
+            Content::NotShown => Err(ModelError::Damaged(format!("the content of {} was not read with it", object.key))),
         }
+    }
+
+    /// The parts of an object that was uploaded in parts, in order; none of any other.
+    ///
+    /// # Errors
+    /// [`ModelError::Damaged`] when they are not as many bytes as the object.
+    pub async fn object_parts(&self, object: &Object) -> Result<Vec<ObjectPart>, ModelError> {
+        let Content::Parts { count } = object.meta.content else { return Ok(Vec::new()) };
+        let segments = self.segments(object.version).await?;
+        let parts = lay_out(segments.iter().flat_map(|segment| &segment.pieces));
+        let end = parts.last().map_or(0, |part| part.bytes.end);
+        if parts.len() != count as usize || end != object.meta.size {
+            let listed = parts.len();
+            return Err(ModelError::Damaged(format!(
+                "{} lists {listed} of {count} parts, {end} of {} bytes",
+                object.key, object.meta.size
+            )));
+        }
+        Ok(parts)
+    }
+
+    /// All blocks of an object that is stored in blocks, in order.
+    pub(crate) async fn blocks_of_object(&self, object: &Object) -> Result<Vec<(BlockHash, u64)>, ModelError> {
+        let versions = match &object.meta.content {
+            Content::Parts { .. } => self.object_parts(object).await?.iter().map(|part| part.version).collect(),
+            Content::Blocks { .. } => vec![object.version],
+            Content::Inline(_) | Content::NotShown => Vec::new(),
+        };
+        let listed: Vec<Vec<(BlockHash, u64)>> =
+            stream::iter(versions).map(|version| self.blocks_of(version)).buffered(LISTS_AT_ONCE).try_collect().await?;
+        let blocks = listed.concat();
+        let total: u64 = blocks.iter().map(|(_hash, length)| length).sum();
+        if total != object.meta.size {
+            return Err(ModelError::Damaged(format!("{} lists {total} of {} bytes", object.key, object.meta.size)));
+        }
+        Ok(blocks)
+    }
+
+    /// The blocks of a part are looked up while those before it are being sent.
+    fn stream_parts(&self, parts: Vec<WantedPart>) -> ByteStream {
+        let garage = self.clone();
+        let list = move |part: WantedPart| {
+            let garage = garage.clone();
+            async move {
+                let blocks = garage.blocks_of(part.version).await?;
+                let total: u64 = blocks.iter().map(|(_hash, length)| length).sum();
+                if total != part.length {
+                    return Err(ModelError::Damaged(format!("part {} lists {total} of {} bytes", part.version, part.length)));
+                }
+                Ok(stream::iter(slices(&blocks, &part.bytes).into_iter().map(Ok::<Slice, ModelError>)))
+            }
+        };
+        let slices = stream::iter(parts).map(list).buffered(PREFETCH).try_flatten();
+        let garage = self.clone();
+        slices
+            .map(move |slice| {
+                let garage = garage.clone();
+                async move { garage.fetch(slice?).await }
+            })
+            .buffered(PREFETCH)
+            .boxed()
+    }
+
+    async fn fetch(&self, slice: Slice) -> Result<Bytes, ModelError> {
+        let block = self.0.blocks.get(slice.hash).await?;
+        let wanted = usize::try_from(slice.bytes.start).ok().zip(usize::try_from(slice.bytes.end).ok());
+        let within = wanted.filter(|(_start, end)| *end <= block.len());
+        let (start, end) = within.ok_or_else(|| ModelError::Damaged(format!("block {} is shorter than listed", slice.hash)))?;
+        Ok(block.slice(start..end))
     }
 
     fn stream_slices(&self, slices: Vec<Slice>) -> ByteStream {
         let garage = self.clone();
         let fetch = move |slice: Slice| {
             let garage = garage.clone();
-            async move {
-                let block = garage.0.blocks.get(slice.hash).await?;
-                let wanted = usize::try_from(slice.bytes.start).ok().zip(usize::try_from(slice.bytes.end).ok());
-                let (start, end) = wanted.ok_or(ModelError::NoSuchKey)?;
-                if end > block.len() {
-                    return Err(ModelError::Damaged(format!("block {} is shorter than listed", slice.hash)));
-                }
-                Ok(block.slice(start..end))
-            }
+            async move { garage.fetch(slice).await }
         };
         let [only] = slices.as_slice() else { return stream::iter(slices).map(fetch).buffered(PREFETCH).boxed() };
         stream::once(fetch(only.clone())).boxed()
@@ -153,7 +260,7 @@ impl Garage {
             let query = Query { from, to: None, order: Order::Forward, limit: 100, projection: Projection::Whole };
             let page = self.0.versions.range(version.into(), query).await?;
             segments.extend(page.rows.into_iter().filter_map(|row| match row.content {
-                VersionContent::Segment(segment) if !segment.deleted => Some(segment),
+                VersionContent::Segment(segment) if !segment.deleted && !segment.withdrawn => Some(segment),
                 VersionContent::Segment(_) | VersionContent::Deleted => None,
             }));
             match page.last {
@@ -169,9 +276,22 @@ impl Garage {
 
 #[cfg(test)]
 mod tests {
-    use garage_types::BlockHash;
+    use garage_types::{BlockHash, VersionId};
 
-    use super::{Slice, slices};
+    use super::{Slice, lay_out, overlapping, slices};
+    use crate::version::Piece;
+
+    #[test]
+    fn a_range_is_cut_out_of_the_parts_it_touches() {
+        let version = |n: u32| VersionId::from_bytes([n as u8; 32]);
+        let piece = |(number, length)| Piece::Part { number, version: version(number), length, checksum: None };
+        let parts = lay_out(&[(1, 10), (3, 0), (7, 5)].map(piece));
+        assert_eq!(parts.iter().map(|part| part.bytes.clone()).collect::<Vec<_>>(), [0..10, 10..10, 10..15]);
+        let cut = |range| overlapping(&parts, &range).into_iter().map(|part| (part.version, part.bytes)).collect::<Vec<_>>();
+        assert_eq!(cut(0..15), [(version(1), 0..10), (version(7), 0..5)]);
+        assert_eq!(cut(9..11), [(version(1), 9..10), (version(7), 0..1)]);
+        assert_eq!(cut(12..14), [(version(7), 2..4)]);
+    }
 
     #[test]
     fn a_range_is_cut_out_of_the_blocks_it_touches() {

@@ -151,7 +151,7 @@ impl<'q> Walk<'q> {
     }
 }
 
-fn encoded_prefix(text: &str) -> Vec<u8> {
+pub(crate) fn encoded_prefix(text: &str) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     sort_key::push_text_prefix(&mut out, text);
     out
@@ -212,6 +212,7 @@ mod tests {
             headers: BTreeMap::new(),
             checksum: None,
             owner: None,
+            upload: None,
             unknown: Unknown::new(),
         };
         ObjectRow {

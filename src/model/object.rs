@@ -18,7 +18,7 @@ use garage_table::wire::{Entry, Mode, TableId, Verdict};
 use garage_table::{Replication, Schema};
 use garage_types::codec::{self, Format, Unknown};
 use garage_types::crdt::Crdt;
-use garage_types::{BlockHash, BucketId, KeyId, ObjectKey, Placement, Timestamp, VersionId, sort_key};
+use garage_types::{BlockHash, BucketId, KeyId, ObjectKey, Placement, Timestamp, UploadId, VersionId, sort_key};
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
@@ -87,6 +87,9 @@ pub struct ObjectMeta {
     /// The access key that wrote it.
     #[serde(rename = "o", default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<KeyId>,
+    /// The multipart upload it was completed from, so that a repeated CompleteMultipartUpload is recognized.
+    #[serde(rename = "u", default, skip_serializing_if = "Option::is_none")]
+    pub upload: Option<UploadId>,
     #[serde(flatten)]
     pub unknown: Unknown,
 }
@@ -192,6 +195,9 @@ pub enum Refusal {
     NoSuchBucket,
     #[serde(rename = "u")]
     NoSuchUpload,
+    /// The upload is being completed or aborted by another request.
+    #[serde(rename = "w")]
+    UploadBusy,
     #[serde(rename = "o")]
     QuotaObjects,
     #[serde(rename = "z")]
@@ -410,6 +416,7 @@ mod tests {
             headers: BTreeMap::new(),
             checksum: None,
             owner: None,
+            upload: None,
             unknown: Unknown::new(),
         }
     }

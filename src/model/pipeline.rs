@@ -56,8 +56,14 @@ pub(crate) async fn open(source: &mut dyn Source, inline_max: usize) -> Result<O
 #[derive(Clone, Debug)]
 pub(crate) struct StoredBody {
     pub digested: Digested,
-    pub first: BlockHash,
-    pub first_length: u64,
+    /// None of an empty body.
+    pub first: Option<FirstBlock>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FirstBlock {
+    pub hash: BlockHash,
+    pub length: u64,
 }
 
 /// How a body is to be stored.
@@ -269,14 +275,14 @@ impl Pipeline {
         let digested = self.digests.ok_or(ModelError::ShuttingDown)?.finish();
         source.expected().map_err(ModelError::Source)?.check(&digested)?;
         match self.first {
-            Some(Piece::Block { hash, length }) => Ok(StoredBody { digested, first: hash, first_length: length }),
-            _ => Err(ModelError::Damaged("a body was stored without a block".to_owned())),
+            Some(Piece::Block { hash, length }) => Ok(StoredBody { digested, first: Some(FirstBlock { hash, length }) }),
+            Some(Piece::Part { .. }) | None => Ok(StoredBody { digested, first: None }),
         }
     }
 }
 
 fn segment_row(plan: &Plan, index: u32, pieces: Vec<Piece>) -> VersionRow {
-    let segment = Segment { index, backlink: plan.backlink.clone(), pieces, deleted: false };
+    let segment = Segment::listing(index, plan.backlink.clone(), pieces);
     VersionRow { version: plan.version, content: VersionContent::Segment(segment) }
 }
 

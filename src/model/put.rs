@@ -26,7 +26,7 @@ use crate::version::{Backlink, Piece, Segment, VersionContent, VersionRow};
 /// Largest body of a single PUT, as AWS has it.
 pub const PUT_SIZE_MAX: u64 = 5 << 30;
 /// How often a write is repeated because of newer ones before the client is told to try again.
-const ATTEMPTS_MAX: usize = 16;
+pub(crate) const ATTEMPTS_MAX: usize = 16;
 
 /// What the writer may demand of the object that is there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -65,10 +65,10 @@ pub struct Written {
 }
 
 /// A version ready to become visible.
-struct Ready<'a> {
-    put: &'a PutObject,
-    meta: ObjectMeta,
-    upload: Option<UploadRow>,
+pub(crate) struct Ready<'a> {
+    pub put: &'a PutObject,
+    pub meta: ObjectMeta,
+    pub upload: Option<UploadRow>,
 }
 
 impl Garage {
@@ -94,7 +94,7 @@ impl Garage {
         }
     }
 
-    fn check_conditions_available(&self, put: &PutObject) -> Result<(), ModelError> {
+    pub(crate) fn check_conditions_available(&self, put: &PutObject) -> Result<(), ModelError> {
         let placement = crate::object::IndexShard { bucket: put.bucket, shard: 0 }.placement();
         if put.preconditions.is_empty() || self.0.cluster.decides_alone(&placement) {
             Ok(())
@@ -121,6 +121,7 @@ impl Garage {
             headers: put.headers.clone(),
             checksum,
             owner: put.owner.clone(),
+            upload: None,
             unknown: Unknown::new(),
         }
     }
@@ -138,7 +139,15 @@ impl Garage {
         let begin = async { won(self.0.uploads.commit(&upload).await?) };
         let (begun, stored) = futures_util::future::join(begin, pipeline::store(self.clone(), plan, start, source)).await;
         let result = match (begun, stored) {
-            (Ok(()), Ok(stored)) => self.commit_blocks(&put, &upload, stored).await,
+            (Ok(()), Ok(stored)) => {
+                let committed = self.commit_blocks(&put, &upload, stored).await;
+                // Some owner may have stored the row although too few did. Releasing its content would make that row, once it
+                // spreads, an object without bytes: only an owner that decides alone knows that it was not stored.
+                if committed.is_err() && !self.0.cluster.decides_alone(&upload.placement()) {
+                    return committed;
+                }
+                committed
+            }
             (Err(error), _) | (_, Err(error)) => Err(error),
         };
         if result.is_err() {
@@ -147,7 +156,7 @@ impl Garage {
         result
     }
 
-    fn simple_upload(&self, put: &PutObject, version: VersionId) -> UploadRow {
+    pub(crate) fn simple_upload(&self, put: &PutObject, version: VersionId) -> UploadRow {
         let simple = SimpleUpload {
             version,
             coordinator: self.0.cluster.node_id(),
@@ -165,15 +174,16 @@ impl Garage {
     }
 
     async fn commit_blocks(&self, put: &PutObject, upload: &UploadRow, stored: StoredBody) -> Result<Written, ModelError> {
-        let StoredBody { digested, first, first_length } = stored;
+        let StoredBody { digested, first } = stored;
+        let first = first.ok_or_else(|| ModelError::Damaged("a body was stored without a block".to_owned()))?;
         let etag = digested.etag();
-        let content = Content::Blocks { first, first_length };
+        let content = Content::Blocks { first: first.hash, first_length: first.length };
         let meta = self.meta(put, digested.length, etag, Some(digested.checksum), content);
         self.commit(Ready { put, meta, upload: Some(upload.clone()) }).await
     }
 
     /// Gives up an unfinished write. What fails here is found again: the row stays open, and its coordinator will have restarted.
-    async fn abort_upload_row(&self, upload: &UploadRow) {
+    pub(crate) async fn abort_upload_row(&self, upload: &UploadRow) {
         let aborted = self.0.uploads.commit(&upload.with_state(UploadState::Aborted)).await;
         if let Err(error) = aborted {
             tracing::warn!(bucket = %upload.bucket, upload = %upload.id, %error, "an unfinished upload could not be given up yet");
@@ -181,7 +191,7 @@ impl Garage {
     }
 
     /// Writes the row that makes a version visible.
-    async fn commit(&self, ready: Ready<'_>) -> Result<Written, ModelError> {
+    pub(crate) async fn commit(&self, ready: Ready<'_>) -> Result<Written, ModelError> {
         let Ready { put, meta, mut upload } = ready;
         let condition = self.condition(put).await?;
         let mut version = match &upload {
@@ -225,7 +235,7 @@ impl Garage {
         Ok(self.0.objects.write(row.index().placement(), entries).await?)
     }
 
-    async fn condition(&self, put: &PutObject) -> Result<Option<Condition>, ModelError> {
+    pub(crate) async fn condition(&self, put: &PutObject) -> Result<Option<Condition>, ModelError> {
         let quotas = *self.bucket(put.bucket).await?.state.quotas.get();
         let Preconditions { if_match, if_none_match } = put.preconditions.clone();
         let condition = Condition { if_match, if_none_match, quotas };
@@ -239,8 +249,7 @@ impl Garage {
         won(self.0.uploads.commit(&upload).await?)?;
         let backlink = Backlink { bucket: put.bucket, key: put.key.clone() };
         for segment in self.segments(old).await? {
-            let row =
-                Segment { index: segment.index, backlink: backlink.clone(), pieces: segment.pieces.clone(), deleted: false };
+            let row = Segment::listing(segment.index, backlink.clone(), segment.pieces.clone());
             self.0.versions.merge(&VersionRow { version, content: VersionContent::Segment(row) }).await?;
             for piece in &segment.pieces {
                 if let Piece::Block { hash, .. } = piece {
@@ -289,17 +298,17 @@ impl Fresh {
     fn version(&self) -> Result<VersionId, ModelError> {
         match &self.upload.state {
             UploadState::Simple(simple) => Ok(simple.version),
-            UploadState::Aborted | UploadState::Done => Err(ModelError::NoSuchUpload),
+            _ => Err(ModelError::NoSuchUpload),
         }
     }
 }
 
-fn object_row(put: &PutObject, timestamp: Timestamp, version: VersionId, state: ObjectState) -> ObjectRow {
+pub(crate) fn object_row(put: &PutObject, timestamp: Timestamp, version: VersionId, state: ObjectState) -> ObjectRow {
     ObjectRow { bucket: put.bucket, shard: 0, key: put.key.clone(), timestamp, version, is_null: true, state }
 }
 
 /// For commits that only a refusal can stop.
-fn won(verdict: Verdict) -> Result<(), ModelError> {
+pub(crate) fn won(verdict: Verdict) -> Result<(), ModelError> {
     match verdict {
         Verdict::Won => Ok(()),
         Verdict::Refused(reason) => Err(refused(&reason)),
@@ -307,12 +316,15 @@ fn won(verdict: Verdict) -> Result<(), ModelError> {
     }
 }
 
-fn refused(reason: &[u8]) -> ModelError {
+pub(crate) fn refused(reason: &[u8]) -> ModelError {
     match codec::decode::<Refusal>(reason) {
         Ok(Refusal::PreconditionFailed) => ModelError::PreconditionFailed,
         Ok(Refusal::NoSuchKey) => ModelError::NoSuchKey,
         Ok(Refusal::NoSuchBucket) => ModelError::NoSuchBucket(String::new()),
         Ok(Refusal::NoSuchUpload) => ModelError::NoSuchUpload,
+        Ok(Refusal::UploadBusy) => {
+            ModelError::Conflict("the upload is being completed or aborted by another request; try again".to_owned())
+        }
         Ok(Refusal::QuotaObjects) => ModelError::QuotaObjects,
         Ok(Refusal::QuotaBytes) => ModelError::QuotaBytes,
         Err(error) => ModelError::Damaged(format!("an owner's refusal: {error}")),

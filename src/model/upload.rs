@@ -1,8 +1,11 @@
 //! The upload table: writes that are not finished. In the same partition as the key, so that an owner finishes the upload in the
 //! transaction that makes the object visible.
 //!
-//! Must stay true: an upload ends once. `Done` is only written together with the object row; a commit finds `Aborted` and is
-//! refused; an abort finds `Done` and changes nothing. Only an abort releases the version's content.
+//! Must stay true: an upload ends once. `Done` and `Completed` are only written together with the object row; a commit finds
+//! `Aborted` and is refused; an abort finds an end and changes nothing. Only an abort releases a simple upload's content. Whoever ends
+//! a multipart upload holds a [`Claim`] first; what its end means for the parts is decided by the part table ([`crate::part`]).
+
+use std::collections::BTreeMap;
 
 use garage_table::error::TableError;
 use garage_table::schema::{Admission, Admit};
@@ -11,11 +14,13 @@ use garage_table::wire::{Mode, TableId};
 use garage_table::{Replication, Schema};
 use garage_types::codec::{Format, Unknown};
 use garage_types::crdt::Crdt;
-use garage_types::{BucketId, NodeId, ObjectKey, Placement, Timestamp, UploadId, VersionId, sort_key};
+use garage_types::{BucketId, KeyId, NodeId, ObjectKey, Placement, Timestamp, UploadId, VersionId, sort_key};
 use serde::{Deserialize, Serialize};
 
 use crate::counters::{BucketCounters, Counts};
+use crate::digest::{Checksum, ChecksumAlgorithm, ChecksumKind};
 use crate::object::{IndexShard, Refusal, bucket_takes_writes};
+use crate::part::{Outcome, PartRow, PartTable};
 use crate::table_ids;
 use crate::version::{VersionRow, VersionTable};
 
@@ -33,16 +38,115 @@ pub struct SimpleUpload {
     pub unknown: Unknown,
 }
 
+/// A multipart upload: open until a client ends it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct MultipartUpload {
+    /// The headers to keep with the object; lower-case names.
+    #[serde(rename = "h", default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub headers: BTreeMap<String, String>,
+    /// The checksum that was asked for when the upload was created.
+    #[serde(rename = "k", default, skip_serializing_if = "Option::is_none")]
+    pub checksum: Option<UploadChecksum>,
+    /// The access key that created it.
+    #[serde(rename = "o", default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<KeyId>,
+    /// Who is ending the upload, by an id made for the purpose; the final version's id of a completion.
+    #[serde(rename = "e", default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub claims: BTreeMap<VersionId, Claim>,
+    #[serde(flatten)]
+    pub unknown: Unknown,
+}
+
+/// The checksum that the object of a multipart upload will have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UploadChecksum {
+    #[serde(rename = "a")]
+    pub algorithm: ChecksumAlgorithm,
+    #[serde(rename = "k")]
+    pub kind: ChecksumKind,
+}
+
+/// An intent to end a multipart upload, durable at a write quorum before its holder looks for others: of two holders at least one
+/// sees the other and withdraws, so at most one completes, and none completes what another aborts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Claim {
+    #[serde(rename = "p")]
+    pub purpose: Purpose,
+    #[serde(rename = "c")]
+    pub coordinator: NodeId,
+    /// Which run of the coordinator: a later one carries out what this one left behind.
+    #[serde(rename = "i")]
+    pub incarnation: u64,
+    /// Given up without effect.
+    #[serde(rename = "w", default, skip_serializing_if = "std::ops::Not::not")]
+    pub withdrawn: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Purpose {
+    #[serde(rename = "a")]
+    Abort,
+    #[serde(rename = "c")]
+    Complete(Completion),
+}
+
+/// What a completion will make visible: enough to carry it out after a crash. Its pieces are listed by the version table.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Completion {
+    #[serde(rename = "t")]
+    pub timestamp: Timestamp,
+    #[serde(rename = "z")]
+    pub size: u64,
+    #[serde(rename = "e")]
+    pub etag: String,
+    #[serde(rename = "k", default, skip_serializing_if = "Option::is_none")]
+    pub checksum: Option<Checksum>,
+    #[serde(rename = "n")]
+    pub parts: u32,
+}
+
+impl MultipartUpload {
+    /// The claims not given up.
+    pub fn held(&self) -> impl Iterator<Item = (&VersionId, &Claim)> {
+        self.claims.iter().filter(|(_id, claim)| !claim.withdrawn)
+    }
+
+    /// Whether another claim forbids this one to go on. Aborts do not mind each other.
+    pub fn forbids(&self, id: &VersionId, purpose: &Purpose) -> bool {
+        let completes = |purpose: &Purpose| matches!(purpose, Purpose::Complete(_));
+        self.held().any(|(other, claim)| other != id && (completes(purpose) || completes(&claim.purpose)))
+    }
+
+    fn merge_claims(&mut self, other: &Self) {
+        for (id, claim) in &other.claims {
+            match self.claims.get_mut(id) {
+                Some(mine) => mine.withdrawn |= claim.withdrawn,
+                None => {
+                    self.claims.insert(*id, claim.clone());
+                }
+            }
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum UploadState {
     #[serde(rename = "s")]
     Simple(SimpleUpload),
+    #[serde(rename = "m")]
+    Multipart(Box<MultipartUpload>),
     /// Given up; what was stored for it is released.
     #[serde(rename = "a")]
     Aborted,
-    /// Finished: its object row was written.
+    /// A simple upload finished: its object row was written.
     #[serde(rename = "d")]
     Done,
+    /// A multipart upload finished: the object row with this version was written.
+    #[serde(rename = "f")]
+    Completed {
+        #[serde(rename = "v")]
+        version: VersionId,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -62,19 +166,44 @@ pub struct UploadRow {
 }
 
 impl UploadRow {
+    /// Where it lives: with the rows of its key.
+    pub(crate) fn placement(&self) -> Placement {
+        self.index().placement()
+    }
+
     #[must_use]
     pub fn with_state(&self, state: UploadState) -> Self {
         UploadRow { state, ..self.clone() }
     }
 
-    fn index(&self) -> IndexShard {
+    pub fn index(&self) -> IndexShard {
         IndexShard { bucket: self.bucket, shard: self.shard }
+    }
+
+    /// The upload as long as it is an open multipart upload.
+    pub fn multipart(&self) -> Option<&MultipartUpload> {
+        match &self.state {
+            UploadState::Multipart(multipart) => Some(multipart),
+            _ => None,
+        }
     }
 
     fn counts(&self) -> Counts {
         match &self.state {
             UploadState::Simple(_) => Counts { uploads: 1, ..Counts::default() },
-            UploadState::Aborted | UploadState::Done => Counts::default(),
+            UploadState::Multipart(_) => Counts { uploads: 1, multipart_uploads: 1, ..Counts::default() },
+            UploadState::Aborted | UploadState::Done | UploadState::Completed { .. } => Counts::default(),
+        }
+    }
+}
+
+impl UploadRow {
+    /// Begins an upload, rather than saying something of one.
+    fn is_new(&self) -> bool {
+        match &self.state {
+            UploadState::Simple(_) => true,
+            UploadState::Multipart(multipart) => multipart.claims.is_empty(),
+            UploadState::Aborted | UploadState::Done | UploadState::Completed { .. } => false,
         }
     }
 }
@@ -82,9 +211,9 @@ impl UploadRow {
 impl UploadState {
     fn rank(&self) -> u8 {
         match self {
-            UploadState::Simple(_) => 0,
+            UploadState::Simple(_) | UploadState::Multipart(_) => 0,
             UploadState::Aborted => 1,
-            UploadState::Done => 2,
+            UploadState::Done | UploadState::Completed { .. } => 2,
         }
     }
 }
@@ -97,6 +226,8 @@ impl Crdt for UploadRow {
     fn merge(&mut self, other: &Self) {
         if other.state.rank() > self.state.rank() {
             self.state = other.state.clone();
+        } else if let (UploadState::Multipart(mine), UploadState::Multipart(theirs)) = (&mut self.state, &other.state) {
+            mine.merge_claims(theirs);
         }
     }
 }
@@ -105,6 +236,16 @@ impl Crdt for UploadRow {
 #[derive(Debug)]
 pub struct UploadTable {
     pub counters: BucketCounters,
+}
+
+impl UploadTable {
+    /// The sort key of an upload.
+    pub fn key_of(key: &ObjectKey, id: &UploadId) -> Vec<u8> {
+        let mut out = Vec::with_capacity(key.as_str().len() + 33);
+        sort_key::push_text(&mut out, key.as_str());
+        out.extend_from_slice(id.as_bytes());
+        out
+    }
 }
 
 impl Schema for UploadTable {
@@ -118,10 +259,7 @@ impl Schema for UploadTable {
     }
 
     fn sort_key(row: &UploadRow) -> Vec<u8> {
-        let mut key = Vec::with_capacity(row.key.as_str().len() + 33);
-        sort_key::push_text(&mut key, row.key.as_str());
-        key.extend_from_slice(row.id.as_bytes());
-        key
+        Self::key_of(&row.key, &row.id)
     }
 
     fn admit(&self, tx: &mut RowTransaction<'_, '_>, row: &mut UploadRow, how: Admit<'_>) -> Result<Admission, TableError> {
@@ -129,13 +267,12 @@ impl Schema for UploadTable {
             return Ok(Admission::Merge);
         }
         let present = tx.row::<UploadTable>(&row.index().placement(), &Self::sort_key(row))?.map(|row| row.state);
-        let refused = match (&present, &row.state) {
-            (None, UploadState::Simple(_)) => !bucket_takes_writes(tx, row.bucket)?,
-            (Some(UploadState::Aborted), UploadState::Done) => true,
-            (Some(UploadState::Done), UploadState::Aborted) => true,
-            _ => false,
+        let refusal = match &present {
+            None if row.is_new() && !bucket_takes_writes(tx, row.bucket)? => Some(Refusal::NoSuchBucket),
+            None => None,
+            Some(present) => refusal(present, &row.state),
         };
-        if refused { Ok(Admission::Answer(refusal_for(&row.state).verdict())) } else { Ok(Admission::Merge) }
+        Ok(refusal.map_or(Admission::Merge, |refusal| Admission::Answer(refusal.verdict())))
     }
 
     fn changed(
@@ -150,15 +287,44 @@ impl Schema for UploadTable {
         if let Some(version) = released_version(old, new) {
             tx.enqueue(&VersionTable::entry(&VersionRow::deleted(version), Mode::Replicate))?;
         }
+        if let Some(end) = ended_parts(old, new) {
+            tx.enqueue(&PartTable::entry(&end, Mode::Replicate))?;
+        }
         Ok(())
     }
 }
 
-fn refusal_for(state: &UploadState) -> Refusal {
-    match state {
-        UploadState::Simple(_) => Refusal::NoSuchBucket,
-        UploadState::Aborted | UploadState::Done => Refusal::NoSuchUpload,
+/// Why an owner that has `present` does not take `new`.
+fn refusal(present: &UploadState, new: &UploadState) -> Option<Refusal> {
+    match (present, new) {
+        (UploadState::Aborted, UploadState::Done | UploadState::Completed { .. }) => Some(Refusal::NoSuchUpload),
+        (UploadState::Done | UploadState::Completed { .. }, UploadState::Aborted) => Some(Refusal::NoSuchUpload),
+        (UploadState::Completed { version }, UploadState::Completed { version: other }) if version != other => {
+            Some(Refusal::NoSuchUpload)
+        }
+        (UploadState::Aborted | UploadState::Completed { .. }, UploadState::Multipart(_)) => Some(Refusal::NoSuchUpload),
+        (UploadState::Multipart(open), UploadState::Multipart(new)) => {
+            let forbidden = new.held().any(|(id, claim)| open.forbids(id, &claim.purpose));
+            forbidden.then_some(Refusal::UploadBusy)
+        }
+        (UploadState::Multipart(open), UploadState::Aborted) => {
+            let completing = open.held().any(|(_id, claim)| matches!(claim.purpose, Purpose::Complete(_)));
+            completing.then_some(Refusal::UploadBusy)
+        }
+        _ => None,
     }
+}
+
+/// What its parts are told when a multipart upload ends.
+fn ended_parts(old: Option<&UploadRow>, new: Option<&UploadRow>) -> Option<PartRow> {
+    let (old, new) = (old?, new?);
+    old.multipart()?;
+    let outcome = match &new.state {
+        UploadState::Aborted => Outcome::Aborted,
+        UploadState::Completed { version } => Outcome::Completed(*version),
+        UploadState::Simple(_) | UploadState::Multipart(_) | UploadState::Done => return None,
+    };
+    Some(PartRow::ended(new.id, new.bucket, outcome))
 }
 
 /// The version that is released because its upload was given up.

@@ -88,11 +88,20 @@ pub struct Segment {
     pub index: u32,
     #[serde(rename = "l")]
     pub backlink: Backlink,
-    /// Only ever grows; emptied when the version is deleted.
+    /// Only ever grows; emptied when the version is deleted or withdrawn.
     #[serde(rename = "p")]
     pub pieces: Vec<Piece>,
     #[serde(rename = "d", default, skip_serializing_if = "std::ops::Not::not")]
     pub deleted: bool,
+    /// The list was taken back before any object row named it: its pieces belong to somebody else and are not released.
+    #[serde(rename = "w", default, skip_serializing_if = "std::ops::Not::not")]
+    pub withdrawn: bool,
+}
+
+impl Segment {
+    pub fn listing(index: u32, backlink: Backlink, pieces: Vec<Piece>) -> Self {
+        Segment { index, backlink, pieces, deleted: false, withdrawn: false }
+    }
 }
 
 impl VersionRow {
@@ -111,7 +120,8 @@ impl Crdt for VersionRow {
             return;
         };
         mine.deleted |= theirs.deleted;
-        if mine.deleted {
+        mine.withdrawn |= theirs.withdrawn;
+        if mine.deleted || mine.withdrawn {
             mine.pieces.clear();
         } else if theirs.pieces.len() > mine.pieces.len() {
             mine.pieces.clone_from(&theirs.pieces);
@@ -183,6 +193,7 @@ impl Schema for VersionTable {
         if let Some(VersionRow { content: VersionContent::Segment(segment), .. }) = old
             && let Some(VersionRow { version, content: VersionContent::Segment(now) }) = new
             && now.deleted
+            && !now.withdrawn
             && !segment.deleted
         {
             for entry in releases(*version, &segment.pieces) {
@@ -208,18 +219,18 @@ mod tests {
 
     use super::{Backlink, Piece, Segment, VersionContent, VersionRow};
 
-    fn segment(pieces: usize, deleted: bool) -> VersionRow {
+    fn segment(pieces: usize, deleted: bool, withdrawn: bool) -> VersionRow {
         let block = |index: usize| Piece::Block { hash: BlockHash::of(&[index as u8]), length: 1 };
         let backlink = Backlink { bucket: BucketId::from_bytes([1; 32]), key: ObjectKey::parse("k").unwrap() };
-        let pieces = if deleted { Vec::new() } else { (0..pieces).map(block).collect() };
-        let segment = Segment { index: 0, backlink, pieces, deleted };
+        let pieces = if deleted || withdrawn { Vec::new() } else { (0..pieces).map(block).collect() };
+        let segment = Segment { deleted, withdrawn, ..Segment::listing(0, backlink, pieces) };
         VersionRow { version: VersionId::from_bytes([2; 32]), content: VersionContent::Segment(segment) }
     }
 
     proptest! {
         #[test]
-        fn segments_merge_alike_in_any_order(v in prop::array::uniform3((0usize..4, any::<bool>()))) {
-            let [a, b, c] = v.map(|(pieces, deleted)| segment(pieces, deleted));
+        fn segments_merge_alike_in_any_order(v in prop::array::uniform3((0usize..4, any::<bool>(), any::<bool>()))) {
+            let [a, b, c] = v.map(|(pieces, deleted, withdrawn)| segment(pieces, deleted, withdrawn));
             let join = |x: &VersionRow, y: &VersionRow| { let mut out = x.clone(); out.merge(y); out };
             assert_eq!(join(&a, &b), join(&b, &a));
             assert_eq!(join(&join(&a, &b), &c), join(&a, &join(&b, &c)));

@@ -10,13 +10,14 @@ use garage_db::{DbError, Direction, Snapshot};
 use garage_table::queue::Item;
 use garage_table::table::Query;
 use garage_table::wire::{Order, Projection, TableId, Verdict};
-use garage_table::{Table, TableError};
+use garage_table::{Schema, Table, TableError};
 use garage_types::{BlockHash, Placement, Timestamp};
 use std::ops::{Bound, ControlFlow};
 
 use crate::block_ref::{RefCount, resync_key};
 use crate::error::ModelError;
 use crate::garage::Garage;
+use crate::part::PartTable;
 use crate::table_ids;
 use crate::upload::{UploadRow, UploadState, UploadTable};
 
@@ -97,6 +98,7 @@ impl Garage {
                     .write(placement, entries)
                     .await?
             }
+            table_ids::PART => return self.end_parts(&PartTable::decode(&item.entry.row)?).await,
             TableId(other) => return Err(ModelError::Damaged(format!("table {other} has no queued deletions"))),
         };
         match verdict {
@@ -127,13 +129,15 @@ impl Garage {
     pub async fn reap_uploads(&self) -> Result<usize, ModelError> {
         let (own, incarnation) = (self.0.cluster.node_id(), self.0.settings.incarnation);
         let rows = crate::buckets::all_rows::<UploadTable>(&self.0.local.tables).await?;
-        let stale = rows.into_iter().filter(|row| is_stale(row, own, incarnation));
+        // With other owners a stale row may belong to a write that one of them stored: it waits until they can be asked.
+        let decidable = |row: &UploadRow| self.0.cluster.decides_alone(&row.placement());
+        let stale = rows.into_iter().filter(|row| is_stale(row, own, incarnation) && decidable(row));
         let mut count = 0;
         for row in stale {
             self.0.uploads.commit(&row.with_state(UploadState::Aborted)).await?;
             count += 1;
         }
-        Ok(count)
+        Ok(count + self.settle_claims().await? + self.reap_parts().await?)
     }
 
     async fn resync_forever(&self) {
@@ -276,7 +280,8 @@ impl Garage {
 fn is_stale(row: &UploadRow, own: garage_types::NodeId, incarnation: u64) -> bool {
     match &row.state {
         UploadState::Simple(simple) => simple.coordinator == own && simple.incarnation != incarnation,
-        UploadState::Aborted | UploadState::Done => false,
+        // Multipart uploads outlive the requests that work on them.
+        UploadState::Multipart(_) | UploadState::Aborted | UploadState::Done | UploadState::Completed { .. } => false,
     }
 }
 

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use garage_block::{LocalStore, OpenError, StoreOptions};
 use garage_db::{Db, DbError};
 use garage_model::Garage;
-use garage_model::blocks::{GetBlock, PutBlock};
+use garage_model::blocks::{GetBlock, PutBlock, ReferBlock};
 use garage_model::garage::{LocalModel, Parts, Settings};
 use garage_net::identity::{Identity, NetworkKey};
 use garage_net::mux::Windows;
 use garage_net::transport::Transport;
 use garage_rpc::cluster::{Cluster, Timeouts};
 use garage_rpc::endpoint::Router;
+use garage_rpc::layout::gossip::{CompareLayouts, LayoutGossip, MergeLayout, keep_equal};
 use garage_rpc::layout::manager::LayoutSetup;
 use garage_rpc::layout::{LayoutError, LayoutManager};
 use garage_rpc::mesh::{Mesh, MeshError, MeshOptions, Timing};
@@ -114,7 +115,10 @@ impl Node {
             .add::<Read>(Arc::new(local.tables.clone()))
             .add::<Range>(Arc::new(local.tables.clone()))
             .add::<PutBlock>(Arc::new(local.blocks.clone()))
+            .add::<ReferBlock>(Arc::new(local.blocks.clone()))
             .add::<GetBlock>(Arc::new(local.blocks.clone()))
+            .add::<CompareLayouts>(Arc::new(LayoutGossip(layout.clone())))
+            .add::<MergeLayout>(Arc::new(LayoutGossip(layout.clone())))
             .build();
         let options = MeshOptions {
             identity,
@@ -135,6 +139,8 @@ impl Node {
         let mesh = Mesh::open(options, router).await?;
         let manager = layout.clone();
         spawn.spawn("layout acknowledgement", Box::pin(async move { manager.acknowledge_as_writes_end().await }));
+        let gossip = keep_equal(mesh.clone(), layout.clone(), random.clone());
+        spawn.spawn("layout gossip", Box::pin(gossip));
         let cluster = Cluster::new(mesh.clone(), layout.clone(), settings.consistency, settings.timeouts, spawn);
         let garage = Garage::new(Parts { cluster, clock, random, offload, settings: settings.store, local });
         Ok(Node { mesh, layout, garage })

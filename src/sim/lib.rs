@@ -9,4 +9,7 @@ pub mod world;
 mod power_cuts;
 
 #[cfg(test)]
+mod multipart;
+
+#[cfg(test)]
 mod architecture;

@@ -1,0 +1,213 @@
+//! Copies: by reference where the digests of the source are enough, else through the write pipeline with the source as the body.
+//!
+//! A copy by reference lists the source's blocks under a version id of its own, then registers a reference to each with the block's
+//! owners. An owner that lacks the bytes refuses; unless a write quorum has them they are fetched and stored like new ones.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use bytes::Bytes;
+use futures_channel::oneshot;
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
+use garage_types::codec::Unknown;
+use garage_types::{BlockHash, VersionId};
+
+use crate::digest::{ChecksumAlgorithm, Expected};
+use crate::error::{ModelError, SourceError};
+use crate::garage::Garage;
+use crate::get::{ByteStream, Object};
+use crate::multipart::{PartWritten, PutPart};
+use crate::object::{Content, ObjectMeta};
+use crate::pipeline::{InMemory, Source};
+use crate::put::{PUT_SIZE_MAX, PutObject, Ready, Written, won};
+use crate::version::{Backlink, Piece, SEGMENT_PIECES_MAX, Segment, VersionContent, VersionRow};
+
+/// References registered at once.
+const REFERENCES_IN_FLIGHT: usize = 16;
+
+/// An object to be written with the content of another.
+#[derive(Clone, Debug)]
+pub struct CopyObject {
+    pub source: Object,
+    /// The target; its `headers` are those of the source unless they are replaced.
+    pub put: PutObject,
+    /// The checksum asked for; `None` keeps the source's.
+    pub checksum: Option<ChecksumAlgorithm>,
+}
+
+/// A stored object as the body of a new one.
+struct Stored {
+    stream: ByteStream,
+    length: u64,
+}
+
+impl Source for Stored {
+    fn next(&mut self) -> BoxFuture<'_, Option<Result<Bytes, SourceError>>> {
+        async move { Some(self.stream.next().await?.map_err(SourceError::from)) }.boxed()
+    }
+
+    fn expected(&mut self) -> Result<Expected, SourceError> {
+        Ok(Expected { length: Some(self.length), ..Expected::default() })
+    }
+}
+
+/// Whether a copy may keep the digests of its source.
+fn keeps_digests(source: &ObjectMeta, asked: Option<ChecksumAlgorithm>) -> bool {
+    asked.is_none_or(|asked| source.checksum.as_ref().is_some_and(|checksum| checksum.algorithm == asked))
+}
+
+impl Garage {
+    /// Copies an object, within a bucket or between two.
+    ///
+    /// # Errors
+    /// [`ModelError`]; nothing is visible then, and what was stored is released.
+    pub async fn copy_object(&self, copy: CopyObject) -> Result<Written, ModelError> {
+        self.check_conditions_available(&copy.put)?;
+        if copy.source.meta.size > PUT_SIZE_MAX {
+            return Err(ModelError::CopySourceTooLarge { limit: PUT_SIZE_MAX });
+        }
+        let by_reference = match &copy.source.meta.content {
+            Content::Inline(_) | Content::NotShown => false,
+            Content::Blocks { .. } | Content::Parts { .. } => keeps_digests(&copy.source.meta, copy.checksum),
+        };
+        if !by_reference {
+            return self.copy_bytes(copy).await;
+        }
+        // In a task of its own: a client that hangs up must not stop us halfway through cleaning up.
+        let (done, result) = oneshot::channel();
+        let garage = self.clone();
+        let task = async move {
+            drop(done.send(garage.copy_references(copy).await));
+        };
+        self.0.cluster.spawn().spawn("copy object", task.boxed());
+        result.await.map_err(|_cancelled| ModelError::ShuttingDown)?
+    }
+
+    async fn copy_bytes(&self, copy: CopyObject) -> Result<Written, ModelError> {
+        let CopyObject { source, mut put, checksum } = copy;
+        let kept = source.meta.checksum.as_ref().map(|checksum| checksum.algorithm);
+        put.checksum = checksum.or(kept).unwrap_or(put.checksum);
+        let body: Box<dyn Source> = match &source.meta.content {
+            Content::Inline(bytes) => Box::new(InMemory::new(bytes.to_vec())),
+            _ => Box::new(self.stored(&source, 0..source.meta.size).await?),
+        };
+        self.put_object(put, body).await.map_err(unwrapped)
+    }
+
+    async fn stored(&self, source: &Object, range: Range<u64>) -> Result<Stored, ModelError> {
+        let length = range.end - range.start;
+        Ok(Stored { stream: self.read_object(source, range).await?, length })
+    }
+
+    async fn copy_references(&self, copy: CopyObject) -> Result<Written, ModelError> {
+        let CopyObject { source, put, .. } = copy;
+        let version = VersionId::random(&*self.0.random);
+        let upload = self.simple_upload(&put, version);
+        won(self.0.uploads.commit(&upload).await?)?;
+        let result = match self.refer_all(&source, &put, version).await {
+            Ok(content) => {
+                let meta = ObjectMeta {
+                    content,
+                    headers: put.headers.clone(),
+                    owner: put.owner.clone(),
+                    upload: None,
+                    unknown: Unknown::new(),
+                    ..source.meta.clone()
+                };
+                self.commit(Ready { put: &put, meta, upload: Some(upload.clone()) }).await
+            }
+            Err(error) => Err(error),
+        };
+        if result.is_err() {
+            self.abort_upload_row(&upload).await;
+        }
+        result
+    }
+
+    /// Registers all blocks of `source` under `version`. The lists come first, so that giving up the version releases what was done.
+    async fn refer_all(&self, source: &Object, put: &PutObject, version: VersionId) -> Result<Content, ModelError> {
+        let blocks = self.blocks_of_object(source).await?;
+        let Some((first, first_length)) = blocks.first().copied() else {
+            return Ok(Content::Inline(serde_bytes::ByteBuf::new()));
+        };
+        let backlink = Backlink { bucket: put.bucket, key: put.key.clone() };
+        for (index, blocks) in blocks.chunks(SEGMENT_PIECES_MAX).enumerate() {
+            let pieces = blocks.iter().map(|(hash, length)| Piece::Block { hash: *hash, length: *length }).collect();
+            let segment = Segment::listing(index as u32, backlink.clone(), pieces);
+            self.0.versions.merge(&VersionRow { version, content: VersionContent::Segment(segment) }).await?;
+        }
+        // One reference a block, however often it is repeated.
+        let distinct: BTreeMap<BlockHash, u64> = blocks.into_iter().collect();
+        let refer = |(hash, _length)| self.refer_block(hash, version);
+        stream::iter(distinct).map(Ok).try_for_each_concurrent(REFERENCES_IN_FLIGHT, refer).await?;
+        Ok(Content::Blocks { first, first_length })
+    }
+
+    async fn refer_block(&self, hash: BlockHash, version: VersionId) -> Result<(), ModelError> {
+        if self.0.blocks.refer(hash, version).await.is_ok() {
+            return Ok(());
+        }
+        let plain = self.0.blocks.get(hash).await?;
+        let permits = u32::try_from(plain.len().div_ceil(1024)).unwrap_or(u32::MAX);
+        let permit = self.0.block_buffer.clone().acquire_many_owned(permits).await.map_err(|_closed| ModelError::ShuttingDown)?;
+        let block = self.0.blocks.encode(plain).await?;
+        let stored = self.0.blocks.put(block, version).await;
+        drop(permit);
+        stored
+    }
+
+    /// Stores bytes of an object as a part. Their MD5 has to be known, so they are read; blocks that are cut as before are known to
+    /// their owners and are not stored twice.
+    ///
+    /// # Errors
+    /// [`ModelError`]; what was stored is released then.
+    pub async fn upload_part_copy(&self, put: PutPart, source: &Object, range: Range<u64>) -> Result<PartWritten, ModelError> {
+        if range.end - range.start > PUT_SIZE_MAX {
+            return Err(ModelError::CopySourceTooLarge { limit: PUT_SIZE_MAX });
+        }
+        let body = self.stored(source, range).await?;
+        self.upload_part(put, Box::new(body)).await.map_err(unwrapped)
+    }
+}
+
+/// An error of reading the source, which came through the pipeline as that of a body.
+fn unwrapped(error: ModelError) -> ModelError {
+    match error {
+        ModelError::Source(source) => match source.downcast::<ModelError>() {
+            Ok(error) => *error,
+            Err(source) => ModelError::Source(source),
+        },
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use garage_types::codec::Unknown;
+
+    use super::keeps_digests;
+    use crate::digest::{Checksum, ChecksumAlgorithm, ChecksumKind};
+    use crate::object::{Content, ObjectMeta};
+
+    #[test]
+    fn another_checksum_needs_the_bytes() {
+        let checksum = Checksum { algorithm: ChecksumAlgorithm::Crc32, value: String::new(), kind: ChecksumKind::FullObject };
+        let meta = ObjectMeta {
+            size: 1,
+            etag: String::new(),
+            content: Content::NotShown,
+            headers: BTreeMap::new(),
+            checksum: Some(checksum),
+            owner: None,
+            upload: None,
+            unknown: Unknown::new(),
+        };
+        assert!(keeps_digests(&meta, None));
+        assert!(keeps_digests(&meta, Some(ChecksumAlgorithm::Crc32)));
+        assert!(!keeps_digests(&meta, Some(ChecksumAlgorithm::Sha256)));
+        assert!(!keeps_digests(&ObjectMeta { checksum: None, ..meta }, Some(ChecksumAlgorithm::Crc32)));
+    }
+}

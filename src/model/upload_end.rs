@@ -1,0 +1,461 @@
+//! How multipart uploads end: completed, with the parts taken over by an object, or aborted, with all of them released.
+//!
+//! The object's version lists parts, each a version of its own, and releasing it releases them; so two versions must never list the
+//! same parts when one of them may be released while the other lives. Hence:
+//! - whoever ends an upload holds a claim on it ([`crate::upload::Claim`]), alone; a completion goes on under one version id to
+//!   the end, and never registers the parts again under another;
+//! - its timestamp is later than anything a read quorum knew before. An owner that is `Behind` then knows a write that overlaps this
+//!   one. Where one owner decides alone nothing was stored yet, and the commit is repeated with a later timestamp. Elsewhere some
+//!   owners may have stored the row, and a second row of the version would break "one row at one timestamp": the completion is then
+//!   taken to have happened just before the write that overlaps it, which it could as well have;
+//! - a list that was not committed is withdrawn: its rows are emptied without releasing what they named.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures_channel::oneshot;
+use futures_util::FutureExt;
+use futures_util::future::try_join_all;
+use garage_table::Schema;
+use garage_table::wire::{Mode, Projection, Verdict};
+use garage_types::codec::{self, Unknown};
+use garage_types::{Timestamp, UploadId, VersionId};
+
+use crate::combine;
+use crate::complete::{Assembled, ListedWhole, assemble};
+use crate::digest::ChecksumAlgorithm;
+use crate::error::ModelError;
+use crate::garage::Garage;
+use crate::multipart::UploadName;
+use crate::object::{Content, ObjectMeta, ObjectRow, ObjectState, ObjectTable};
+use crate::part::{AttemptState, Outcome, Part, PartEntry, PartRow, ended_key, fate, newest_parts};
+use crate::put::{ATTEMPTS_MAX, Preconditions, PutObject, Written, object_row, refused, won};
+use crate::upload::{Claim, Completion, MultipartUpload, Purpose, UploadRow, UploadState, UploadTable};
+use crate::version::{Backlink, Piece, SEGMENT_PIECES_MAX, Segment, VersionContent, VersionRow};
+
+/// A multipart upload to be completed.
+#[derive(Clone, Debug)]
+pub struct CompleteUpload {
+    pub upload: UploadName,
+    pub whole: ListedWhole,
+    pub preconditions: Preconditions,
+}
+
+/// A completion that holds its claim: what it takes to make it visible.
+struct Finish<'a> {
+    row: &'a UploadRow,
+    put: PutObject,
+    version: VersionId,
+    completion: Completion,
+}
+
+impl Finish<'_> {
+    fn meta(&self) -> ObjectMeta {
+        ObjectMeta {
+            size: self.completion.size,
+            etag: self.completion.etag.clone(),
+            content: Content::Parts { count: self.completion.parts },
+            headers: self.put.headers.clone(),
+            checksum: self.completion.checksum.clone(),
+            owner: self.put.owner.clone(),
+            upload: Some(self.row.id),
+            unknown: Unknown::new(),
+        }
+    }
+
+    fn object(&self, timestamp: Timestamp) -> ObjectRow {
+        object_row(&self.put, timestamp, self.version, ObjectState::Live(Box::new(self.meta())))
+    }
+
+    fn completed(&self) -> UploadRow {
+        self.row.with_state(UploadState::Completed { version: self.version })
+    }
+
+    fn written(&self, timestamp: Timestamp) -> Written {
+        let Completion { size, etag, checksum, .. } = self.completion.clone();
+        Written { etag, checksum, size, timestamp }
+    }
+}
+
+/// The rows that list the parts of a completed upload.
+fn final_rows(version: VersionId, backlink: &Backlink, parts: &[Part]) -> Vec<VersionRow> {
+    let piece = |part: &Part| Piece::Part {
+        number: part.number,
+        version: part.version,
+        length: part.stored.size,
+        checksum: Some(part.stored.checksum.value.clone()),
+    };
+    let row = |(index, parts): (usize, &[Part])| {
+        let segment = Segment::listing(index as u32, backlink.clone(), parts.iter().map(piece).collect());
+        VersionRow { version, content: VersionContent::Segment(segment) }
+    };
+    parts.chunks(SEGMENT_PIECES_MAX).enumerate().map(row).collect()
+}
+
+/// The same rows taken back.
+fn withdrawn_rows(version: VersionId, backlink: &Backlink, parts: u32) -> Vec<VersionRow> {
+    let segments = (parts as usize).div_ceil(SEGMENT_PIECES_MAX) as u32;
+    let row = |index| {
+        let segment = Segment { withdrawn: true, ..Segment::listing(index, backlink.clone(), Vec::new()) };
+        VersionRow { version, content: VersionContent::Segment(segment) }
+    };
+    (0..segments).map(row).collect()
+}
+
+impl Garage {
+    /// Makes an object of the parts listed; parts not listed are released. Repeated after success it answers the same.
+    ///
+    /// # Errors
+    /// [`ModelError::Complete`] and others: the upload is open then as it was. [`ModelError::Table`]: it may have been completed.
+    pub async fn complete_multipart(&self, complete: CompleteUpload) -> Result<Written, ModelError> {
+        // In a task of its own: a client that hangs up must not leave the upload claimed.
+        let (done, result) = oneshot::channel();
+        let garage = self.clone();
+        let task = async move {
+            drop(done.send(garage.complete(complete).await));
+        };
+        self.0.cluster.spawn().spawn("complete upload", task.boxed());
+        result.await.map_err(|_cancelled| ModelError::ShuttingDown)?
+    }
+
+    async fn complete(&self, complete: CompleteUpload) -> Result<Written, ModelError> {
+        let CompleteUpload { upload: name, whole, preconditions } = complete;
+        let row = match self.upload_row(&name).await? {
+            Some(row) if row.multipart().is_some() => row,
+            Some(UploadRow { state: UploadState::Completed { .. }, .. }) | None => {
+                return self.completed_before(&name, &whole).await;
+            }
+            Some(_) => return Err(ModelError::NoSuchUpload),
+        };
+        let multipart = row.multipart().ok_or(ModelError::NoSuchUpload)?.clone();
+        let put = final_put(&row, &multipart, preconditions);
+        self.check_conditions_available(&put)?;
+        let parts = newest_parts(self.part_attempts(name.id, 0, None).await?);
+        let assembled = assemble(&whole, &parts, multipart.checksum)?;
+        let version = VersionId::random(&*self.0.random);
+        let completion = Completion {
+            timestamp: self.later_than_known(&name).await?,
+            size: assembled.size,
+            etag: assembled.etag.clone(),
+            checksum: assembled.checksum.clone(),
+            parts: assembled.parts.len() as u32,
+        };
+        let finish = Finish { row: &row, put, version, completion };
+        self.list_and_claim(&finish, &assembled).await?;
+        self.finish(&finish).await
+    }
+
+    /// The answer of a completion that succeeded before: its object is still the current one, and of the same parts.
+    async fn completed_before(&self, name: &UploadName, whole: &ListedWhole) -> Result<Written, ModelError> {
+        let object = match self.object(name.bucket, &name.key).await {
+            Ok(object) => object,
+            Err(ModelError::NoSuchKey) => return Err(ModelError::NoSuchUpload),
+            Err(error) => return Err(error),
+        };
+        let etags: Vec<&str> = whole.parts.iter().map(|part| part.etag.as_str()).collect();
+        let same_parts = combine::etag(&etags).is_ok_and(|etag| etag == object.meta.etag);
+        if object.meta.upload != Some(name.id) || !same_parts {
+            return Err(ModelError::NoSuchUpload);
+        }
+        let ObjectMeta { size, etag, checksum, .. } = object.meta;
+        Ok(Written { etag, checksum, size, timestamp: object.timestamp })
+    }
+
+    async fn later_than_known(&self, name: &UploadName) -> Result<Timestamp, ModelError> {
+        let rows = self.object_rows(name.bucket, &name.key, Projection::Summary).await?;
+        let newest = rows.iter().map(|row| row.timestamp).max();
+        Ok(self.0.clock.now().max(newest.map_or(Timestamp::ZERO, Timestamp::next)))
+    }
+
+    /// Lists the parts under the final version, then claims the upload: a claim that is found can be carried out.
+    ///
+    /// A crash between the two leaves rows that nothing names; they hold nothing, since their parts belong to the upload.
+    async fn list_and_claim(&self, finish: &Finish<'_>, assembled: &Assembled) -> Result<(), ModelError> {
+        let rows = final_rows(finish.version, &backlink(finish.row), &assembled.parts);
+        let listed = try_join_all(rows.iter().map(|row| self.0.versions.merge(row))).await;
+        let claimed = match listed {
+            Ok(_all) => self.claim(finish.row, finish.version, Purpose::Complete(finish.completion.clone())).await,
+            Err(error) => Err(error.into()),
+        };
+        if claimed.is_err() {
+            self.withdraw_list(finish).await;
+        }
+        claimed
+    }
+
+    /// Writes an intent at a write quorum, then reads at a quorum: whoever sees another's, withdraws its own.
+    async fn claim(&self, row: &UploadRow, id: VersionId, purpose: Purpose) -> Result<(), ModelError> {
+        let held = self.0.uploads.commit(&self.claim_row(row, id, &purpose, Hold::Held)?).await;
+        let result = match held.map_err(ModelError::from).and_then(won) {
+            Ok(()) => self.check_alone(row, id, &purpose).await,
+            Err(error) => Err(error),
+        };
+        if result.is_err() {
+            self.withdraw_claim(row, id, &purpose).await;
+        }
+        result
+    }
+
+    async fn check_alone(&self, row: &UploadRow, id: VersionId, purpose: &Purpose) -> Result<(), ModelError> {
+        let name = name_of(row);
+        match self.upload_row(&name).await? {
+            Some(now) => match now.multipart() {
+                Some(multipart) if !multipart.forbids(&id, purpose) => Ok(()),
+                Some(_) => {
+                    Err(ModelError::Conflict("the upload is being completed or aborted by another request; try again".to_owned()))
+                }
+                None => Err(ModelError::NoSuchUpload),
+            },
+            None => Err(ModelError::NoSuchUpload),
+        }
+    }
+
+    fn claim_row(&self, row: &UploadRow, id: VersionId, purpose: &Purpose, hold: Hold) -> Result<UploadRow, ModelError> {
+        let multipart = row.multipart().ok_or(ModelError::NoSuchUpload)?.clone();
+        let claim = Claim {
+            purpose: purpose.clone(),
+            coordinator: self.0.cluster.node_id(),
+            incarnation: self.0.settings.incarnation,
+            withdrawn: hold == Hold::Withdrawn,
+        };
+        let multipart = MultipartUpload { claims: BTreeMap::from([(id, claim)]), ..multipart };
+        Ok(row.with_state(UploadState::Multipart(Box::new(multipart))))
+    }
+
+    /// What fails here is done by the next run of this node.
+    async fn withdraw_claim(&self, row: &UploadRow, id: VersionId, purpose: &Purpose) {
+        let Ok(withdrawn) = self.claim_row(row, id, purpose, Hold::Withdrawn) else { return };
+        if let Err(error) = self.0.uploads.merge(&withdrawn).await {
+            tracing::warn!(upload = %row.id, %error, "a claim on an upload could not be withdrawn");
+        }
+    }
+
+    async fn withdraw_list(&self, finish: &Finish<'_>) {
+        for row in withdrawn_rows(finish.version, &backlink(finish.row), finish.completion.parts) {
+            if let Err(error) = self.0.versions.merge(&row).await {
+                tracing::warn!(version = %finish.version, %error, "a list of parts could not be withdrawn");
+            }
+        }
+    }
+
+    /// For a completion of which no owner has stored anything.
+    async fn withdraw(&self, finish: &Finish<'_>) {
+        self.withdraw_claim(finish.row, finish.version, &Purpose::Complete(finish.completion.clone())).await;
+        self.withdraw_list(finish).await;
+    }
+
+    /// Makes a claimed completion visible.
+    async fn finish(&self, finish: &Finish<'_>) -> Result<Written, ModelError> {
+        let condition = match self.condition(&finish.put).await {
+            Ok(condition) => condition,
+            Err(error) => {
+                self.withdraw(finish).await;
+                return Err(error);
+            }
+        };
+        let mut timestamp = finish.completion.timestamp;
+        for _attempt in 0..ATTEMPTS_MAX {
+            let alone = self.0.cluster.decides_alone(&finish.row.index().placement());
+            let mut object = ObjectTable::entry(&finish.object(timestamp), Mode::Commit);
+            object.condition = condition.as_ref().map(|condition| codec::encode(condition).into());
+            let entries = vec![object, UploadTable::entry(&finish.completed(), Mode::Commit)];
+            match self.0.objects.write(finish.row.index().placement(), entries).await {
+                Ok(Verdict::Won) => return Ok(finish.written(timestamp)),
+                Ok(Verdict::Behind(newest)) if alone => timestamp = newest.next(),
+                Ok(Verdict::Behind(_)) => return self.finish_behind(finish, timestamp).await,
+                Ok(Verdict::Refused(reason)) => {
+                    if alone {
+                        self.withdraw(finish).await;
+                    }
+                    return Err(refused(&reason));
+                }
+                Err(error) => return self.finish_unsure(finish, error.into(), alone).await,
+            }
+        }
+        self.withdraw(finish).await;
+        Err(ModelError::Conflict("too many other writes to the same key at this moment; try again".to_owned()))
+    }
+
+    /// Ends the upload as completed just before the write that overlaps it.
+    async fn finish_behind(&self, finish: &Finish<'_>, timestamp: Timestamp) -> Result<Written, ModelError> {
+        let index = finish.row.index();
+        let object = ObjectTable::entry(&finish.object(timestamp), Mode::Replicate);
+        let entries = vec![object, UploadTable::entry(&finish.completed(), Mode::Replicate)];
+        self.0.objects.write(index.placement(), entries).await?;
+        let rows = self.object_rows(index.bucket, &finish.row.key, Projection::Summary).await?;
+        if !rows.iter().any(|row| row.version == finish.version) {
+            // A newer row is known to a write quorum now: ours is refused wherever it still comes, and nobody else releases it.
+            self.0.versions.merge(&VersionRow::deleted(finish.version)).await?;
+        }
+        Ok(finish.written(timestamp))
+    }
+
+    async fn finish_unsure(&self, finish: &Finish<'_>, error: ModelError, alone: bool) -> Result<Written, ModelError> {
+        if alone && let Ok(Some(row)) = self.upload_row(&name_of(finish.row)).await {
+            if row.state == (UploadState::Completed { version: finish.version }) {
+                return Ok(finish.written(finish.completion.timestamp));
+            }
+            self.withdraw(finish).await;
+        }
+        // Elsewhere some owner may have stored it: the claim stays, and the next run of this node carries it out.
+        Err(error)
+    }
+
+    /// Gives up a multipart upload and releases its parts.
+    ///
+    /// # Errors
+    /// [`ModelError::NoSuchUpload`]; [`ModelError::Conflict`] while it is being completed.
+    pub async fn abort_multipart(&self, name: &UploadName) -> Result<(), ModelError> {
+        let row = self.upload_row(name).await?.filter(|row| row.multipart().is_some()).ok_or(ModelError::NoSuchUpload)?;
+        let id = VersionId::random(&*self.0.random);
+        self.claim(&row, id, Purpose::Abort).await?;
+        let aborted = self.0.uploads.commit(&row.with_state(UploadState::Aborted)).await;
+        aborted.map_err(ModelError::from).and_then(won)
+    }
+
+    /// Carries out, or takes back, what an earlier run of this node had claimed.
+    pub(crate) async fn settle_claims(&self) -> Result<usize, ModelError> {
+        let rows = crate::buckets::all_rows::<UploadTable>(&self.0.local.tables).await?;
+        let mut count = 0;
+        for row in rows {
+            let Some(multipart) = row.multipart() else { continue };
+            for (id, claim) in multipart.held() {
+                let ours = claim.coordinator == self.0.cluster.node_id();
+                if ours && claim.incarnation != self.0.settings.incarnation {
+                    self.settle_claim(&row, *id, &claim.purpose).await?;
+                    count += 1;
+                }
+            }
+        }
+        Ok(count)
+    }
+
+    async fn settle_claim(&self, row: &UploadRow, id: VersionId, purpose: &Purpose) -> Result<(), ModelError> {
+        let Some(now) = self.upload_row(&name_of(row)).await? else { return Ok(()) };
+        let Some(multipart) = now.multipart() else { return Ok(()) };
+        let forbidden = multipart.forbids(&id, purpose);
+        match purpose {
+            Purpose::Abort if !forbidden => won(self.0.uploads.commit(&now.with_state(UploadState::Aborted)).await?),
+            Purpose::Abort => {
+                self.withdraw_claim(&now, id, purpose).await;
+                Ok(())
+            }
+            Purpose::Complete(completion) => {
+                let put = final_put(&now, multipart, Preconditions::default());
+                let finish = Finish { row: &now, put, version: id, completion: completion.clone() };
+                let listed: usize = self.segments(id).await?.iter().map(|segment| segment.pieces.len()).sum();
+                // Where one owner decides, an upload that is open still means that nothing was stored.
+                let nothing_stored = self.0.cluster.decides_alone(&now.index().placement());
+                if nothing_stored || forbidden || listed != completion.parts as usize {
+                    self.withdraw(&finish).await;
+                    return Ok(());
+                }
+                self.finish(&finish).await.map(drop)
+            }
+        }
+    }
+
+    /// Does to the attempts of an ended upload what its end means for them. Can be repeated, and done by several nodes.
+    ///
+    /// # Errors
+    /// [`ModelError::Table`].
+    pub(crate) async fn end_parts(&self, end: &PartRow) -> Result<(), ModelError> {
+        let PartEntry::Ended(outcome) = end.entry else {
+            return Err(ModelError::Damaged("an attempt at a part was queued as the end of its upload".to_owned()));
+        };
+        // From here on owners refuse attempts; those that are there already are seen by the read that follows.
+        self.0.parts.merge(end).await?;
+        let taken = match outcome {
+            Outcome::Aborted => BTreeSet::new(),
+            // Nothing is listed any more once the object is deleted: what it had taken is released then, as is all else.
+            Outcome::Completed(version) => self.parts_of(version).await?,
+        };
+        for row in self.part_attempts(end.upload, 0, None).await? {
+            let PartEntry::Attempt(attempt) = &row.entry else { continue };
+            if !attempt.state.is_gone() {
+                self.0.parts.merge(&row.with_state(attempt, AttemptState::Gone(fate(attempt, &taken)))).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The end of an upload, for a part that came too late. What fails here is done by the queue of the owners.
+    pub(crate) async fn carry_out_end(&self, upload: UploadId) {
+        let end = self.0.parts.get(upload.into(), ended_key()).await.map_err(ModelError::from);
+        let done = match end {
+            Ok(Some(end)) => self.end_parts(&end).await,
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = done {
+            tracing::warn!(%upload, %error, "a part that came too late could not be given up yet");
+        }
+    }
+
+    async fn parts_of(&self, version: VersionId) -> Result<BTreeSet<VersionId>, ModelError> {
+        let part = |piece: &Piece| match piece {
+            Piece::Part { version, .. } => Some(*version),
+            Piece::Block { .. } => None,
+        };
+        Ok(self.segments(version).await?.iter().flat_map(|segment| &segment.pieces).filter_map(part).collect())
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Hold {
+    Held,
+    Withdrawn,
+}
+
+fn name_of(row: &UploadRow) -> UploadName {
+    UploadName { bucket: row.bucket, key: row.key.clone(), id: row.id }
+}
+
+fn backlink(row: &UploadRow) -> Backlink {
+    Backlink { bucket: row.bucket, key: row.key.clone() }
+}
+
+fn final_put(row: &UploadRow, multipart: &MultipartUpload, preconditions: Preconditions) -> PutObject {
+    PutObject {
+        bucket: row.bucket,
+        key: row.key.clone(),
+        headers: multipart.headers.clone(),
+        // Not used: the checksum of the whole was combined from those of the parts.
+        checksum: multipart.checksum.map_or(ChecksumAlgorithm::Crc64Nvme, |checksum| checksum.algorithm),
+        owner: multipart.owner.clone(),
+        preconditions,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use garage_types::crdt::Crdt;
+    use garage_types::{BucketId, ObjectKey, Timestamp, VersionId};
+
+    use super::{final_rows, withdrawn_rows};
+    use crate::digest::{Checksum, ChecksumAlgorithm, ChecksumKind};
+    use crate::part::{Part, StoredPart};
+    use crate::version::{Backlink, SEGMENT_PIECES_MAX, VersionContent};
+
+    fn parts(count: u32) -> Vec<Part> {
+        let checksum = Checksum { algorithm: ChecksumAlgorithm::Crc32, value: String::new(), kind: ChecksumKind::FullObject };
+        let stored = StoredPart { timestamp: Timestamp::ZERO, size: 1, etag: String::new(), checksum };
+        (1..=count)
+            .map(|number| Part { number, version: VersionId::from_bytes([number as u8; 32]), stored: stored.clone() })
+            .collect()
+    }
+
+    #[test]
+    fn a_withdrawn_list_covers_every_row_of_the_list_and_names_nothing_more() {
+        let backlink = Backlink { bucket: BucketId::from_bytes([1; 32]), key: ObjectKey::parse("k").unwrap() };
+        let version = VersionId::from_bytes([2; 32]);
+        for count in [1, SEGMENT_PIECES_MAX as u32, SEGMENT_PIECES_MAX as u32 + 1, 10_000] {
+            let (listed, withdrawn) = (final_rows(version, &backlink, &parts(count)), withdrawn_rows(version, &backlink, count));
+            assert_eq!(listed.len(), withdrawn.len());
+            for (mut row, taken_back) in listed.into_iter().zip(withdrawn) {
+                row.merge(&taken_back);
+                let VersionContent::Segment(segment) = row.content else { panic!("a list") };
+                assert!(segment.pieces.is_empty() && segment.withdrawn && !segment.deleted);
+            }
+        }
+    }
+}

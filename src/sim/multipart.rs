@@ -1,0 +1,230 @@
+//! Uploads in parts and copies: what they make is whole, and what they leave is released.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use garage_model::complete::{ListedPart, ListedWhole};
+use garage_model::copy::CopyObject;
+use garage_model::digest::ChecksumAlgorithm;
+use garage_model::multipart::{CreateUpload, PutPart, UploadName};
+use garage_model::pipeline::InMemory;
+use garage_model::put::{Preconditions, PutObject, Written};
+use garage_model::upload_end::CompleteUpload;
+use garage_model::{Garage, ModelError};
+use garage_types::{BucketId, ObjectKey};
+
+use crate::world::World;
+
+fn key(text: &str) -> ObjectKey {
+    ObjectKey::parse(text).unwrap()
+}
+
+async fn begin(garage: &Garage, bucket: BucketId, text: &str) -> UploadName {
+    let create = CreateUpload { bucket, key: key(text), headers: BTreeMap::new(), checksum: None, owner: None };
+    UploadName { bucket, key: key(text), id: garage.create_multipart(create).await.unwrap() }
+}
+
+async fn part(garage: &Garage, upload: &UploadName, number: u32, body: &[u8]) -> Result<ListedPart, ModelError> {
+    let put = PutPart { upload: upload.clone(), number, checksum: None };
+    let written = garage.upload_part(put, Box::new(InMemory::new(body.to_vec()))).await?;
+    Ok(ListedPart { number, etag: written.etag, checksums: Vec::new() })
+}
+
+async fn complete(garage: &Garage, upload: &UploadName, parts: &[ListedPart]) -> Result<Written, ModelError> {
+    complete_if(garage, upload, parts, Preconditions::default()).await
+}
+
+async fn complete_if(
+    garage: &Garage,
+    upload: &UploadName,
+    parts: &[ListedPart],
+    preconditions: Preconditions,
+) -> Result<Written, ModelError> {
+    let whole = ListedWhole { parts: parts.to_vec(), ..ListedWhole::default() };
+    garage.complete_multipart(CompleteUpload { upload: upload.clone(), whole, preconditions }).await
+}
+
+fn put(bucket: BucketId, text: &str) -> PutObject {
+    PutObject {
+        bucket,
+        key: key(text),
+        headers: BTreeMap::new(),
+        checksum: ChecksumAlgorithm::Crc64Nvme,
+        owner: None,
+        preconditions: Preconditions::default(),
+    }
+}
+
+async fn fetch(garage: &Garage, bucket: BucketId, text: &str) -> Bytes {
+    let object = garage.object(bucket, &key(text)).await.unwrap();
+    let mut stream = garage.read_object(&object, 0..object.meta.size).await.unwrap();
+    let mut body = Vec::new();
+    while let Some(bytes) = stream.next().await {
+        body.extend_from_slice(&bytes.unwrap());
+    }
+    body.into()
+}
+
+fn blocks(world: &World) -> usize {
+    world.disk.files().iter().filter(|path| path.starts_with("/data") && path.components().count() == 5).count()
+}
+
+/// Carries out all that is queued, and deletes the blocks that nothing needs.
+async fn settle(world: &World, garage: &Garage) {
+    while garage.send_queue().await.unwrap() > 0 {}
+    world.clock.advance_millis(3_600_000);
+    while garage.resync_due().await.unwrap() > 0 {}
+}
+
+fn body(seed: u8, length: usize) -> Vec<u8> {
+    (0..length).map(|index| (index / 7) as u8 ^ seed).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_completed_upload_keeps_what_it_took_and_releases_the_rest() {
+    let world = World::new(1);
+    let garage = world.start().await.garage;
+    let bucket = garage.create_bucket("pictures").await.unwrap();
+    let upload = begin(&garage, bucket, "k").await;
+    part(&garage, &upload, 3, &body(1, 300)).await.unwrap();
+    part(&garage, &upload, 9, &body(2, 300)).await.unwrap();
+    let listed = part(&garage, &upload, 3, &body(3, 300)).await.unwrap();
+    assert_eq!(garage.list_parts(&upload, 0, 10).await.unwrap().parts.len(), 2);
+    assert_eq!(garage.list_parts(&upload, 3, 10).await.unwrap().parts.len(), 1);
+    assert!(garage.list_parts(&upload, 0, 1).await.unwrap().truncated);
+    let written = complete(&garage, &upload, std::slice::from_ref(&listed)).await.unwrap();
+    assert!(written.etag.ends_with("-1"));
+    assert_eq!(complete(&garage, &upload, std::slice::from_ref(&listed)).await.unwrap(), written, "repeated");
+    settle(&world, &garage).await;
+    assert_eq!(fetch(&garage, bucket, "k").await, body(3, 300));
+    assert_eq!(blocks(&world), 5, "those of the part that was taken");
+    let object = garage.object(bucket, &key("k")).await.unwrap();
+    assert_eq!(garage.object_parts(&object).await.unwrap()[0].number, 3);
+    assert!(matches!(garage.abort_multipart(&upload).await, Err(ModelError::NoSuchUpload)));
+    assert!(matches!(part(&garage, &upload, 4, b"late").await, Err(ModelError::NoSuchUpload)));
+    garage.delete_object(bucket, &key("k"), Preconditions::default()).await.unwrap();
+    settle(&world, &garage).await;
+    assert_eq!(blocks(&world), 0);
+    let counts = garage.bucket_counts(bucket).await.unwrap();
+    assert_eq!((counts.uploads, counts.multipart_uploads, counts.multipart_bytes, counts.bytes), (0, 0, 0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_aborted_upload_leaves_nothing() {
+    let world = World::new(2);
+    let garage = world.start().await.garage;
+    let bucket = garage.create_bucket("pictures").await.unwrap();
+    let upload = begin(&garage, bucket, "k").await;
+    let listed = part(&garage, &upload, 1, &body(1, 300)).await.unwrap();
+    assert_eq!(garage.bucket_counts(bucket).await.unwrap().multipart_bytes, 300);
+    garage.abort_multipart(&upload).await.unwrap();
+    assert!(matches!(garage.abort_multipart(&upload).await, Err(ModelError::NoSuchUpload)));
+    assert!(matches!(complete(&garage, &upload, &[listed]).await, Err(ModelError::NoSuchUpload)));
+    settle(&world, &garage).await;
+    assert_eq!(blocks(&world), 0);
+    assert_eq!(garage.bucket_counts(bucket).await.unwrap().multipart_bytes, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_completion_that_is_refused_leaves_the_parts_to_the_next() {
+    let world = World::new(3);
+    let garage = world.start().await.garage;
+    let bucket = garage.create_bucket("pictures").await.unwrap();
+    garage.put_object(put(bucket, "k"), Box::new(InMemory::new(b"old".to_vec()))).await.unwrap();
+    let upload = begin(&garage, bucket, "k").await;
+    let listed = [part(&garage, &upload, 1, &body(1, 300)).await.unwrap()];
+    let absent = Preconditions { if_match: None, if_none_match: Some(vec!["*".to_owned()]) };
+    assert!(matches!(complete_if(&garage, &upload, &listed, absent).await, Err(ModelError::PreconditionFailed)));
+    settle(&world, &garage).await;
+    complete(&garage, &upload, &listed).await.unwrap();
+    settle(&world, &garage).await;
+    assert_eq!(fetch(&garage, bucket, "k").await, body(1, 300));
+}
+
+#[tokio::test(start_paused = true)]
+async fn uploads_survive_power_cuts() {
+    let world = World::new(4);
+    let node = world.start().await;
+    let bucket = node.garage.create_bucket("pictures").await.unwrap();
+    let upload = begin(&node.garage, bucket, "k").await;
+    let listed = part(&node.garage, &upload, 1, &body(1, 300)).await.unwrap();
+    world.cut_power();
+    let node = world.start().await;
+    node.garage.reap_uploads().await.unwrap();
+    complete(&node.garage, &upload, &[listed]).await.unwrap();
+    world.cut_power();
+    let garage = world.start().await.garage;
+    garage.reap_uploads().await.unwrap();
+    settle(&world, &garage).await;
+    assert_eq!(fetch(&garage, bucket, "k").await, body(1, 300));
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_completions_at_once_at_most_one_goes_on_and_the_object_stays_whole() {
+    for seed in 0..20 {
+        let world = World::new(seed);
+        let garage = world.start().await.garage;
+        let bucket = garage.create_bucket("pictures").await.unwrap();
+        let upload = begin(&garage, bucket, "k").await;
+        let listed = [part(&garage, &upload, 1, &body(1, 300)).await.unwrap()];
+        let (a, b, c) = futures_util::join!(
+            complete(&garage, &upload, &listed),
+            complete(&garage, &upload, &listed),
+            garage.abort_multipart(&upload)
+        );
+        settle(&world, &garage).await;
+        if a.is_ok() || b.is_ok() {
+            assert!(c.is_err(), "seed {seed}");
+            assert_eq!(fetch(&garage, bucket, "k").await, body(1, 300), "seed {seed}");
+        } else {
+            assert!(garage.object(bucket, &key("k")).await.is_err(), "seed {seed}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_empty_part_alone_makes_an_empty_object() {
+    let world = World::new(5);
+    let garage = world.start().await.garage;
+    let bucket = garage.create_bucket("pictures").await.unwrap();
+    let upload = begin(&garage, bucket, "k").await;
+    let listed = part(&garage, &upload, 1, b"").await.unwrap();
+    assert_eq!(complete(&garage, &upload, &[listed]).await.unwrap().size, 0);
+    assert_eq!(fetch(&garage, bucket, "k").await, Bytes::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_copy_outlives_its_source_and_shares_its_blocks() {
+    let world = World::new(6);
+    let garage = world.start().await.garage;
+    let bucket = garage.create_bucket("pictures").await.unwrap();
+    garage.put_object(put(bucket, "blocks"), Box::new(InMemory::new(body(1, 300)))).await.unwrap();
+    garage.put_object(put(bucket, "inline"), Box::new(InMemory::new(b"small".to_vec()))).await.unwrap();
+    let upload = begin(&garage, bucket, "parts").await;
+    let listed = part(&garage, &upload, 1, &body(2, 300)).await.unwrap();
+    complete(&garage, &upload, &[listed]).await.unwrap();
+    let before = blocks(&world);
+    for source in ["blocks", "inline", "parts"] {
+        let object = garage.object(bucket, &key(source)).await.unwrap();
+        let copy = CopyObject { source: object.clone(), put: put(bucket, &format!("copy of {source}")), checksum: None };
+        assert_eq!(garage.copy_object(copy).await.unwrap().etag, object.meta.etag);
+        garage.delete_object(bucket, &key(source), Preconditions::default()).await.unwrap();
+    }
+    settle(&world, &garage).await;
+    assert_eq!(blocks(&world), before);
+    assert_eq!(fetch(&garage, bucket, "copy of blocks").await, body(1, 300));
+    assert_eq!(fetch(&garage, bucket, "copy of inline").await, &b"small"[..]);
+    assert_eq!(fetch(&garage, bucket, "copy of parts").await, body(2, 300));
+    let object = garage.object(bucket, &key("copy of parts")).await.unwrap();
+    let onto_itself = CopyObject { source: object.clone(), put: put(bucket, "copy of parts"), checksum: None };
+    garage.copy_object(onto_itself).await.unwrap();
+    let upload = begin(&garage, bucket, "part copy").await;
+    let copied = PutPart { upload: upload.clone(), number: 1, checksum: None };
+    let object = garage.object(bucket, &key("copy of parts")).await.unwrap();
+    let written = garage.upload_part_copy(copied, &object, 10..290).await.unwrap();
+    complete(&garage, &upload, &[ListedPart { number: 1, etag: written.etag, checksums: Vec::new() }]).await.unwrap();
+    settle(&world, &garage).await;
+    assert_eq!(fetch(&garage, bucket, "copy of parts").await, body(2, 300));
+    assert_eq!(fetch(&garage, bucket, "part copy").await, body(2, 300)[10..290]);
+}
