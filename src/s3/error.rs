@@ -4,6 +4,7 @@ use garage_http::body::BodyError;
 use garage_http::sigv4::AuthError;
 use garage_http::{ErrorReply, HeadError};
 use garage_model::ModelError;
+use garage_model::complete::{CompleteError, OBJECT_SIZE_MAX, PART_SIZE_MIN};
 use garage_model::workers::chain;
 use garage_types::names::ObjectKeyError;
 use hyper::StatusCode;
@@ -210,6 +211,17 @@ impl From<ModelError> for S3Error {
             ModelError::KeyExists(_) => S3Error::new(Code::InvalidRequest, error.to_string()),
             ModelError::NoSuchKey => Code::NoSuchKey.into(),
             ModelError::NoSuchUpload => Code::NoSuchUpload.into(),
+            ModelError::Complete(error) => complete_error(&error),
+            ModelError::PartChecksumAlgorithm { expected, found } => {
+                let (expected, found) = (expected.name().to_lowercase(), found.name().to_lowercase());
+                let message =
+                    format!("Checksum Type mismatch occurred, expected checksum Type: {expected}, actual checksum Type: {found}");
+                S3Error::new(Code::InvalidRequest, message)
+            }
+            ModelError::CopySourceTooLarge { limit } => S3Error::new(
+                Code::InvalidRequest,
+                format!("The specified copy source is larger than the maximum allowable size for a copy source: {limit}"),
+            ),
             ModelError::PreconditionFailed => Code::PreconditionFailed.into(),
             ModelError::QuotaObjects | ModelError::QuotaBytes => S3Error::new(Code::QuotaExceeded, error.to_string()),
             ModelError::ConditionalWriteUnavailable => S3Error::new(Code::NotImplemented, error.to_string()),
@@ -222,6 +234,31 @@ impl From<ModelError> for S3Error {
             ModelError::Table(_) => unavailable(&error),
             ModelError::Block(_) | ModelError::Damaged(_) => internal(&error),
         }
+    }
+}
+
+fn complete_error(error: &CompleteError) -> S3Error {
+    match error {
+        CompleteError::NoParts => Code::MalformedXML.into(),
+        CompleteError::Order { .. } => Code::InvalidPartOrder.into(),
+        CompleteError::InvalidPart { number, etag } => {
+            S3Error::from(Code::InvalidPart).with("PartNumber", &number.to_string()).with("ETag", etag)
+        }
+        CompleteError::TooSmall { number, etag, size } => S3Error::from(Code::EntityTooSmall)
+            .with("ProposedSize", &size.to_string())
+            .with("MinSizeAllowed", &PART_SIZE_MIN.to_string())
+            .with("PartNumber", &number.to_string())
+            .with("ETag", etag),
+        CompleteError::Size { expected, found } => S3Error::new(
+            Code::InvalidRequest,
+            format!("The provided 'x-amz-mp-object-size' header value {expected} does not match what was computed: {found}"),
+        ),
+        CompleteError::TooLarge { size } => S3Error::from(Code::EntityTooLarge)
+            .with("ProposedSize", &size.to_string())
+            .with("MaxSizeAllowed", &OBJECT_SIZE_MAX.to_string()),
+        CompleteError::Checksum { .. } => S3Error::new(Code::BadDigest, sentence(&error.to_string())),
+        CompleteError::ChecksumKind => S3Error::new(Code::InvalidRequest, sentence(&error.to_string())),
+        CompleteError::Damaged(_) => internal(error),
     }
 }
 

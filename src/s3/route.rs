@@ -28,8 +28,17 @@ pub enum Route {
     DeleteObjects,
     GetObject,
     HeadObject,
+    GetObjectAttributes,
     PutObject,
+    CopyObject,
     DeleteObject,
+    CreateMultipartUpload,
+    UploadPart,
+    UploadPartCopy,
+    CompleteMultipartUpload,
+    AbortMultipartUpload,
+    ListParts,
+    ListMultipartUploads,
     /// A configuration that no bucket can have here yet: AWS's own 404.
     NoConfiguration(Code),
 }
@@ -39,19 +48,27 @@ struct Row {
     on: On,
     /// The query parameter that selects the operation, with the value it must have if any.
     selector: Option<(&'static str, Option<&'static str>)>,
+    /// A header that selects the operation.
+    header: Option<&'static str>,
     /// Other query parameters that belong to it.
     parameters: &'static [&'static str],
     route: Route,
 }
 
 const fn row(method: Method, on: On, route: Route, parameters: &'static [&'static str]) -> Row {
-    Row { method, on, selector: None, parameters, route }
+    Row { method, on, selector: None, header: None, parameters, route }
 }
 
 const fn sub(method: Method, on: On, selector: &'static str, route: Route, parameters: &'static [&'static str]) -> Row {
-    Row { method, on, selector: Some((selector, None)), parameters, route }
+    Row { method, on, selector: Some((selector, None)), header: None, parameters, route }
 }
 
+/// A row for the requests that name a source to copy from.
+const fn copy(selector: Option<(&'static str, Option<&'static str>)>, route: Route, parameters: &'static [&'static str]) -> Row {
+    Row { method: Method::PUT, on: On::Object, selector, header: Some("x-amz-copy-source"), parameters, route }
+}
+
+const UPLOADS: &[&str] = &["prefix", "delimiter", "key-marker", "upload-id-marker", "max-uploads", "encoding-type"];
 const LIST: &[&str] = &["prefix", "delimiter", "marker", "max-keys", "encoding-type"];
 const LIST_V2: &[&str] =
     &["list-type", "prefix", "delimiter", "continuation-token", "start-after", "max-keys", "encoding-type", "fetch-owner"];
@@ -79,22 +96,35 @@ const TABLE: &[Row] = &[
         method: Method::GET,
         on: On::Bucket,
         selector: Some(("list-type", Some("2"))),
+        header: None,
         parameters: LIST_V2,
         route: Route::ListObjectsV2,
     },
+    sub(Method::GET, On::Bucket, "uploads", Route::ListMultipartUploads, UPLOADS),
     row(Method::GET, On::Bucket, Route::ListObjects, LIST),
     row(Method::HEAD, On::Bucket, Route::HeadBucket, &[]),
     row(Method::PUT, On::Bucket, Route::CreateBucket, &[]),
     row(Method::DELETE, On::Bucket, Route::DeleteBucket, &[]),
     sub(Method::POST, On::Bucket, "delete", Route::DeleteObjects, &[]),
+    sub(Method::GET, On::Object, "uploadId", Route::ListParts, &["max-parts", "part-number-marker"]),
+    sub(Method::GET, On::Object, "attributes", Route::GetObjectAttributes, &["versionId"]),
     row(Method::GET, On::Object, Route::GetObject, READ),
     row(Method::HEAD, On::Object, Route::HeadObject, READ),
+    sub(Method::POST, On::Object, "uploads", Route::CreateMultipartUpload, &[]),
+    sub(Method::POST, On::Object, "uploadId", Route::CompleteMultipartUpload, &[]),
+    copy(Some(("uploadId", None)), Route::UploadPartCopy, &["partNumber"]),
+    sub(Method::PUT, On::Object, "uploadId", Route::UploadPart, &["partNumber"]),
+    copy(None, Route::CopyObject, &[]),
     row(Method::PUT, On::Object, Route::PutObject, &[]),
+    sub(Method::DELETE, On::Object, "uploadId", Route::AbortMultipartUpload, &[]),
     row(Method::DELETE, On::Object, Route::DeleteObject, &["versionId"]),
 ];
 
 impl Row {
     fn selected_by(&self, head: &RequestHead) -> bool {
+        if self.header.is_some_and(|name| !head.headers.contains_key(name)) {
+            return false;
+        }
         match self.selector {
             None => true,
             Some((name, None)) => head.parameter(name).is_some(),
@@ -165,9 +195,27 @@ mod tests {
             ("HEAD", "/b/k", Route::HeadObject),
             ("PUT", "/b/k?x-id=PutObject", Route::PutObject),
             ("DELETE", "/b/k", Route::DeleteObject),
+            ("GET", "/b?uploads&prefix=a", Route::ListMultipartUploads),
+            ("POST", "/b/k?uploads", Route::CreateMultipartUpload),
+            ("PUT", "/b/k?partNumber=1&uploadId=a", Route::UploadPart),
+            ("GET", "/b/k?uploadId=a&max-parts=1", Route::ListParts),
+            ("POST", "/b/k?uploadId=a", Route::CompleteMultipartUpload),
+            ("DELETE", "/b/k?uploadId=a", Route::AbortMultipartUpload),
+            ("GET", "/b/k?attributes", Route::GetObjectAttributes),
         ];
         for (method, uri, expected) in cases {
             assert_eq!(ask(method, uri), Ok(expected), "{method} {uri}");
+        }
+    }
+
+    #[test]
+    fn a_copy_source_makes_a_copy() {
+        for (uri, expected) in [("/b/k", Route::CopyObject), ("/b/k?uploadId=a&partNumber=2", Route::UploadPartCopy)] {
+            let request =
+                hyper::Request::builder().method("PUT").uri(uri).header("host", "localhost").header("x-amz-copy-source", "b/o");
+            let head = RequestHead::read(&request.body(()).unwrap().into_parts().0).unwrap();
+            let target = head.target(&[]).unwrap();
+            assert_eq!(route(&head, &target), Ok(expected));
         }
     }
 
@@ -188,7 +236,8 @@ mod tests {
                 assert_eq!(ask(method.as_str(), uri), Err(Code::NotImplemented), "{method} {uri}");
             }
         }
-        assert_eq!(ask("POST", "/b/k?uploads"), Err(Code::NotImplemented));
+        assert_eq!(ask("PUT", "/b/k?partNumber=1"), Err(Code::NotImplemented));
+        assert_eq!(ask("PUT", "/b/k?uploads"), Err(Code::NotImplemented));
         assert_eq!(ask("PATCH", "/b/k"), Err(Code::MethodNotAllowed));
     }
 }

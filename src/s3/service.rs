@@ -17,16 +17,25 @@ use hyper::{Method, Request, Response};
 
 use crate::error::{Code, S3Error};
 use crate::headers::header;
+use crate::ops::abort_multipart_upload::AbortMultipartUpload;
+use crate::ops::complete_multipart_upload::CompleteMultipartUpload;
+use crate::ops::copy_object::CopyObject;
 use crate::ops::create_bucket;
+use crate::ops::create_multipart_upload::CreateMultipartUpload;
 use crate::ops::delete_bucket::DeleteBucket;
 use crate::ops::delete_object::DeleteObject;
 use crate::ops::delete_objects::DeleteObjects;
 use crate::ops::get_bucket_location::GetBucketLocation;
 use crate::ops::get_object::{GetObject, HeadObject};
+use crate::ops::get_object_attributes::GetObjectAttributes;
 use crate::ops::head_bucket::HeadBucket;
 use crate::ops::list_buckets;
+use crate::ops::list_multipart_uploads::ListMultipartUploads;
 use crate::ops::list_objects::{ListObjects, ListObjectsV2};
+use crate::ops::list_parts::ListParts;
 use crate::ops::put_object::PutObject;
+use crate::ops::upload_part::UploadPart;
+use crate::ops::upload_part_copy::UploadPartCopy;
 use crate::ops::{Access, BucketCtx, Caller, Operation};
 use crate::reply::Reply;
 use crate::route::{Route, route};
@@ -139,6 +148,15 @@ impl S3Service {
             Route::HeadObject => found.run::<HeadObject>().await,
             Route::PutObject => found.run::<PutObject>().await,
             Route::DeleteObject => found.run::<DeleteObject>().await,
+            Route::AbortMultipartUpload => found.run::<AbortMultipartUpload>().await,
+            Route::CompleteMultipartUpload => found.run::<CompleteMultipartUpload>().await,
+            Route::CopyObject => found.run::<CopyObject>().await,
+            Route::CreateMultipartUpload => found.run::<CreateMultipartUpload>().await,
+            Route::GetObjectAttributes => found.run::<GetObjectAttributes>().await,
+            Route::ListMultipartUploads => found.run::<ListMultipartUploads>().await,
+            Route::ListParts => found.run::<ListParts>().await,
+            Route::UploadPart => found.run::<UploadPart>().await,
+            Route::UploadPartCopy => found.run::<UploadPartCopy>().await,
             Route::NoConfiguration(code) => {
                 let ctx = found.admitted(Access::Owner).await?;
                 Err(S3Error::from(code).with("BucketName", &ctx.bucket_name))

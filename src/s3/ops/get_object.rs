@@ -8,7 +8,7 @@ use garage_http::body::Payload;
 use garage_http::dates::{http_date, parse_http_date};
 use garage_http::head::RequestHead;
 use garage_model::digest::ChecksumKind;
-use garage_model::get::Object;
+use garage_model::get::{Object, ObjectPart};
 use garage_types::ObjectKey;
 use hyper::StatusCode;
 
@@ -56,6 +56,18 @@ enum Checksums {
 struct Selected {
     status: StatusCode,
     bytes: Range<u64>,
+    /// Of an object that was uploaded in parts, when one of them is asked for.
+    parts_count: Option<usize>,
+}
+
+/// The part of this number; its parts are none of an object that was not uploaded in parts, which is its own first part.
+fn select_part(number: u32, parts: &[ObjectPart], size: u64) -> Result<Selected, S3Error> {
+    let status = StatusCode::PARTIAL_CONTENT;
+    if parts.is_empty() && number == 1 {
+        return Ok(Selected { status, bytes: 0..size, parts_count: None });
+    }
+    let part = parts.iter().find(|part| part.number == number).ok_or(Code::InvalidPartNumber)?;
+    Ok(Selected { status, bytes: part.bytes.clone(), parts_count: Some(parts.len()) })
 }
 
 impl Read {
@@ -85,17 +97,19 @@ impl Read {
         Ok(Read { key: object_key(key)?, conditions, range, part, overrides, checksum })
     }
 
-    fn select(&self, size: u64) -> Result<Selected, S3Error> {
-        let whole = Selected { status: StatusCode::OK, bytes: 0..size };
+    async fn select(&self, ctx: &BucketCtx, object: &Object) -> Result<Selected, S3Error> {
+        let size = object.meta.size;
         match self.part {
-            // An object that was not uploaded in parts is its own first part.
-            Some(1) => return Ok(Selected { status: StatusCode::PARTIAL_CONTENT, ..whole }),
-            Some(_) => return Err(Code::InvalidPartNumber.into()),
-            None => {}
+            Some(number) => select_part(number, &ctx.garage().object_parts(object).await?, size),
+            None => self.select_range(size),
         }
+    }
+
+    fn select_range(&self, size: u64) -> Result<Selected, S3Error> {
+        let whole = Selected { status: StatusCode::OK, bytes: 0..size, parts_count: None };
         match self.range.as_deref().map_or(Wanted::Whole, |header| range::parse(header, size)) {
             Wanted::Whole => Ok(whole),
-            Wanted::Part(bytes) => Ok(Selected { status: StatusCode::PARTIAL_CONTENT, bytes }),
+            Wanted::Part(bytes) => Ok(Selected { status: StatusCode::PARTIAL_CONTENT, bytes, ..whole }),
             Wanted::Unsatisfiable => Err(S3Error::from(Code::InvalidRange)
                 .with("RangeRequested", self.range.as_deref().unwrap_or_default())
                 .with("ActualObjectSize", &size.to_string())
@@ -135,6 +149,9 @@ impl Read {
         if !reply.headers.contains_key("content-type") {
             reply = reply.header("content-type", "binary/octet-stream")?;
         }
+        if let Some(count) = selected.parts_count {
+            reply = reply.header("x-amz-mp-parts-count", &count.to_string())?;
+        }
         let whole = selected.bytes == (0..meta.size);
         if let (Checksums::Asked, true, Some(checksum)) = (self.checksum, whole, &meta.checksum) {
             reply = reply
@@ -149,7 +166,7 @@ impl Read {
     }
 }
 
-fn parse_part(text: &str) -> Result<u32, S3Error> {
+pub(crate) fn parse_part(text: &str) -> Result<u32, S3Error> {
     match text.parse() {
         Ok(number @ 1..=10_000) => Ok(number),
         _ => Err(S3Error::invalid_argument("Part number must be an integer between 1 and 10000, inclusive", "partNumber", text)),
@@ -167,7 +184,7 @@ impl Operation for GetObject {
 
     async fn run(self, ctx: &BucketCtx, _body: Payload) -> Result<Reply, S3Error> {
         let object = self.0.object(ctx).await?;
-        let selected = self.0.select(object.meta.size)?;
+        let selected = self.0.select(ctx, &object).await?;
         let mut reply = self.0.head_of(&object, &selected)?;
         let length = selected.bytes.end - selected.bytes.start;
         let stream = ctx.garage().read_object(&object, selected.bytes).await?;
@@ -187,9 +204,31 @@ impl Operation for HeadObject {
 
     async fn run(self, ctx: &BucketCtx, _body: Payload) -> Result<Reply, S3Error> {
         let object = self.0.object(ctx).await?;
-        let selected = self.0.select(object.meta.size)?;
+        let selected = self.0.select(ctx, &object).await?;
         let mut reply = self.0.head_of(&object, &selected)?;
         reply.content = ReplyContent::LengthOnly(selected.bytes.end - selected.bytes.start);
         Ok(reply)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use garage_model::get::ObjectPart;
+    use garage_types::VersionId;
+
+    use super::select_part;
+    use crate::error::Code;
+
+    #[test]
+    fn a_part_is_found_by_its_number() {
+        let part = |number, bytes| ObjectPart { number, bytes, version: VersionId::from_bytes([0; 32]), checksum: None };
+        let parts = [part(1, 0..10), part(5, 10..12)];
+        let select = |number, parts: &[ObjectPart]| {
+            select_part(number, parts, 12).map(|selected| (selected.bytes, selected.parts_count)).map_err(|error| error.code)
+        };
+        assert_eq!(select(5, &parts), Ok((10..12, Some(2))));
+        assert_eq!(select(2, &parts), Err(Code::InvalidPartNumber));
+        assert_eq!(select(1, &[]), Ok((0..12, None)));
+        assert_eq!(select(2, &[]), Err(Code::InvalidPartNumber));
     }
 }

@@ -21,13 +21,13 @@ const PAGE_MAX: usize = 1000;
 
 /// Whether texts of the reply are percent-encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Encoding {
+pub(crate) enum Encoding {
     Plain,
     Url,
 }
 
 impl Encoding {
-    fn of(head: &RequestHead) -> Result<Self, S3Error> {
+    pub(crate) fn of(head: &RequestHead) -> Result<Self, S3Error> {
         match head.parameter("encoding-type") {
             None | Some("") => Ok(Encoding::Plain),
             Some("url") => Ok(Encoding::Url),
@@ -36,7 +36,7 @@ impl Encoding {
     }
 
     /// `/` stays readable, as AWS leaves it.
-    fn apply(self, text: &str) -> String {
+    pub(crate) fn apply(self, text: &str) -> String {
         match self {
             Encoding::Plain => text.to_owned(),
             Encoding::Url => uri::encode_path(text),

@@ -14,16 +14,27 @@ use crate::error::S3Error;
 use crate::reply::Reply;
 use crate::service::S3Settings;
 
+pub mod abort_multipart_upload;
+pub mod complete_multipart_upload;
+pub mod copy_object;
+pub mod copy_source;
 pub mod create_bucket;
+pub mod create_multipart_upload;
 pub mod delete_bucket;
 pub mod delete_object;
 pub mod delete_objects;
 pub mod get_bucket_location;
 pub mod get_object;
+pub mod get_object_attributes;
 pub mod head_bucket;
 pub mod list_buckets;
+pub mod list_multipart_uploads;
 pub mod list_objects;
+pub mod list_parts;
 pub mod put_object;
+pub mod upload_part;
+pub mod upload_part_copy;
+pub mod uploads;
 
 /// What a key needs to run an operation on a bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

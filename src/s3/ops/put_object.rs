@@ -14,10 +14,9 @@ use garage_model::put::{PUT_SIZE_MAX, Preconditions, PutObject as Put, Written};
 use garage_types::ObjectKey;
 
 use crate::error::{Code, S3Error, SourceFailure};
-use crate::headers::{
-    AnnouncedChecksum, announced_checksum, check_value, content_md5, etags, header, refuse_unimplemented, to_keep,
-};
+use crate::headers::{AnnouncedChecksum, announced_checksum, check_value, content_md5, header, refuse_unimplemented, to_keep};
 use crate::ops::get_object::checksum_type;
+use crate::ops::uploads::preconditions;
 use crate::ops::{Access, BucketCtx, Operation, object_key};
 use crate::reply::Reply;
 
@@ -109,15 +108,7 @@ impl Operation for PutObject {
 
     fn parse(head: &RequestHead, key: Option<ObjectKey>) -> Result<Self, S3Error> {
         refuse_unimplemented(head)?;
-        if header(head, "x-amz-copy-source")?.is_some() {
-            return Err(S3Error::not_implemented("CopyObject"));
-        }
-        let if_match = etags(head, "if-match")?;
-        let if_none_match = etags(head, "if-none-match")?;
-        if if_none_match.as_ref().is_some_and(|etags| etags.len() != 1 || etags[0] != "*") {
-            return Err(S3Error::not_implemented("If-None-Match with anything but * on a write"));
-        }
-        let preconditions = Preconditions { if_match, if_none_match };
+        let preconditions = preconditions(head)?;
         Ok(PutObject { key: object_key(key)?, headers: to_keep(head)?, preconditions, body: BodyFacts::parse(head)? })
     }
 
