@@ -30,8 +30,8 @@ pub enum AdminError {
     IncompleteRole { node: garage_types::NodeId, missing: &'static str },
     #[error("node {node}: remove stands alone, without zone, tags or capacity")]
     AmbiguousRole { node: garage_types::NodeId },
-    #[error("the key {id} was not made by Garage: ids are GK and 24 hexadecimal digits, secrets 64 hexadecimal digits")]
-    ForeignKey { id: KeyId },
+    #[error("the secret of the key {id} is too easily guessed: it needs at least {} characters", crate::keys::SECRET_LENGTH_MIN)]
+    ShortSecret { id: KeyId },
     #[error("{name} is not a name of bucket {bucket}")]
     NotItsName { name: String, bucket: garage_types::BucketId },
     #[error("{}", .0.message)]
@@ -85,7 +85,7 @@ impl AdminError {
             | AdminError::Exclusive { .. }
             | AdminError::IncompleteRole { .. }
             | AdminError::AmbiguousRole { .. }
-            | AdminError::ForeignKey { .. }
+            | AdminError::ShortSecret { .. }
             | AdminError::NotItsName { .. } => INVALID_REQUEST,
             AdminError::Elsewhere(_) => INTERNAL,
         }
@@ -108,6 +108,9 @@ fn class_of_model(error: &ModelError) -> Class {
         | ModelError::ShuttingDown => UNAVAILABLE,
         // No operation here writes or reads an object.
         ModelError::NoSuchUpload
+        | ModelError::Complete(_)
+        | ModelError::PartChecksumAlgorithm { .. }
+        | ModelError::CopySourceTooLarge { .. }
         | ModelError::PreconditionFailed
         | ModelError::QuotaObjects
         | ModelError::QuotaBytes

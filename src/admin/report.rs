@@ -10,7 +10,7 @@ use garage_types::size::format_decimal;
 /// Lines for people; no program may read them.
 pub fn lines(report: &Report, roles: &BTreeMap<NodeId, NodeRole>) -> Vec<String> {
     let mut lines = vec![
-        format!("Every partition is kept {} times, in at least {} zones.", report.replication_factor, report.zones_min),
+        format!("Replication factor: {}, copies in at least {} distinct zones", report.replication_factor, report.zones_min),
         partition_size(report),
         format!(
             "Usable capacity: {} of {} ({:.1}%)",
@@ -18,7 +18,7 @@ pub fn lines(report: &Report, roles: &BTreeMap<NodeId, NodeRole>) -> Vec<String>
             format_decimal(report.total),
             percent(report.usable, report.total)
         ),
-        format!("Effective capacity, with {} copies: {}", report.replication_factor, format_decimal(report.effective)),
+        format!("Effective capacity (usable / replication factor): {}", format_decimal(report.effective)),
     ];
     if report.partition_size_previous.is_some() {
         lines.push(format!("Copies of partitions to transfer: {}", report.copies_to_transfer));

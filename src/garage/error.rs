@@ -48,7 +48,7 @@ pub enum CliError {
         #[source]
         source: io::Error,
     },
-    #[error("cannot reach the daemon at {address}: is `garage server` running there, with the same RPC secret?")]
+    #[error("cannot reach the daemon at {address} (is `garage server` running there, with the same RPC secret?)")]
     Unreachable {
         address: String,
         #[source]

@@ -14,6 +14,7 @@ mod settings;
 mod show;
 mod single_node;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -64,5 +65,6 @@ fn explain(error: &clap::Error) -> ExitCode {
 fn log_to_stderr(command: &Command) {
     let default = if matches!(command, Command::Server(_)) { "info" } else { "warn" };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| EnvFilter::new(default));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let ansi = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use garage_admin::error::with_causes;
 use garage_admin::nodes::{Facts, FreeSpace, Space};
 use garage_admin::{AdminService, register};
 use garage_node::daemon::{self, DaemonOptions, Ready, Setup};
@@ -15,6 +16,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::args::{Global, ServerArgs};
 use crate::error::CliError;
+use crate::output::print;
 use crate::settings::{self, Loaded};
 use crate::single_node::{self, Banner};
 
@@ -47,7 +49,10 @@ pub async fn run(global: &Global, args: &ServerArgs) -> Result<(), CliError> {
                 region: &ready.region,
                 credentials: ready.credentials.as_ref(),
             };
-            eprint!("{}", single_node::banner(&banner));
+            // Standard output, and not the log: whoever asked for a key needs to see it once.
+            if let Err(error) = print(&single_node::banner(&banner)) {
+                tracing::warn!(error = %with_causes(&error), "cannot show how to connect");
+            }
         }
     };
     let shutdown = async move {

@@ -54,7 +54,9 @@ pub fn configuration(new: &NewConfig<'_>) -> Result<String, CliError> {
          s3_region = \"garage\"\n\
          # Clients that insist on another region, such as us-east-1, are served as well.\n\
          s3_region_any = true\n\
-         api_bind_addr = \"{s3_bind}\"\n"
+         api_bind_addr = \"{s3_bind}\"\n\
+         # A bucket is found at its name below this domain as well: http://BUCKET.localhost:3900/KEY.\n\
+         root_domain = \".localhost\"\n"
     ))
 }
 
@@ -108,7 +110,7 @@ pub struct Banner<'a> {
     pub credentials: Option<&'a Credentials>,
 }
 
-/// Endpoint and credentials, ready to paste. Goes to the terminal only, never to the log.
+/// Endpoint and credentials, ready to paste. For standard output, never for the log.
 pub fn banner(banner: &Banner<'_>) -> String {
     let tcp = banner.s3_address.and_then(|address| address.parse::<SocketAddr>().ok());
     let endpoint = match (tcp, banner.s3_address) {

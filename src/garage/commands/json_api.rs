@@ -11,9 +11,9 @@ use serde_json::Value;
 use crate::args::JsonApiArgs;
 use crate::connection::Daemon;
 use crate::error::CliError;
-use crate::output::Output;
+use crate::output::print;
 
-type Reply<'a> = Pin<Box<dyn Future<Output = Result<Value, CliError>> + Send + 'a>>;
+type Reply<'a> = Pin<Box<dyn Future<Output = Result<String, CliError>> + Send + 'a>>;
 type Caller = for<'a> fn(&'a Daemon, Value) -> Reply<'a>;
 
 /// Looks an operation up by its name.
@@ -37,7 +37,7 @@ fn call<O: Operation>(daemon: &Daemon, payload: Value) -> Reply<'_> {
     Box::pin(async move {
         let operation = serde_json::from_value::<O>(payload);
         let operation = operation.map_err(|source| CliError::Payload { operation: name_of::<O>(), source })?;
-        serde_json::to_value(daemon.call(operation).await?).map_err(CliError::Json)
+        serde_json::to_string_pretty(&daemon.call(operation).await?).map_err(CliError::Json)
     })
 }
 
@@ -57,8 +57,7 @@ pub(super) async fn run(daemon: &Daemon, args: &JsonApiArgs) -> Result<(), CliEr
         read.map_err(|source| CliError::Terminal { action: "read standard input", source })?;
     }
     let payload: Value = serde_json::from_str(&text).map_err(|source| CliError::Payload { operation: "json-api", source })?;
-    let reply = call(daemon, payload).await?;
-    Output::Json.reply(&reply, |_reply| String::new())
+    print(&format!("{}\n", call(daemon, payload).await?))
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! `garage bucket …`
 
-use garage_admin::buckets::{BucketInfo, BucketKeyPerm, BucketListItem};
+use garage_admin::buckets::{BucketInfo, BucketKeyPerm, BucketListItem, BucketQuotas};
 use jiff::tz::TimeZone;
 
 use super::{both_sizes, day, first_of, heading, moment, row, table};
@@ -26,35 +26,53 @@ pub fn permissions(permissions: BucketKeyPerm) -> String {
 
 /// Everything about one bucket.
 pub fn info(bucket: &BucketInfo, zone: &TimeZone) -> String {
-    let mut rows = vec![
-        row(["Bucket:", &bucket.id.to_string()]),
-        row(["Created:", &moment(bucket.created, zone)]),
-        row([""]),
-        row(["Size:", &both_sizes(bucket.bytes)]),
-        row(["Objects:", &bucket.objects.to_string()]),
-    ];
-    if bucket.unfinished_uploads > 0 || bucket.unfinished_multipart_uploads > 0 {
-        rows.push(row(["Unfinished uploads:", &format!("{} multipart uploads", bucket.unfinished_multipart_uploads)]));
-        rows.push(row(["", &format!("{} including regular uploads", bucket.unfinished_uploads)]));
-        rows.push(row(["Size of unfinished multipart uploads:", &both_sizes(bucket.unfinished_multipart_upload_bytes)]));
-    }
-    if bucket.quotas.max_size.is_some() || bucket.quotas.max_objects.is_some() {
-        rows.extend([row([""]), row(["Quotas:", "enabled"])]);
-        rows.extend(bucket.quotas.max_size.map(|bytes| row(["  maximum size:", &both_sizes(bytes)])));
-        rows.extend(bucket.quotas.max_objects.map(|objects| row(["  maximum number of objects:", &objects.to_string()])));
-    }
     let label = if bucket.global_aliases.len() == 1 { "Global alias:" } else { "Global aliases:" };
-    let first = bucket.global_aliases.first().map_or("(none)", String::as_str);
-    rows.extend([row([""]), row([label, first])]);
-    rows.extend(bucket.global_aliases.iter().skip(1).map(|alias| row(["", alias])));
-    let mut text = heading("BUCKET INFORMATION") + &table(&rows) + "\n" + &heading("KEYS FOR THIS BUCKET");
+    let line = |label: &str, value: &str| format!("{label:LABEL_WIDTH$}{value}\n");
+    let mut text = heading("BUCKET INFORMATION");
+    text += &line("Bucket:", &bucket.id.to_string());
+    text += &line("Created:", &moment(bucket.created, zone));
+    text += "\n";
+    text += &line("Size:", &both_sizes(bucket.bytes));
+    text += &line("Objects:", &bucket.objects.to_string());
+    text += &unfinished_uploads(bucket);
+    text += "\n";
+    if bucket.quotas != BucketQuotas::default() {
+        text += &line("Quotas:", "enabled");
+        text += &quotas(bucket);
+        text += "\n";
+    }
+    text += &line(label, bucket.global_aliases.first().map_or("(none)", String::as_str));
+    text.extend(bucket.global_aliases.iter().skip(1).map(|alias| line("", alias)));
+    text + "\n" + &heading("KEYS FOR THIS BUCKET") + &keys(bucket)
+}
+
+/// Of the labels that most buckets show; longer ones stand for themselves.
+const LABEL_WIDTH: usize = 17;
+
+fn unfinished_uploads(bucket: &BucketInfo) -> String {
+    if bucket.unfinished_uploads == 0 && bucket.unfinished_multipart_uploads == 0 {
+        return String::new();
+    }
+    let uploads = table(&[
+        row(["Unfinished uploads:", &format!("{} multipart uploads", bucket.unfinished_multipart_uploads)]),
+        row(["", &format!("{} including regular uploads", bucket.unfinished_uploads)]),
+    ]);
+    format!("{uploads}Size of unfinished multipart uploads:  {}\n", both_sizes(bucket.unfinished_multipart_upload_bytes))
+}
+
+fn quotas(bucket: &BucketInfo) -> String {
+    let size = bucket.quotas.max_size.map(|bytes| format!("  maximum size:  {}\n", both_sizes(bytes)));
+    let objects = bucket.quotas.max_objects.map(|objects| format!("  maximum number of objects:  {objects}\n"));
+    size.unwrap_or_default() + &objects.unwrap_or_default()
+}
+
+fn keys(bucket: &BucketInfo) -> String {
     let mut rows = vec![row(["Permissions", "Access key", "", "Local aliases"])];
     rows.extend(bucket.keys.iter().map(|key| {
         let local = key.bucket_local_aliases.join(", ");
         vec![permissions(key.permissions), key.access_key_id.to_string(), key.name.clone(), local]
     }));
-    text += &table(&rows);
-    text
+    table(&rows)
 }
 
 #[cfg(test)]
