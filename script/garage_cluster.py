@@ -1,0 +1,124 @@
+"""Several garage processes on this machine, each with its own directory, ports and zone: for tests.
+
+Everything is done as an operator would: configuration files, `node connect`, `layout assign`, `layout apply`, keys, a bucket.
+"""
+
+import json
+import os
+import secrets
+import subprocess
+import time
+
+from garage_server import START_SECONDS_MAX, ServerError, free_ports
+from s3client import S3Client
+
+CONFIGURATION = """\
+metadata_dir = "{directory}/meta"
+data_dir = "{directory}/data"
+replication_factor = {replication_factor}
+rpc_bind_addr = "{rpc_address}"
+rpc_public_addr = "{rpc_address}"
+rpc_secret = "{rpc_secret}"
+
+[s3_api]
+s3_region = "garage"
+api_bind_addr = "{s3_address}"
+"""
+
+
+class Node:
+    """One process, which may be killed and started again."""
+
+    def __init__(self, binary, directory, replication_factor, rpc_secret, zone):
+        self.binary, self.directory, self.zone = binary, directory, zone
+        os.makedirs(directory)
+        s3_port, rpc_port = free_ports(2)
+        self.s3_address, self.rpc_address = f"127.0.0.1:{s3_port}", f"127.0.0.1:{rpc_port}"
+        self.configuration = os.path.join(directory, "garage.toml")
+        text = CONFIGURATION.format(directory=directory, replication_factor=replication_factor, rpc_secret=rpc_secret,
+                                    rpc_address=self.rpc_address, s3_address=self.s3_address)
+        with open(os.open(self.configuration, os.O_WRONLY | os.O_CREAT, 0o600), "w", encoding="utf-8") as file:
+            file.write(text)
+        self.process = None
+
+    @property
+    def endpoint(self):
+        return f"http://{self.s3_address}"
+
+    def command(self, *arguments):
+        """Runs a command of the command line against this node; returns what it prints."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("GARAGE_")}
+        done = subprocess.run([self.binary, "-c", self.configuration, *arguments], env=environment, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise ServerError(f"garage {' '.join(arguments)}: {done.stderr.strip()}")
+        return done.stdout
+
+    def start(self):
+        """Starts the process and waits until it answers the command line."""
+        with open(os.path.join(self.directory, "server.log"), "ab") as log:
+            self.process = subprocess.Popen([self.binary, "-c", self.configuration, "server"], stdin=subprocess.DEVNULL,
+                                            stdout=log, stderr=log)
+        deadline = time.monotonic() + START_SECONDS_MAX
+        while True:
+            try:
+                return self.command("status")
+            except ServerError:
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
+
+    def kill(self):
+        """SIGKILL, if it runs."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+    def log_tail(self, lines=40):
+        with open(os.path.join(self.directory, "server.log"), encoding="utf-8", errors="replace") as log:
+            return "".join(log.readlines()[-lines:])
+
+
+class Cluster:
+    """Nodes with a layout, a key and a bucket."""
+
+    def __init__(self, binary, directory, count, replication_factor, bucket="test"):
+        secret = secrets.token_hex(32)
+        self.bucket = bucket
+        self.access_key, self.secret_key = "GK" + secrets.token_hex(12), secrets.token_hex(32)
+        self.nodes = [Node(binary, os.path.join(directory, f"node{number}"), replication_factor, secret, f"zone{number}")
+                      for number in range(1, count + 1)]
+
+    def start(self):
+        for node in self.nodes:
+            node.start()
+        first = self.nodes[0]
+        for node in self.nodes[1:]:
+            first.command("node", "connect", node.command("node", "id", "-q").strip())
+        for node in self.nodes:
+            node_id = node.command("node", "id", "-q").strip().split("@")[0]
+            first.command("layout", "assign", "-z", node.zone, "-c", "10G", node_id)
+        first.command("layout", "apply", "--version", "1")
+        first.command("key", "import", self.access_key, self.secret_key, "-n", "test", "--yes")
+        first.command("key", "allow", "--create-bucket", self.access_key)
+        first.command("bucket", "create", self.bucket)
+        first.command("bucket", "allow", "--read", "--write", "--owner", self.bucket, "--key", self.access_key)
+        self.wait_for("every node knows the layout", self._all_know_the_layout)
+
+    def _all_know_the_layout(self):
+        layouts = [json.loads(node.command("layout", "show", "--json")) for node in self.nodes if node.process.poll() is None]
+        return all(layout.get("version") == 1 for layout in layouts)
+
+    def client(self, node):
+        return S3Client(node.endpoint, self.access_key, self.secret_key, self.bucket)
+
+    def kill(self):
+        for node in self.nodes:
+            node.kill()
+
+    @staticmethod
+    def wait_for(what, condition, seconds=30):
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > deadline:
+                raise ServerError(f"waited {seconds} s in vain until {what}")
+            time.sleep(0.05)
