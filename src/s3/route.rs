@@ -23,6 +23,8 @@ pub enum Route {
     DeleteBucket,
     HeadBucket,
     GetBucketLocation,
+    GetBucketVersioning,
+    ListObjectVersions,
     ListObjects,
     ListObjectsV2,
     DeleteObjects,
@@ -69,6 +71,7 @@ const fn copy(selector: Option<(&'static str, Option<&'static str>)>, route: Rou
 }
 
 const UPLOADS: &[&str] = &["prefix", "delimiter", "key-marker", "upload-id-marker", "max-uploads", "encoding-type"];
+const VERSIONS: &[&str] = &["prefix", "delimiter", "key-marker", "version-id-marker", "max-keys", "encoding-type"];
 const LIST: &[&str] = &["prefix", "delimiter", "marker", "max-keys", "encoding-type"];
 const LIST_V2: &[&str] =
     &["list-type", "prefix", "delimiter", "continuation-token", "start-after", "max-keys", "encoding-type", "fetch-owner"];
@@ -87,11 +90,19 @@ const READ: &[&str] = &[
 const TABLE: &[Row] = &[
     row(Method::GET, On::Service, Route::ListBuckets, &["max-buckets", "prefix", "continuation-token", "bucket-region"]),
     sub(Method::GET, On::Bucket, "location", Route::GetBucketLocation, &[]),
+    sub(Method::GET, On::Bucket, "versioning", Route::GetBucketVersioning, &[]),
+    sub(Method::GET, On::Bucket, "versions", Route::ListObjectVersions, VERSIONS),
     sub(Method::GET, On::Bucket, "cors", Route::NoConfiguration(Code::NoSuchCORSConfiguration), &[]),
     sub(Method::GET, On::Bucket, "lifecycle", Route::NoConfiguration(Code::NoSuchLifecycleConfiguration), &[]),
     sub(Method::GET, On::Bucket, "policy", Route::NoConfiguration(Code::NoSuchBucketPolicy), &[]),
     sub(Method::GET, On::Bucket, "tagging", Route::NoConfiguration(Code::NoSuchTagSet), &[]),
     sub(Method::GET, On::Bucket, "website", Route::NoConfiguration(Code::NoSuchWebsiteConfiguration), &[]),
+    sub(Method::GET, On::Bucket, "encryption", Route::NoConfiguration(Code::ServerSideEncryptionConfigurationNotFoundError), &[]),
+    sub(Method::GET, On::Bucket, "object-lock", Route::NoConfiguration(Code::ObjectLockConfigurationNotFoundError), &[]),
+    sub(Method::GET, On::Bucket, "ownershipControls", Route::NoConfiguration(Code::OwnershipControlsNotFoundError), &[]),
+    sub(Method::GET, On::Bucket, "policyStatus", Route::NoConfiguration(Code::NoSuchBucketPolicy), &[]),
+    sub(Method::GET, On::Bucket, "publicAccessBlock", Route::NoConfiguration(Code::NoSuchPublicAccessBlockConfiguration), &[]),
+    sub(Method::GET, On::Bucket, "replication", Route::NoConfiguration(Code::ReplicationConfigurationNotFoundError), &[]),
     Row {
         method: Method::GET,
         on: On::Bucket,
@@ -187,6 +198,8 @@ mod tests {
             ("HEAD", "/b", Route::HeadBucket),
             ("DELETE", "/b", Route::DeleteBucket),
             ("GET", "/b?location", Route::GetBucketLocation),
+            ("GET", "/b?versioning", Route::GetBucketVersioning),
+            ("GET", "/b?versions&prefix=a&key-marker=b", Route::ListObjectVersions),
             ("GET", "/b", Route::ListObjects),
             ("GET", "/b?prefix=a&X-Amz-Signature=0", Route::ListObjects),
             ("GET", "/b?list-type=2&prefix=a", Route::ListObjectsV2),
@@ -229,7 +242,7 @@ mod tests {
             "/b/k?tagging",
             "/b/k?nonsense",
             "/b?list-type=3",
-            "/b?versioning",
+            "/b?analytics",
         ];
         for method in [Method::GET, Method::PUT, Method::POST, Method::DELETE, Method::HEAD] {
             for uri in uris {

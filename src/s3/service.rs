@@ -26,11 +26,13 @@ use crate::ops::delete_bucket::DeleteBucket;
 use crate::ops::delete_object::DeleteObject;
 use crate::ops::delete_objects::DeleteObjects;
 use crate::ops::get_bucket_location::GetBucketLocation;
+use crate::ops::get_bucket_versioning::GetBucketVersioning;
 use crate::ops::get_object::{GetObject, HeadObject};
 use crate::ops::get_object_attributes::GetObjectAttributes;
 use crate::ops::head_bucket::HeadBucket;
 use crate::ops::list_buckets;
 use crate::ops::list_multipart_uploads::ListMultipartUploads;
+use crate::ops::list_object_versions::ListObjectVersions;
 use crate::ops::list_objects::{ListObjects, ListObjectsV2};
 use crate::ops::list_parts::ListParts;
 use crate::ops::put_object::PutObject;
@@ -141,6 +143,8 @@ impl S3Service {
             Route::DeleteBucket => found.run::<DeleteBucket>().await,
             Route::HeadBucket => found.run::<HeadBucket>().await,
             Route::GetBucketLocation => found.run::<GetBucketLocation>().await,
+            Route::GetBucketVersioning => found.run::<GetBucketVersioning>().await,
+            Route::ListObjectVersions => found.run::<ListObjectVersions>().await,
             Route::ListObjects => found.run::<ListObjects>().await,
             Route::ListObjectsV2 => found.run::<ListObjectsV2>().await,
             Route::DeleteObjects => found.run::<DeleteObjects>().await,

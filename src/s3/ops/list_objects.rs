@@ -44,16 +44,16 @@ impl Encoding {
     }
 }
 
-/// What both versions ask for.
-struct Common {
+/// What all listings of objects ask for.
+pub(super) struct Common {
     prefix: String,
     delimiter: Option<String>,
-    max_keys: usize,
-    encoding: Encoding,
+    pub(super) max_keys: usize,
+    pub(super) encoding: Encoding,
 }
 
 impl Common {
-    fn parse(head: &RequestHead) -> Result<Self, S3Error> {
+    pub(super) fn parse(head: &RequestHead) -> Result<Self, S3Error> {
         Ok(Common {
             prefix: head.parameter("prefix").unwrap_or("").to_owned(),
             delimiter: head.parameter("delimiter").filter(|delimiter| !delimiter.is_empty()).map(str::to_owned),
@@ -62,16 +62,16 @@ impl Common {
         })
     }
 
-    fn query(&self, start: ListStart) -> ListQuery {
+    pub(super) fn query(&self, start: ListStart) -> ListQuery {
         ListQuery { prefix: self.prefix.clone(), delimiter: self.delimiter.clone(), start, limit: self.max_keys.min(PAGE_MAX) }
     }
 
-    fn head(&self, xml: &mut XmlWriter, ctx: &BucketCtx) {
+    pub(super) fn head(&self, xml: &mut XmlWriter, ctx: &BucketCtx) {
         xml.text("Name", &ctx.bucket_name);
         xml.text("Prefix", &self.encoding.apply(&self.prefix));
     }
 
-    fn tail(&self, xml: &mut XmlWriter, listing: &Listing) {
+    pub(super) fn tail(&self, xml: &mut XmlWriter, listing: &Listing) {
         if let Some(delimiter) = &self.delimiter {
             xml.text("Delimiter", &self.encoding.apply(delimiter));
         }
@@ -86,13 +86,17 @@ impl Common {
             let ListItem::Object(listed) = item else { continue };
             xml.element("Contents", |xml| self.object(xml, listed, owner));
         }
+        self.common_prefixes(xml, listing);
+    }
+
+    pub(super) fn common_prefixes(&self, xml: &mut XmlWriter, listing: &Listing) {
         for item in &listing.items {
             let ListItem::CommonPrefix(prefix) = item else { continue };
             xml.element("CommonPrefixes", |xml| xml.text("Prefix", &self.encoding.apply(prefix)));
         }
     }
 
-    fn object(&self, xml: &mut XmlWriter, listed: &Listed, owner: Owner) {
+    pub(super) fn object(&self, xml: &mut XmlWriter, listed: &Listed, owner: Owner) {
         xml.text("Key", &self.encoding.apply(listed.key.as_str()));
         xml.text("LastModified", &iso8601_millis(listed.timestamp));
         xml.text("ETag", &format!("\"{}\"", listed.meta.etag));
@@ -111,8 +115,9 @@ impl Common {
     }
 }
 
+/// Whether the owner of each object is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Owner {
+pub(super) enum Owner {
     Shown,
     Hidden,
 }
@@ -163,7 +168,7 @@ impl Operation for ListObjects {
 }
 
 /// A marker that is a common prefix of this very listing stands for all of it.
-fn marker_start(marker: &str, common: &Common) -> ListStart {
+pub(super) fn marker_start(marker: &str, common: &Common) -> ListStart {
     if marker.is_empty() {
         return ListStart::Beginning;
     }
