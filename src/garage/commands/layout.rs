@@ -39,7 +39,7 @@ pub(super) async fn run(daemon: &Daemon, command: LayoutCommand, output: Output)
             output.reply(&applied, |applied| {
                 let version = applied.layout.version;
                 format!(
-                    "{}\n\nLayout version {version} is in force; data will move in the background.\n",
+                    "{}\n\nLayout version {version} is in force. Objects that are already stored stay where they are: this version does not move them.\n",
                     applied.message.join("\n")
                 )
             })

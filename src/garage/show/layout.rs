@@ -101,7 +101,8 @@ pub fn history(history: &LayoutHistoryInfo) -> String {
     }));
     text += &table(&rows);
     let Some(trackers) = &history.update_trackers else {
-        return text + "\nMetadata are where the current version wants them; blocks may still be moving.\n";
+        return text
+            + "\nOnly the current version is live. Objects stored under earlier ones stay where they were: they are not moved yet.\n";
     };
     text += "\n";
     text += &heading("UPDATE TRACKERS");
