@@ -11,7 +11,7 @@ use garage_table::queue::Item;
 use garage_table::table::Query;
 use garage_table::wire::{Order, Projection, TableId, Verdict};
 use garage_table::{Schema, Table, TableError};
-use garage_types::{BlockHash, Placement, Timestamp};
+use garage_types::{BlockHash, Placement, Timestamp, chain};
 use std::ops::{Bound, ControlFlow};
 
 use crate::block_ref::{RefCount, resync_key};
@@ -283,16 +283,4 @@ fn is_stale(row: &UploadRow, own: garage_types::NodeId, incarnation: u64) -> boo
         // Multipart uploads outlive the requests that work on them.
         UploadState::Multipart(_) | UploadState::Aborted | UploadState::Done | UploadState::Completed { .. } => false,
     }
-}
-
-/// The error and its causes on one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        cause = inner.source();
-    }
-    text
 }

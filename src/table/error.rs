@@ -3,6 +3,7 @@
 use garage_db::DbError;
 use garage_rpc::error::{ErrorCode, RpcError};
 use garage_rpc::quorum::QuorumError;
+use garage_types::chain;
 use garage_types::codec::DecodeError;
 
 use crate::wire::TableId;
@@ -42,16 +43,4 @@ impl From<TableError> for RpcError {
         };
         RpcError { code, message: chain(&error) }
     }
-}
-
-/// The error and its causes on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        cause = inner.source();
-    }
-    text
 }

@@ -4,6 +4,7 @@
 //!
 //! No I/O and no async here: what decides is pure, and a simulated world can replace the real one.
 
+pub mod chain;
 pub mod clock;
 pub mod codec;
 pub mod config;
@@ -20,6 +21,7 @@ pub mod secret;
 pub mod size;
 pub mod sort_key;
 
+pub use chain::chain;
 pub use clock::{Clock, Timestamp};
 pub use disk::Disk;
 pub use ids::{BlockHash, BucketId, NodeId, UploadId, VersionId};
