@@ -18,6 +18,8 @@ pub enum HeadError {
     },
     #[error("The header {name} may be given once only.")]
     DuplicateHeader { name: String },
+    #[error("The header Host is missing.")]
+    MissingHost,
     #[error("The header {name} is not UTF-8.")]
     HeaderNotUtf8 { name: String },
     #[error("The query parameter {name} may be given once only.")]
@@ -29,6 +31,7 @@ impl HeadError {
     pub fn code(&self) -> &'static str {
         match self {
             HeadError::Uri { .. } => "InvalidURI",
+            HeadError::MissingHost => "InvalidRequest",
             HeadError::DuplicateHeader { .. } | HeadError::HeaderNotUtf8 { .. } | HeadError::DuplicateParameter { .. } => {
                 "InvalidArgument"
             }
@@ -120,10 +123,11 @@ impl RequestHead {
     /// Splits host and path into bucket and key, each decoded once. `root_domains`: see [`split_host`].
     ///
     /// # Errors
-    /// [`HeadError::Uri`]: a part does not decode.
+    /// [`HeadError::Uri`]: a part does not decode. [`HeadError::MissingHost`], which HTTP/1.1 demands of every request.
     pub fn target(&self, root_domains: &[String]) -> Result<Target, HeadError> {
+        let host = self.host.as_deref().ok_or(HeadError::MissingHost)?;
         let path = self.raw_path.strip_prefix('/').unwrap_or(&self.raw_path);
-        if let Some(bucket) = self.host.as_deref().and_then(|host| split_host(host, root_domains)) {
+        if let Some(bucket) = split_host(host, root_domains) {
             return Ok(target_of(bucket.to_owned(), decode(path)?));
         }
         // Split before decoding: a `%2F` belongs to a name.

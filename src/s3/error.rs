@@ -5,7 +5,8 @@ use garage_http::sigv4::AuthError;
 use garage_http::{ErrorReply, HeadError};
 use garage_model::ModelError;
 use garage_model::complete::{CompleteError, OBJECT_SIZE_MAX, PART_SIZE_MIN};
-use garage_model::workers::chain;
+
+use garage_types::chain;
 use garage_types::names::ObjectKeyError;
 use hyper::StatusCode;
 use hyper::header::HeaderValue;

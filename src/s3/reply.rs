@@ -69,7 +69,7 @@ impl Reply {
             ReplyContent::Bytes(bytes) => ReplyBody::from(bytes),
             ReplyContent::Stream { length, stream } => {
                 let cut = |error: garage_model::ModelError| {
-                    tracing::error!(error = %garage_model::workers::chain(&error), "a reply was cut off");
+                    tracing::error!(error = %garage_types::chain(&error), "a reply was cut off");
                     ReplyError::Source(Box::new(error))
                 };
                 ReplyBody::sized(length, stream.map(move |bytes| bytes.map_err(cut)))

@@ -31,7 +31,8 @@ pub enum BodyError {
     ChunkTooLarge { length: u64, length_max: u64 },
     #[error("The request contained trailing data that was not well-formed or did not conform to our published schema.")]
     MalformedTrailer { problem: &'static str },
-    #[error("Your proposed upload exceeds the maximum allowed size")]
+    /// A document, which is held as a whole; objects have limits of their own.
+    #[error("Your request was too big.")]
     TooLarge { length_max: u64 },
 }
 
@@ -48,7 +49,7 @@ impl BodyError {
             BodyError::MalformedChunk { .. } => "InvalidRequest",
             BodyError::ChunkTooLarge { .. } => "InvalidChunkSizeError",
             BodyError::MalformedTrailer { .. } => "MalformedTrailerError",
-            BodyError::TooLarge { .. } => "EntityTooLarge",
+            BodyError::TooLarge { .. } => "MaxMessageLengthExceeded",
         }
     }
 
@@ -76,7 +77,7 @@ impl From<BodyError> for ErrorReply {
             BodyError::DigestMismatch { declared, computed } => {
                 reply.with("ClientComputedContentSHA256", declared).with("S3ComputedContentSHA256", computed)
             }
-            BodyError::TooLarge { length_max } => reply.with("MaxSizeAllowed", length_max.to_string()),
+            BodyError::TooLarge { length_max } => reply.with("MaxMessageLengthBytes", length_max.to_string()),
             _ => reply,
         }
     }

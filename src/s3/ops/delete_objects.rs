@@ -7,14 +7,13 @@ use futures_util::stream;
 use garage_http::body::Payload;
 use garage_http::head::RequestHead;
 use garage_http::xml::{self, S3_NAMESPACE, XmlWriter};
-use garage_model::digest::Digests;
-use garage_model::pipeline::Source;
 use garage_model::put::Preconditions;
 use garage_types::ObjectKey;
 
 use crate::error::{Code, S3Error};
 use crate::headers::refuse_unimplemented;
-use crate::ops::put_object::{BodyFacts, PayloadSource};
+use crate::ops::put_object::BodyFacts;
+use crate::ops::uploads::document;
 use crate::ops::{Access, BucketCtx, Operation};
 use crate::reply::Reply;
 
@@ -57,7 +56,9 @@ fn parse_order(document: &[u8]) -> Result<Order, S3Error> {
     let mut keys = Vec::new();
     for object in root.all("Object") {
         let text = |name: &str| object.child_text(name).map(str::to_owned);
-        keys.push(Wanted { key: text("Key").ok_or_else(malformed)?, version: text("VersionId"), etag: text("ETag") });
+        // AWS's schema gives a key at least one character.
+        let key = text("Key").filter(|key| !key.is_empty()).ok_or_else(malformed)?;
+        keys.push(Wanted { key, version: text("VersionId"), etag: text("ETag") });
     }
     if keys.is_empty() || keys.len() > KEYS_MAX {
         return Err(malformed());
@@ -84,14 +85,8 @@ impl Operation for DeleteObjects {
         Ok(DeleteObjects { facts: BodyFacts::parse(head)? })
     }
 
-    async fn run(self, ctx: &BucketCtx, mut body: Payload) -> Result<Reply, S3Error> {
-        let document = body.read_to_limit(DOCUMENT_MAX as u64).await?;
-        let mut digests = Digests::new(self.facts.algorithm());
-        digests.update(&document);
-        let expected = PayloadSource::new(body, self.facts).expected();
-        let expected = expected.map_err(garage_model::ModelError::Source)?;
-        expected.check(&digests.finish()).map_err(garage_model::ModelError::from)?;
-        let order = parse_order(&document)?;
+    async fn run(self, ctx: &BucketCtx, body: Payload) -> Result<Reply, S3Error> {
+        let order = parse_order(&document(body, self.facts, DOCUMENT_MAX).await?)?;
 
         let delete = |wanted: Wanted| async move { (delete_one(ctx, &wanted).await, wanted) };
         let mut results: Vec<(Result<(), S3Error>, Wanted)> =
@@ -130,7 +125,15 @@ mod tests {
         assert_eq!(order.verbosity, Verbosity::Quiet);
         assert_eq!(order.keys.iter().map(|wanted| wanted.key.as_str()).collect::<Vec<_>>(), ["a&b", " c "]);
         let many = format!("<Delete>{}</Delete>", "<Object><Key>k</Key></Object>".repeat(1001));
-        for bad in ["", "<Delete/>", "<Other/>", "<Delete><Object/></Delete>", "<Delete><Object><Key>a</Key></Object>", &many] {
+        for bad in [
+            "",
+            "<Delete/>",
+            "<Other/>",
+            "<Delete><Object/></Delete>",
+            "<Delete><Object><Key></Key></Object></Delete>",
+            "<Delete><Object><Key>a</Key></Object>",
+            &many,
+        ] {
             assert_eq!(parse_order(bad.as_bytes()).unwrap_err().code, Code::MalformedXML, "{bad:.40}");
         }
     }

@@ -1,5 +1,6 @@
 //! What the operations on multipart uploads have in common: their parameters, and how checksums are asked for and told.
 
+use bytes::Bytes;
 use garage_http::body::Payload;
 use garage_http::head::RequestHead;
 use garage_http::xml::XmlWriter;
@@ -138,15 +139,9 @@ pub fn preconditions(head: &RequestHead) -> Result<Preconditions, S3Error> {
 /// A document, checked against the digests of the head before anybody parses it.
 ///
 /// # Errors
-/// 400: longer than `length_max`, or not what the head says.
-pub async fn document(mut body: Payload, facts: BodyFacts, length_max: usize) -> Result<Vec<u8>, S3Error> {
-    let mut document = Vec::new();
-    while let Some(bytes) = body.next().await {
-        document.extend_from_slice(&bytes?);
-        if document.len() > length_max {
-            return Err(Code::MaxMessageLengthExceeded.into());
-        }
-    }
+/// 400: longer than `length_max` (before it is read, when the client says so), or not what the head says.
+pub async fn document(mut body: Payload, facts: BodyFacts, length_max: usize) -> Result<Bytes, S3Error> {
+    let document = body.read_to_limit(length_max as u64).await?;
     let mut digests = Digests::new(facts.algorithm());
     digests.update(&document);
     let expected = PayloadSource::new(body, facts).expected().map_err(garage_model::ModelError::Source)?;
