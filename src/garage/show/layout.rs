@@ -186,6 +186,6 @@ mod tests {
     #[test]
     fn a_settled_history_says_that_it_is() {
         let settled = LayoutHistoryInfo { current_version: 1, min_ack: 1, versions: vec![], update_trackers: None };
-        assert!(history(&settled).contains("where the current version wants them"));
+        assert!(history(&settled).contains("Only the current version is live"));
     }
 }
