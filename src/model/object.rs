@@ -9,7 +9,6 @@
 //! in the transaction that removes the row, and a version id occurs in one row only.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use garage_table::error::TableError;
 use garage_table::schema::{Admission, Admit};
@@ -377,9 +376,6 @@ pub fn current(rows: &[ObjectRow]) -> Option<&ObjectRow> {
     let newest = rows.iter().find(|row| row.state != ObjectState::Tombstone || row.is_null)?;
     newest.live().map(|_meta| newest)
 }
-
-/// Shared by the components that need the schema itself.
-pub type SharedObjectTable = Arc<ObjectTable>;
 
 #[cfg(test)]
 mod tests {

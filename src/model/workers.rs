@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream;
+use garage_block::LockedBlock;
 use garage_block::resync::{Decision, Duty, OnDisk, Refs, decide};
 use garage_db::{DbError, Direction, Snapshot};
 use garage_table::queue::Item;
@@ -27,6 +28,8 @@ const QUEUE_BATCH: usize = 256;
 const PAUSE_AFTER_ERROR: Duration = Duration::from_secs(10);
 /// How often blocks due for deletion are looked for.
 const RESYNC_PERIOD: Duration = Duration::from_secs(10);
+/// How long a block that failed is put off.
+const RESYNC_RETRY_MS: u64 = 60_000;
 /// Blocks looked at between two pauses.
 const RESYNC_BATCH: usize = 100;
 
@@ -155,8 +158,10 @@ impl Garage {
 
     /// Looks at the blocks whose time has come. Returns how many there were, at most a batch.
     ///
+    /// A block that fails is put off, so that it holds up no other.
+    ///
     /// # Errors
-    /// [`ModelError`] of the first block that failed; it stays queued.
+    /// [`ModelError::Table`]: the queue itself cannot be read or written.
     pub async fn resync_due(&self) -> Result<usize, ModelError> {
         let due = self.due_blocks().await?;
         let count = due.len();
@@ -185,15 +190,34 @@ impl Garage {
     }
 
     async fn resync_block(&self, due: Timestamp, block: BlockHash) -> Result<(), ModelError> {
-        let local = &self.0.local;
         // Held to the end: a reference that arrives meanwhile waits, and finds the block gone or staying.
-        let locked = local.blocks.blocks.lock(block).await;
+        let locked = self.0.local.blocks.blocks.lock(block).await;
+        let again = self.settle_block(&locked).await.unwrap_or_else(|error| {
+            tracing::warn!(%block, error = %chain(&error), "a block could not be looked after; trying again later");
+            Some(self.0.clock.now().plus_millis(RESYNC_RETRY_MS))
+        });
+        let trees = self.0.local.block_trees;
+        let requeue = move |tx: &mut garage_db::Transaction<'_>| {
+            tx.remove(trees.resync, &resync_key(due, &block))?;
+            match again {
+                Some(time) => tx.insert(trees.resync, &resync_key(time, &block), &[]),
+                None => Ok::<_, DbError>(()),
+            }
+        };
+        self.0.local.tables.db().write(requeue).await.map_err(TableError::Db)?;
+        drop(locked);
+        Ok(())
+    }
+
+    /// Does what is to be done about a block; returns when to look again, if at all.
+    async fn settle_block(&self, locked: &LockedBlock) -> Result<Option<Timestamp>, ModelError> {
+        let block = locked.hash();
         let on_disk = if locked.contains().await? { OnDisk::Present } else { OnDisk::Absent };
         let placement = Placement::from(block);
         let duty =
             if self.0.cluster.layout().is_owner(self.0.cluster.node_id(), placement) { Duty::Replica } else { Duty::NotReplica };
         let refs = self.references(block).await?;
-        let again = match decide(on_disk, refs, duty, self.0.clock.now()) {
+        Ok(match decide(on_disk, refs, duty, self.0.clock.now()) {
             Decision::Drop => {
                 locked.remove().await?;
                 tracing::debug!(%block, "deleted a block that nothing refers to any more");
@@ -212,29 +236,18 @@ impl Garage {
                 None
             }
             Decision::Nothing => None,
-        };
-        let trees = local.block_trees;
-        local
-            .tables
-            .db()
-            .write(move |tx| {
-                tx.remove(trees.resync, &resync_key(due, &block))?;
-                match again {
-                    Some(time) => tx.insert(trees.resync, &resync_key(time, &block), &[]),
-                    None => Ok::<_, DbError>(()),
-                }
-            })
-            .await
-            .map_err(TableError::Db)?;
-        drop(locked);
-        Ok(())
+        })
     }
 
     async fn references(&self, block: BlockHash) -> Result<Refs, ModelError> {
         let tree = self.0.local.block_trees.counts;
         let read = move |tx: &Snapshot<'_>| tx.get(tree, block.as_bytes());
         let bytes: Option<Vec<u8>> = self.0.local.tables.db().read(read).await.map_err(TableError::Db)?;
-        let count = bytes.as_deref().and_then(RefCount::decode).unwrap_or(RefCount { count: 0, released_at: Timestamp::ZERO });
+        let damaged = || ModelError::Damaged(format!("the count of references to block {block}"));
+        let count = match bytes {
+            Some(bytes) => RefCount::decode(&bytes).ok_or_else(damaged)?,
+            None => RefCount { count: 0, released_at: Timestamp::ZERO },
+        };
         Ok(if count.count > 0 {
             Refs::Held
         } else if self.0.cluster.decides_alone(&Placement::from(block)) {

@@ -173,3 +173,26 @@ async fn a_write_begun_after_anothers_acknowledgement_wins_even_when_the_clock_w
     node.garage.resync_due().await.unwrap();
     assert_eq!(fetch(&node.garage, bucket, "k").await.as_deref(), Some(&[2; 200][..]), "its blocks stay");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_block_whose_count_is_damaged_is_kept_and_holds_up_no_other() {
+    let world = World::new(4);
+    let node = world.start().await;
+    let bucket = node.garage.create_bucket("pictures").await.unwrap();
+    let blocks = || world.disk.files().iter().filter(|path| path.starts_with("/data") && path.components().count() == 5).count();
+    let (first, second) = (vec![1; 60], vec![2; 60]);
+    let damaged = garage_types::BlockHash::of(&first);
+    for (key, body) in [("a", first), ("b", second)] {
+        store(&node.garage, bucket, key, body).await.unwrap();
+        node.garage.delete_object(bucket, &ObjectKey::parse(key).unwrap(), Preconditions::default()).await.unwrap();
+    }
+    while node.garage.send_queue().await.unwrap() > 0 {}
+    let counts = node.garage.local().block_trees.counts;
+    let damage = move |tx: &mut garage_db::Transaction<'_>| tx.insert(counts, damaged.as_bytes(), b"short");
+    node.garage.local().tables.db().write::<_, garage_db::DbError>(damage).await.unwrap();
+    for _round in 0..3 {
+        world.clock.advance_millis(3_600_000);
+        node.garage.resync_due().await.unwrap();
+    }
+    assert_eq!(blocks(), 1, "the sound one went, the other stays");
+}
