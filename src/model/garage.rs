@@ -9,6 +9,7 @@ use garage_table::store::{Builder, LiveLayouts};
 use garage_table::{Table, TableStore};
 use garage_types::names::Punycode;
 use garage_types::{BucketId, Clock, KeyId, Offload, Random};
+use garage_worker::Workers;
 use tokio::sync::Semaphore;
 
 use crate::alias::{AliasRow, AliasScope, AliasTable};
@@ -81,6 +82,7 @@ pub(crate) struct Inner {
     pub clock: Arc<dyn Clock>,
     pub random: Arc<dyn Random>,
     pub offload: Arc<dyn Offload>,
+    pub workers: Workers,
     pub settings: Settings,
     pub local: LocalModel,
     pub blocks: Blocks,
@@ -108,13 +110,14 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
     pub random: Arc<dyn Random>,
     pub offload: Arc<dyn Offload>,
+    pub workers: Workers,
     pub settings: Settings,
     pub local: LocalModel,
 }
 
 impl Garage {
     pub fn new(parts: Parts) -> Self {
-        let Parts { cluster, clock, random, offload, settings, local } = parts;
+        let Parts { cluster, clock, random, offload, workers, settings, local } = parts;
         let tables = &local.tables;
         let blocks = Blocks::new(cluster.clone(), local.blocks.blocks.clone(), offload.clone(), settings.compression);
         let permits = (settings.block_ram_buffer_max / 1024).clamp(1, Semaphore::MAX_PERMITS);
@@ -135,6 +138,7 @@ impl Garage {
             clock,
             random,
             offload,
+            workers,
             settings,
             local,
         }))
@@ -142,6 +146,11 @@ impl Garage {
 
     pub fn cluster(&self) -> &Cluster {
         &self.0.cluster
+    }
+
+    /// The background jobs of this node.
+    pub fn workers(&self) -> &Workers {
+        &self.0.workers
     }
 
     pub fn settings(&self) -> &Settings {

@@ -22,6 +22,7 @@ use garage_rpc::quorum::ConsistencyMode;
 use garage_table::store::LiveLayouts;
 use garage_table::wire::{Range, Read, Write};
 use garage_types::{Clock, Disk, Offload, Random};
+use garage_worker::Workers;
 use garage_worker::spawn::Spawn;
 
 /// What a node is built from.
@@ -80,6 +81,8 @@ pub struct Node {
     pub mesh: Mesh,
     pub layout: Arc<LayoutManager>,
     pub garage: Garage,
+    /// Every background job.
+    pub workers: Workers,
 }
 
 struct Live(Arc<LayoutManager>);
@@ -141,8 +144,9 @@ impl Node {
         spawn.spawn("layout acknowledgement", Box::pin(async move { manager.acknowledge_as_writes_end().await }));
         let gossip = keep_equal(mesh.clone(), layout.clone(), random.clone());
         spawn.spawn("layout gossip", Box::pin(gossip));
+        let workers = Workers::new(spawn.clone(), clock.clone());
         let cluster = Cluster::new(mesh.clone(), layout.clone(), settings.consistency, settings.timeouts, spawn);
-        let garage = Garage::new(Parts { cluster, clock, random, offload, settings: settings.store, local });
-        Ok(Node { mesh, layout, garage })
+        let parts = Parts { cluster, clock, random, offload, workers: workers.clone(), settings: settings.store, local };
+        Ok(Node { mesh, layout, garage: Garage::new(parts), workers })
     }
 }
