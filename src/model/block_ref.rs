@@ -5,7 +5,7 @@
 
 use garage_db::{DbError, Tree};
 use garage_table::error::TableError;
-use garage_table::store::RowTransaction;
+use garage_table::transaction::RowTransaction;
 use garage_table::wire::TableId;
 use garage_table::{Replication, Schema};
 use garage_types::codec::Format;
@@ -149,6 +149,17 @@ impl Schema for BlockRefTable {
             0 => Ok(()),
             by => Ok(self.trees.change(tx, &row.block, by)?),
         }
+    }
+
+    fn dropped(&self, tx: &mut RowTransaction<'_, '_>, row: &BlockRefRow) -> Result<(), TableError> {
+        match count_change(Some(row), None) {
+            0 => Ok(()),
+            by => Ok(self.trees.change(tx, &row.block, by)?),
+        }
+    }
+
+    fn is_collectable(row: &BlockRefRow) -> bool {
+        row.deleted
     }
 }
 

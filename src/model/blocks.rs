@@ -9,7 +9,7 @@ use garage_block::{BlockError, Compression, Encoding, LocalStore, StoredBlock};
 use garage_rpc::cluster::Cluster;
 use garage_rpc::endpoint::{Caller, Class, Handler, Message, Request, Role};
 use garage_rpc::error::{ErrorCode, RpcError};
-use garage_table::wire::{Mode, Verdict, Write};
+use garage_table::wire::{EPOCH_OF_OWNER, Entry, Mode, Verdict, Write};
 use garage_table::{Schema, TableStore};
 use garage_types::{BlockHash, NodeId, Offload, Placement, VersionId, offload};
 use serde::{Deserialize, Serialize};
@@ -110,6 +110,7 @@ impl BlockService {
 
     async fn refer_locked(&self, layout: u64, hash: BlockHash, version: VersionId) -> Result<BlockStored, RpcError> {
         let reference = BlockRefTable::entry(&BlockRefRow::live(hash, version), Mode::Replicate);
+        let reference = Entry { epoch: EPOCH_OF_OWNER, ..reference };
         match self.tables.write(Write { layout, entries: vec![reference] }).await? {
             Verdict::Won => Ok(BlockStored {}),
             verdict => {

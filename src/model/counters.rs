@@ -1,7 +1,7 @@
 //! How much a bucket holds on this node: counted in the transactions that change it, so never off by a crash.
 
 use garage_db::{DbError, Tree};
-use garage_table::store::RowTransaction;
+use garage_table::transaction::RowTransaction;
 use garage_types::BucketId;
 
 /// What is in a bucket, or a change of it.

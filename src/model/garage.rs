@@ -71,6 +71,9 @@ impl LocalModel {
             .with(Arc::new(PartTable { counters }))?
             .with(Arc::new(VersionTable))?
             .with(Arc::new(BlockRefTable { trees: block_trees }))?
+            .with_derived(counters.0)
+            .with_derived(block_trees.counts)
+            .with_derived(block_trees.resync)
             .open(clock, layouts)?;
         let blocks = BlockService { blocks, tables: tables.clone(), offload };
         Ok(LocalModel { tables, blocks, counters, block_trees })

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use garage_table::error::TableError;
 use garage_table::schema::{Admission, Admit};
-use garage_table::store::RowTransaction;
+use garage_table::transaction::RowTransaction;
 use garage_table::wire::{Entry, Mode, TableId, Verdict};
 use garage_table::{Replication, Schema};
 use garage_types::codec::{self, Format, Unknown};
@@ -350,6 +350,14 @@ impl Schema for ObjectTable {
             tx.enqueue(&entry)?;
         }
         Ok(())
+    }
+
+    fn dropped(&self, tx: &mut RowTransaction<'_, '_>, row: &ObjectRow) -> Result<(), TableError> {
+        Ok(self.counters.add(tx, &row.bucket, &Counts::default().minus(&row.counts()))?)
+    }
+
+    fn is_collectable(row: &ObjectRow) -> bool {
+        row.state == ObjectState::Tombstone
     }
 
     fn summary(mut row: ObjectRow) -> ObjectRow {

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use garage_table::error::TableError;
 use garage_table::schema::{Admission, Admit};
-use garage_table::store::RowTransaction;
+use garage_table::transaction::RowTransaction;
 use garage_table::wire::{Mode, TableId};
 use garage_table::{Replication, Schema};
 use garage_types::codec::Format;
@@ -232,6 +232,17 @@ impl Schema for PartTable {
             tx.enqueue(&VersionTable::entry(&VersionRow::deleted(version), Mode::Replicate))?;
         }
         Ok(())
+    }
+
+    fn dropped(&self, tx: &mut RowTransaction<'_, '_>, row: &PartRow) -> Result<(), TableError> {
+        Ok(self.counters.add(tx, &row.bucket, &Counts::default().minus(&row.counts()))?)
+    }
+
+    fn is_collectable(row: &PartRow) -> bool {
+        match &row.entry {
+            PartEntry::Ended(_) => true,
+            PartEntry::Attempt(attempt) => attempt.state.is_gone(),
+        }
     }
 }
 

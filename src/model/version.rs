@@ -7,7 +7,7 @@
 
 use garage_table::error::TableError;
 use garage_table::schema::{Admission, Admit};
-use garage_table::store::RowTransaction;
+use garage_table::transaction::RowTransaction;
 use garage_table::wire::{Entry, Mode, TableId};
 use garage_table::{Replication, Schema};
 use garage_types::codec::Format;
@@ -208,6 +208,13 @@ impl Schema for VersionTable {
             tx.apply(&VersionTable::entry(&row, Mode::Replicate))?;
         }
         Ok(())
+    }
+
+    fn is_collectable(row: &VersionRow) -> bool {
+        match &row.content {
+            VersionContent::Deleted => true,
+            VersionContent::Segment(segment) => segment.deleted || segment.withdrawn,
+        }
     }
 }
 

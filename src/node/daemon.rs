@@ -127,7 +127,7 @@ pub async fn run(
     }
     node.mesh.start(admin(&node));
     node.mesh.listen(&config.rpc.bind_addr.to_string()).await?;
-    node.garage.start_workers();
+    node.start_workers();
     let stop = CancellationToken::new();
     let s3 = match &config.s3_api.api_bind_addr {
         Some(listen) => Some(serve_s3(&node, &config, listen, stop.clone()).await?),

@@ -15,13 +15,17 @@ use garage_rpc::cluster::{Cluster, Timeouts};
 use garage_rpc::endpoint::Router;
 use garage_rpc::layout::gossip::{CompareLayouts, LayoutGossip, MergeLayout, keep_equal};
 use garage_rpc::layout::manager::LayoutSetup;
-use garage_rpc::layout::{LayoutError, LayoutManager};
+use garage_rpc::layout::{LayoutError, LayoutManager, SharedStanding, Standing};
 use garage_rpc::mesh::{Mesh, MeshError, MeshOptions, Timing};
 use garage_rpc::peers::PeerAddress;
 use garage_rpc::quorum::ConsistencyMode;
+use garage_table::starts::start_facts;
 use garage_table::store::LiveLayouts;
-use garage_table::wire::{Range, Read, Write};
-use garage_types::{Clock, Disk, Offload, Random};
+use garage_table::sync::wire::{AskDigests, Exchange};
+use garage_table::sync::worker::{SyncControl, SyncWorker};
+use garage_table::wire::{AskEpoch, Range, Read, Write};
+use garage_table::{TableError, TableStore};
+use garage_types::{Clock, Disk, NodeId, Offload, Random};
 use garage_worker::Workers;
 use garage_worker::spawn::Spawn;
 
@@ -67,6 +71,8 @@ const INCOMING_BYTES_MAX: usize = 256 << 20;
 pub enum NodeError {
     #[error("the metadata database cannot be opened")]
     Db(#[from] DbError),
+    #[error("the metadata cannot be read")]
+    Tables(#[from] TableError),
     #[error("the block store cannot be opened")]
     Blocks(#[from] OpenError),
     #[error("the cluster layout cannot be opened")]
@@ -83,6 +89,9 @@ pub struct Node {
     pub garage: Garage,
     /// Every background job.
     pub workers: Workers,
+    /// Asks for a comparison of all rows with the other owners.
+    pub sync: SyncControl,
+    start: u64,
 }
 
 struct Live(Arc<LayoutManager>);
@@ -90,6 +99,10 @@ struct Live(Arc<LayoutManager>);
 impl LiveLayouts for Live {
     fn oldest_live(&self) -> u64 {
         self.0.current().live_versions().first().map_or(0, |key| key.number)
+    }
+
+    fn is_rebuilding(&self) -> bool {
+        self.0.standing().is_rebuilding()
     }
 }
 
@@ -100,6 +113,7 @@ impl Node {
     /// [`NodeError`]: a part of the node's own state that cannot be read.
     pub async fn build(parts: NodeParts) -> Result<Node, NodeError> {
         let NodeParts { identity, network_key, transport, disk, db, clock, random, offload, spawn, settings } = parts;
+        let start = settings.store.incarnation;
         let setup = LayoutSetup {
             me: identity.id(),
             replication_factor: settings.replication_factor,
@@ -107,16 +121,22 @@ impl Node {
             disk: disk.clone(),
             offload: offload.clone(),
             clock: clock.clone(),
+            start: start_facts(&db, start).await?,
         };
         let layout = Arc::new(LayoutManager::open(setup).await?);
         let blocks = LocalStore::open(disk.clone(), offload.clone(), settings.blocks).await?;
         let live = Arc::new(Live(layout.clone()));
         let local = LocalModel::open(&db, blocks, clock.clone(), live, offload.clone())?;
 
+        settle_start(&local.tables, layout.standing(), identity.id(), start).await?;
+
         let router = Router::builder()
             .add::<Write>(Arc::new(local.tables.clone()))
             .add::<Read>(Arc::new(local.tables.clone()))
             .add::<Range>(Arc::new(local.tables.clone()))
+            .add::<AskEpoch>(Arc::new(local.tables.clone()))
+            .add::<AskDigests>(Arc::new(local.tables.clone()))
+            .add::<Exchange>(Arc::new(local.tables.clone()))
             .add::<PutBlock>(Arc::new(local.blocks.clone()))
             .add::<ReferBlock>(Arc::new(local.blocks.clone()))
             .add::<GetBlock>(Arc::new(local.blocks.clone()))
@@ -147,6 +167,50 @@ impl Node {
         let workers = Workers::new(spawn.clone(), clock.clone());
         let cluster = Cluster::new(mesh.clone(), layout.clone(), settings.consistency, settings.timeouts, spawn);
         let parts = Parts { cluster, clock, random, offload, workers: workers.clone(), settings: settings.store, local };
-        Ok(Node { mesh, layout, garage: Garage::new(parts), workers })
+        Ok(Node { mesh, layout, garage: Garage::new(parts), workers, sync: SyncControl::default(), start })
+    }
+
+    /// Starts the background work; to be called once the mesh has started.
+    pub fn start_workers(&self) {
+        let cluster = self.garage.cluster().clone();
+        let tables = self.garage.local().tables.clone();
+        let (standing, start) = (self.layout.standing().clone(), self.start);
+        let record = record_start_once_settled(tables.clone(), standing, start);
+        cluster.spawn().spawn("record of this start", Box::pin(record));
+        self.workers.start(SyncWorker::new(tables, cluster, self.garage.random().clone(), self.sync.clone()));
+        self.garage.start_workers();
+    }
+}
+
+/// Acts on what the start of this node means, before anything is served.
+async fn settle_start(tables: &TableStore, standing: &SharedStanding, node: NodeId, start: u64) -> Result<(), TableError> {
+    tables.ensure_digests().await?;
+    match standing.get() {
+        Standing::Whole => tables.record_start(start).await,
+        Standing::Rebuilding => {
+            tracing::warn!(%node, "the database is not the one this node had; its rows are fetched from the other owners, and until then this node answers no reads");
+            tables.begin_rebuilding(start).await
+        }
+        Standing::Fresh => Ok(()),
+    }
+}
+
+/// A new database is settled by the first layout.
+async fn record_start_once_settled(tables: TableStore, standing: SharedStanding, start: u64) {
+    loop {
+        let changed = standing.changed();
+        let recorded = match standing.get() {
+            Standing::Fresh => {
+                changed.await;
+                continue;
+            }
+            Standing::Whole => tables.record_start(start).await,
+            Standing::Rebuilding => tables.begin_rebuilding(start).await,
+        };
+        if let Err(error) = recorded {
+            // The next start finds no record, takes the database for new and rebuilds it: safe, only slow.
+            tracing::error!(error = %garage_types::chain(&error), "this start could not be recorded");
+        }
+        return;
     }
 }

@@ -14,7 +14,7 @@ use crate::endpoint::{Message, Request};
 use crate::error::RpcError;
 use crate::layout::{ClusterLayout, LayoutManager, WritePermit};
 use crate::mesh::Mesh;
-use crate::quorum::{self, ConsistencyMode, NodeReply, QuorumError, Quorums};
+use crate::quorum::{self, ConsistencyMode, NodeReply, QuorumError, Quorums, WriteQuorum};
 
 /// How long metadata and block calls may take, and when a read asks one more node.
 #[derive(Clone, Copy, Debug)]
@@ -126,7 +126,7 @@ impl Cluster {
         &self,
         permit: &Arc<WritePermit>,
         sets: &[Vec<NodeId>],
-        quorum: usize,
+        quorum: impl Into<WriteQuorum>,
         call: impl Fn(NodeId) -> F,
     ) -> Result<Vec<NodeReply<T>>, QuorumError<E>>
     where
