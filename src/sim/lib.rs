@@ -6,6 +6,12 @@
 pub mod world;
 
 #[cfg(test)]
+mod cluster;
+
+#[cfg(test)]
+mod history;
+
+#[cfg(test)]
 mod power_cuts;
 
 #[cfg(test)]
