@@ -12,6 +12,24 @@ mod cluster;
 mod history;
 
 #[cfg(test)]
+mod linear;
+
+#[cfg(test)]
+mod workload;
+
+#[cfg(test)]
+mod faults;
+
+#[cfg(test)]
+mod checks;
+
+#[cfg(test)]
+mod scenario;
+
+#[cfg(test)]
+mod cluster_tests;
+
+#[cfg(test)]
 mod power_cuts;
 
 #[cfg(test)]

@@ -66,32 +66,3 @@ impl Cluster {
         assert!(tokio::time::timeout(SETTLE_MAX, waiting).await.is_ok(), "never came true: {what}");
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::Cluster;
-    use super::machine::Setup;
-    use garage_model::pipeline::InMemory;
-    use garage_types::ObjectKey;
-    use std::time::Duration;
-
-    #[tokio::test(start_paused = true)]
-    async fn what_one_machine_stores_every_machine_serves() {
-        let setup = Setup {
-            replication_factor: 3,
-            data_durability: garage_block::Durability::Synced,
-            metadata_durability: garage_db::Durability::Synced,
-        };
-        let cluster = Cluster::start(1, 3, setup).await;
-        let bucket = cluster.machines[0].garage().unwrap().create_bucket("pictures").await.unwrap();
-        let put = crate::history::put(bucket, "key");
-        let patience = Duration::from_secs(60);
-        let store = |garage: garage_model::Garage| async move { garage.put_object(put, Box::new(InMemory::new(vec![5; 300]))).await };
-        cluster.machines[0].run(patience, store).await.unwrap().unwrap();
-        for machine in &cluster.machines {
-            let key = ObjectKey::parse("key").unwrap();
-            let object = machine.run(patience, |garage| async move { garage.object(bucket, &key).await }).await.unwrap().unwrap();
-            assert_eq!(object.meta.size, 300);
-        }
-    }
-}
