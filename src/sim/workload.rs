@@ -97,7 +97,9 @@ impl World {
     /// One client, from its first operation to its last.
     pub async fn client(self: Arc<Self>, number: u64, operations: usize) {
         for step in 0..operations {
-            tokio::time::sleep(Duration::from_millis(self.random.below(300))).await;
+            // Mostly at each other's heels, now and then after a while.
+            let pause_max = if self.random.below(6) == 0 { 4_000 } else { 100 };
+            tokio::time::sleep(Duration::from_millis(self.random.below(pause_max))).await;
             let machine = self.cluster.machines[self.random.below(self.cluster.machines.len() as u64) as usize].clone();
             let key = KEYS[self.random.below(KEYS.len() as u64) as usize];
             let name = format!("client {number}.{step} on {}", machine.number);
