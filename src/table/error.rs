@@ -27,6 +27,8 @@ pub enum TableError {
     StaleLayout { caller: u64, oldest: u64 },
     #[error("the row was sent under garbage collection epoch {caller}, its partition is at {current}")]
     StaleEpoch { caller: u64, current: u64 },
+    #[error("the rows changed faster than they could be read")]
+    Unsettled,
     #[error("too few owners of the row answered")]
     Quorum(#[source] Box<QuorumError<RpcError>>),
 }
@@ -37,7 +39,7 @@ impl From<TableError> for RpcError {
             TableError::Db(DbError::Full { .. }) => ErrorCode::Full,
             TableError::Db(_) | TableError::Row { .. } => ErrorCode::Internal,
             TableError::UnknownTable(_) => ErrorCode::BadRequest,
-            TableError::NoLayout | TableError::Quorum(_) => ErrorCode::Unavailable,
+            TableError::NoLayout | TableError::Unsettled | TableError::Quorum(_) => ErrorCode::Unavailable,
             TableError::StaleLayout { .. } => ErrorCode::StaleLayout,
             TableError::StaleEpoch { .. } => ErrorCode::StaleEpoch,
         };

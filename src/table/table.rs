@@ -21,6 +21,9 @@ use crate::schema::{Replication, Schema};
 use crate::store::TableStore;
 use crate::wire::{Entry, Mode, Order, Page, Projection, Range, Read, Verdict, Write};
 
+/// How often a range is read anew because rows were superseded meanwhile.
+const RANGE_ATTEMPTS_MAX: usize = 16;
+
 /// One table, through the nodes that own its rows. Cheap to clone.
 pub struct Table<S> {
     store: TableStore,
@@ -160,6 +163,16 @@ impl<S: Schema> Table<S> {
     /// # Errors
     /// [`TableError`].
     pub async fn range(&self, placement: Placement, query: Query) -> Result<Rows<S::Row>, TableError> {
+        for _attempt in 0..RANGE_ATTEMPTS_MAX {
+            if let Some(rows) = self.try_range(placement, &query).await? {
+                return Ok(rows);
+            }
+        }
+        Err(TableError::Unsettled)
+    }
+
+    /// `None` when a row was superseded while it was read back: what superseded it has to be seen as well.
+    async fn try_range(&self, placement: Placement, query: &Query) -> Result<Option<Rows<S::Row>>, TableError> {
         let layout = self.cluster.layout().version();
         let range = Range {
             layout,
@@ -172,19 +185,26 @@ impl<S: Schema> Table<S> {
             projection: query.projection,
         };
         let replies = self.ask(placement, |node| self.call(node, range.clone())).await?;
-        let merged = merge_pages::<S>(&replies, query.order)?;
-        let mut rows = Vec::with_capacity(merged.rows.len());
-        for row in merged.rows {
+        let MergedPage { rows: merged, last } = merge_pages::<S>(&replies, query.order)?;
+        if query.projection == Projection::Whole {
+            let differing = merged.iter().filter(|row| row.differs);
+            let entries: Vec<Entry> = differing.map(|row| S::entry(&row.row, Mode::Replicate)).collect();
+            if !entries.is_empty() {
+                self.read_back(placement, entries).await?;
+            }
+            return Ok(Some(Rows { rows: merged.into_iter().map(|row| row.row).collect(), last }));
+        }
+        let mut rows = Vec::with_capacity(merged.len());
+        for row in merged {
             if row.differs {
                 // Written back whole, not as the summary a listing sees.
-                if let Some(whole) = self.get(placement, row.sort_key).await? {
-                    rows.push(if query.projection == Projection::Summary { S::summary(whole) } else { whole });
-                }
+                let Some(whole) = self.get(placement, row.sort_key).await? else { return Ok(None) };
+                rows.push(S::summary(whole));
             } else {
                 rows.push(row.row);
             }
         }
-        Ok(Rows { rows, last: merged.last })
+        Ok(Some(Rows { rows, last }))
     }
 
     async fn ask<T, F>(&self, placement: Placement, call: impl Fn(NodeId) -> F) -> Result<Vec<NodeReply<T>>, TableError>
