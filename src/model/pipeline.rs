@@ -259,13 +259,12 @@ impl Pipeline {
     /// Waits for everything on its way, lists what was stored, and judges the whole.
     async fn finish(mut self, source: &mut dyn Source) -> Result<StoredBody, ModelError> {
         loop {
-            if self.encoding == 0 && self.listed < self.known() {
+            // After a failure nobody knows what is still being encoded: whatever is known is listed as it comes.
+            if (self.encoding == 0 || self.failure.is_some()) && self.listed < self.known() {
                 self.list();
             }
             let Some(done) = self.steps.next().await else { break };
             if let Err(error) = done.and_then(|done| self.advance(done)) {
-                // A failed step leaves its counter as it is; with nothing left on its way that no longer matters.
-                self.encoding = 0;
                 self.failure.get_or_insert(error);
             }
         }

@@ -356,6 +356,7 @@ impl Mesh {
             }
             let idle = Instant::now() + Duration::from_secs(3600);
             tokio::select! {
+                biased;
                 () = tokio::time::sleep_until(next.unwrap_or(idle)) => {}
                 () = self.0.state.wake.notified() => {}
             }
@@ -453,6 +454,7 @@ impl Mesh {
     /// Serves and watches a link until it ends, for whichever reason.
     async fn keep_link(self, link: Arc<Link>, serving: impl Future<Output = ()>) {
         let reason = tokio::select! {
+            biased;
             () = serving => "the connection ended",
             () = self.ping_until_silent(&link) => "it does not answer any more",
             () = superseded(&link) => "another connection took the place of this one",

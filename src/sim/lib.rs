@@ -6,6 +6,30 @@
 pub mod world;
 
 #[cfg(test)]
+mod cluster;
+
+#[cfg(test)]
+mod history;
+
+#[cfg(test)]
+mod linear;
+
+#[cfg(test)]
+mod workload;
+
+#[cfg(test)]
+mod faults;
+
+#[cfg(test)]
+mod checks;
+
+#[cfg(test)]
+mod scenario;
+
+#[cfg(test)]
+mod cluster_tests;
+
+#[cfg(test)]
 mod power_cuts;
 
 #[cfg(test)]

@@ -46,6 +46,8 @@ pub enum TableError {
     },
     #[error(transparent)]
     Layout(LayoutError),
+    #[error("the rows changed faster than they could be read")]
+    Unsettled,
     #[error("too few owners of the row answered")]
     Quorum(#[source] Box<QuorumError<RpcError>>),
 }
@@ -68,7 +70,9 @@ impl From<TableError> for RpcError {
             | TableError::Row { .. }
             | TableError::DamagedEpoch { .. } => ErrorCode::Internal,
             TableError::UnknownTable(_) | TableError::ShortKey { .. } => ErrorCode::BadRequest,
-            TableError::NoLayout | TableError::Quorum(_) | TableError::Rebuilding => ErrorCode::Unavailable,
+            TableError::NoLayout | TableError::Unsettled | TableError::Quorum(_) | TableError::Rebuilding => {
+                ErrorCode::Unavailable
+            }
             TableError::Peer { source, .. } => source.code,
             TableError::StaleLayout { .. } => ErrorCode::StaleLayout,
             TableError::StaleEpoch { .. } => ErrorCode::StaleEpoch,

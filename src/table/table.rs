@@ -22,6 +22,9 @@ use crate::schema::{Replication, Schema};
 use crate::store::TableStore;
 use crate::wire::{AskEpoch, Entry, EpochIs, Found, Mode, Order, Page, Projection, Range, Read, TableId, Verdict, Write};
 
+/// How often a range is read anew because rows were superseded meanwhile.
+const RANGE_ATTEMPTS_MAX: usize = 16;
+
 /// One table, through the nodes that own its rows. Cheap to clone.
 pub struct Table<S> {
     store: TableStore,
@@ -110,7 +113,7 @@ impl<S: Schema> Table<S> {
         if replies.len() > 1 {
             let bytes = codec::encode(&row);
             if replies.iter().any(|reply| reply.reply.row.as_ref().is_none_or(|copy| copy.as_slice() != bytes)) {
-                self.read_back(placement, Entry { epoch, ..S::entry(&row, Mode::Replicate) }).await?;
+                self.read_back(placement, vec![Entry { epoch, ..S::entry(&row, Mode::Replicate) }]).await?;
             }
         }
         Ok(Some(row))
@@ -220,6 +223,16 @@ impl<S: Schema> Table<S> {
     /// # Errors
     /// [`TableError`].
     pub async fn range(&self, placement: Placement, query: Query) -> Result<Rows<S::Row>, TableError> {
+        for _attempt in 0..RANGE_ATTEMPTS_MAX {
+            if let Some(rows) = self.try_range(placement, &query).await? {
+                return Ok(rows);
+            }
+        }
+        Err(TableError::Unsettled)
+    }
+
+    /// `None` when a row was superseded, or its tombstone collected, while it was read back: what is there now has to be seen.
+    async fn try_range(&self, placement: Placement, query: &Query) -> Result<Option<Rows<S::Row>>, TableError> {
         let layout = self.cluster.layout().version();
         let range = Range {
             layout,
@@ -231,20 +244,32 @@ impl<S: Schema> Table<S> {
             limit: query.limit,
             projection: query.projection,
         };
+        // Known before the rows are read, as in `get`.
+        let epoch = self.store.known_epoch(S::ID, &placement);
         let replies = self.ask(placement, |node| self.call(node, range.clone())).await?;
-        let merged = merge_pages::<S>(&replies, query.order)?;
-        let mut rows = Vec::with_capacity(merged.rows.len());
-        for row in merged.rows {
+        let MergedPage { rows: merged, last } = merge_pages::<S>(&replies, query.order)?;
+        if query.projection == Projection::Whole {
+            let differing = merged.iter().filter(|row| row.differs);
+            let entries: Vec<Entry> = differing.map(|row| Entry { epoch, ..S::entry(&row.row, Mode::Replicate) }).collect();
+            if !entries.is_empty() {
+                match self.read_back(placement, entries).await {
+                    Err(TableError::StaleEpoch { .. }) => return Ok(None),
+                    result => result?,
+                }
+            }
+            return Ok(Some(Rows { rows: merged.into_iter().map(|row| row.row).collect(), last }));
+        }
+        let mut rows = Vec::with_capacity(merged.len());
+        for row in merged {
             if row.differs {
                 // Written back whole, not as the summary a listing sees.
-                if let Some(whole) = self.get(placement, row.sort_key).await? {
-                    rows.push(if query.projection == Projection::Summary { S::summary(whole) } else { whole });
-                }
+                let Some(whole) = self.get(placement, row.sort_key).await? else { return Ok(None) };
+                rows.push(S::summary(whole));
             } else {
                 rows.push(row.row);
             }
         }
-        Ok(Rows { rows, last: merged.last })
+        Ok(Some(Rows { rows, last }))
     }
 
     async fn ask<T, F>(&self, placement: Placement, call: impl Fn(NodeId) -> F) -> Result<Vec<NodeReply<T>>, TableError>
@@ -277,8 +302,8 @@ impl<S: Schema> Table<S> {
         })
     }
 
-    async fn read_back(&self, placement: Placement, entry: Entry) -> Result<(), TableError> {
-        match self.write_once(placement, vec![entry]).await? {
+    async fn read_back(&self, placement: Placement, entries: Vec<Entry>) -> Result<(), TableError> {
+        match self.write_once(placement, entries).await? {
             Verdict::Won => Ok(()),
             verdict => unreachable!("copies are merged, never refused, but an owner answered {verdict:?}"),
         }

@@ -1,0 +1,155 @@
+//! Scenarios: how many machines, which faults, how much work; and running one of them by a seed.
+
+use std::cell::Cell;
+use std::sync::{Arc, Mutex, Once};
+use std::time::Duration;
+
+use garage_types::random::SeededRandom;
+
+use crate::checks;
+use crate::cluster::Cluster;
+use crate::cluster::machine::Setup;
+use crate::faults::{Fault, heal, make_faults};
+use crate::history::{History, Tally};
+use crate::workload::World;
+
+/// What the cluster can do by itself by now: faults and checks that need more are left out.
+#[derive(Clone, Copy, Debug)]
+pub struct Abilities {
+    /// Owners of a row become equal without being read.
+    pub anti_entropy: bool,
+    /// Missing and damaged blocks are fetched from other owners, and blocks that nothing needs are deleted.
+    pub block_resync: bool,
+    /// What uploads leave behind whose outcome is in doubt is found and released.
+    pub doubtful_uploads_end: bool,
+}
+
+pub const ABILITIES: Abilities = Abilities { anti_entropy: false, block_resync: false, doubtful_uploads_end: false };
+
+#[derive(Clone, Copy, Debug)]
+pub struct Scenario {
+    pub name: &'static str,
+    pub machines: usize,
+    pub replication_factor: usize,
+    pub clients: u64,
+    /// Of each client.
+    pub operations: usize,
+    pub faults: &'static [Fault],
+}
+
+const ALL: &[Fault] = &[
+    Fault::Delay,
+    Fault::LoseConnections,
+    Fault::BlockOneWay,
+    Fault::Isolate,
+    Fault::Crash,
+    Fault::Crash,
+    Fault::Blackout,
+    Fault::ClockJump,
+    Fault::SlowDisk,
+    Fault::FullDisk,
+    Fault::FullDatabase,
+];
+
+pub const SCENARIOS: [Scenario; 5] = [
+    Scenario { name: "calm", machines: 3, replication_factor: 3, clients: 4, operations: 50, faults: &[] },
+    Scenario {
+        name: "network",
+        machines: 3,
+        replication_factor: 3,
+        clients: 4,
+        operations: 50,
+        faults: &[Fault::Delay, Fault::LoseConnections, Fault::BlockOneWay, Fault::Isolate, Fault::ClockJump],
+    },
+    Scenario { name: "everything", machines: 3, replication_factor: 3, clients: 4, operations: 50, faults: ALL },
+    Scenario { name: "five", machines: 5, replication_factor: 3, clients: 5, operations: 40, faults: ALL },
+    Scenario { name: "single", machines: 1, replication_factor: 1, clients: 3, operations: 50, faults: ALL },
+];
+
+pub fn scenario(name: &str) -> Scenario {
+    *SCENARIOS.iter().find(|scenario| scenario.name == name).unwrap_or_else(|| panic!("there is no scenario {name}"))
+}
+
+/// What came of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    pub violations: Vec<String>,
+    pub trace: Vec<String>,
+    pub tally: Tally,
+}
+
+thread_local! {
+    static PANICS: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Panics of tasks are caught by the runtime; a run must not miss them.
+fn count_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            PANICS.set(PANICS.get() + 1);
+            before(info);
+        }));
+    });
+}
+
+/// Runs a scenario by a seed, from an empty cluster to the last check.
+pub fn run(scenario: Scenario, seed: u64) -> Outcome {
+    count_panics();
+    let panics_before = PANICS.get();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let mut outcome = runtime.block_on(run_in_runtime(scenario, seed));
+    drop(runtime);
+    if PANICS.get() > panics_before {
+        outcome.violations.push("something panicked".to_owned());
+    }
+    outcome
+}
+
+async fn run_in_runtime(scenario: Scenario, seed: u64) -> Outcome {
+    let setup = Setup {
+        replication_factor: scenario.replication_factor,
+        data_durability: garage_block::Durability::Synced,
+        metadata_durability: garage_db::Durability::Synced,
+    };
+    let cluster = Cluster::start(seed, scenario.machines, setup).await;
+    let bucket = cluster.machines[0].garage().expect("it runs").create_bucket("pictures").await.unwrap();
+    // The name and the bucket reach every machine before anybody works.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let world = Arc::new(World {
+        cluster,
+        bucket,
+        history: History::new(),
+        random: SeededRandom::new(seed ^ 0x636c_6965),
+        uploads: Mutex::default(),
+    });
+    heal(&world).await;
+    let faults = (!scenario.faults.is_empty()).then(|| {
+        let random = Arc::new(SeededRandom::new(seed ^ 0x6661_756c));
+        tokio::spawn(make_faults(world.clone(), scenario.faults, random))
+    });
+    let clients: Vec<_> =
+        (0..scenario.clients).map(|number| tokio::spawn(world.clone().client(number, scenario.operations))).collect();
+    for client in clients {
+        client.await.unwrap();
+    }
+    if let Some(faults) = faults {
+        faults.abort();
+        // It has ended when it is not in the middle of a restart any more.
+        drop(faults.await);
+    }
+    heal(&world).await;
+    checks::after_quiet(&world, ABILITIES).await;
+    let releases_all = ABILITIES.anti_entropy && ABILITIES.doubtful_uploads_end;
+    if releases_all || scenario.faults.is_empty() && world.history.tally().in_doubt == 0 {
+        checks::after_deleting_all(&world).await;
+    }
+    if scenario.faults.is_empty() && world.history.tally().in_doubt > 0 {
+        world.history.note("operations failed although nothing went wrong");
+    }
+    world.history.note(world.cluster.network.summary());
+    world.history.judge();
+    let history = &world.history;
+    Outcome { violations: history.violations(), trace: history.trace(), tally: history.tally() }
+}
