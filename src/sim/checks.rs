@@ -32,6 +32,8 @@ pub async fn rows<S: Schema>(machine: &Machine) -> Vec<S::Row> {
 /// Waits until the cluster is at rest, then reads everything through every machine and looks at what each of them has.
 pub async fn after_quiet(world: &World, abilities: Abilities) {
     world.cluster.until("all machines are connected again", |cluster| cluster.is_connected()).await;
+    // Now rather than within the hour.
+    world.cluster.machines.iter().filter_map(|machine| machine.node()).for_each(|node| node.sync.request());
     tokio::time::sleep(QUIET).await;
     for machine in &world.cluster.machines {
         let name = format!("final look on {}", machine.number);
