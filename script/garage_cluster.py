@@ -6,10 +6,11 @@ Everything is done as an operator would: configuration files, `node connect`, `l
 import json
 import os
 import secrets
+import signal
 import subprocess
 import time
 
-from garage_server import START_SECONDS_MAX, ServerError, free_ports
+from garage_server import START_SECONDS_MAX, STOP_SECONDS_MAX, ServerError, free_ports
 from s3client import S3Client
 
 CONFIGURATION = """\
@@ -23,6 +24,7 @@ rpc_secret = "{rpc_secret}"
 [s3_api]
 s3_region = "garage"
 api_bind_addr = "{s3_address}"
+root_domain = ".localhost"
 """
 
 
@@ -67,6 +69,18 @@ class Node:
                     raise
                 time.sleep(0.02)
 
+    def stop(self):
+        """SIGTERM; the process must then end with status 0."""
+        if self.process.poll() is not None:
+            raise ServerError(f"{self.zone} ended by itself (status {self.process.returncode})")
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            status = self.process.wait(STOP_SECONDS_MAX)
+        except subprocess.TimeoutExpired:
+            raise ServerError(f"{self.zone} did not stop within {STOP_SECONDS_MAX} s of SIGTERM") from None
+        if status != 0:
+            raise ServerError(f"{self.zone} stopped with status {status}")
+
     def kill(self):
         """SIGKILL, if it runs."""
         if self.process is not None and self.process.poll() is None:
@@ -108,12 +122,24 @@ class Cluster:
         layouts = [json.loads(node.command("layout", "show", "--json")) for node in self.nodes if node.process.poll() is None]
         return all(layout.get("version") == 1 for layout in layouts)
 
+    def client_environment(self, endpoint):
+        """What a client test needs to know; `endpoint` leads to any of the nodes."""
+        return {"ENDPOINT": endpoint, "ENDPOINTS": " ".join(node.endpoint for node in self.nodes),
+                "ACCESS_KEY": self.access_key, "SECRET_KEY": self.secret_key, "BUCKET": self.bucket}
+
     def client(self, node):
         return S3Client(node.endpoint, self.access_key, self.secret_key, self.bucket)
+
+    def stop(self):
+        for node in self.nodes:
+            node.stop()
 
     def kill(self):
         for node in self.nodes:
             node.kill()
+
+    def log_tail(self):
+        return "\n".join(f"--- log of {node.zone}\n{node.log_tail()}" for node in self.nodes if node.process is not None)
 
     @staticmethod
     def wait_for(what, condition, seconds=30):
