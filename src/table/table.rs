@@ -160,9 +160,45 @@ impl<S: Schema> Table<S> {
     /// # Errors
     /// [`TableError`].
     pub async fn range(&self, placement: Placement, query: Query) -> Result<Rows<S::Row>, TableError> {
-        let layout = self.cluster.layout().version();
+        if query.projection == Projection::Whole {
+            return self.range_whole(placement, &query).await;
+        }
+        let merged = self.merged_pages(placement, &query).await?;
+        let mut rows = Vec::with_capacity(merged.rows.len());
+        for row in merged.rows {
+            if !row.differs {
+                rows.push(row.row);
+                continue;
+            }
+            // Written back whole, not as the summary a listing sees.
+            let Some(whole) = self.get(placement, row.sort_key).await? else {
+                // Superseded since, by a row that this page does not show: leaving it out would show neither.
+                return self.range_summarised(placement, query).await;
+            };
+            rows.push(S::summary(whole));
+        }
+        Ok(Rows { rows, last: merged.last })
+    }
+
+    /// As [`Table::range`]; what differs is written back as it was read, so that nothing can vanish in between.
+    async fn range_whole(&self, placement: Placement, query: &Query) -> Result<Rows<S::Row>, TableError> {
+        let merged = self.merged_pages(placement, query).await?;
+        let differing = merged.rows.iter().filter(|row| row.differs);
+        let entries: Vec<Entry> = differing.map(|row| S::entry(&row.row, Mode::Replicate)).collect();
+        if !entries.is_empty() {
+            self.read_back(placement, entries).await?;
+        }
+        Ok(Rows { rows: merged.rows.into_iter().map(|row| row.row).collect(), last: merged.last })
+    }
+
+    async fn range_summarised(&self, placement: Placement, query: Query) -> Result<Rows<S::Row>, TableError> {
+        let Rows { rows, last } = self.range_whole(placement, &Query { projection: Projection::Whole, ..query }).await?;
+        Ok(Rows { rows: rows.into_iter().map(S::summary).collect(), last })
+    }
+
+    async fn merged_pages(&self, placement: Placement, query: &Query) -> Result<MergedPage<S::Row>, TableError> {
         let range = Range {
-            layout,
+            layout: self.cluster.layout().version(),
             table: S::ID,
             placement,
             from: query.from.clone().into(),
@@ -172,19 +208,7 @@ impl<S: Schema> Table<S> {
             projection: query.projection,
         };
         let replies = self.ask(placement, |node| self.call(node, range.clone())).await?;
-        let merged = merge_pages::<S>(&replies, query.order)?;
-        let mut rows = Vec::with_capacity(merged.rows.len());
-        for row in merged.rows {
-            if row.differs {
-                // Written back whole, not as the summary a listing sees.
-                if let Some(whole) = self.get(placement, row.sort_key).await? {
-                    rows.push(if query.projection == Projection::Summary { S::summary(whole) } else { whole });
-                }
-            } else {
-                rows.push(row.row);
-            }
-        }
-        Ok(Rows { rows, last: merged.last })
+        merge_pages::<S>(&replies, query.order)
     }
 
     async fn ask<T, F>(&self, placement: Placement, call: impl Fn(NodeId) -> F) -> Result<Vec<NodeReply<T>>, TableError>
