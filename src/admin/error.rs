@@ -118,6 +118,7 @@ fn class_of_model(error: &ModelError) -> Class {
         | ModelError::Mismatch(_)
         | ModelError::Source(_)
         | ModelError::TooLarge { .. }
+        | ModelError::Superseded
         | ModelError::Block(_)
         | ModelError::Damaged(_) => INTERNAL,
     }

@@ -184,6 +184,31 @@ async fn of_two_completions_at_once_at_most_one_goes_on_and_the_object_stays_who
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_completion_retried_while_the_first_goes_on_is_never_told_that_there_is_no_upload() {
+    for seed in 0..40 {
+        let world = World::new(seed);
+        let garage = world.start().await.garage;
+        let bucket = garage.create_bucket("pictures").await.unwrap();
+        let upload = begin(&garage, bucket, "k").await;
+        let listed = [part(&garage, &upload, 1, &body(1, 300)).await.unwrap()];
+        let retry = async {
+            // Later by a few polls of the first, another number for each seed.
+            for _poll in 0..seed {
+                tokio::task::yield_now().await;
+            }
+            complete(&garage, &upload, &listed).await
+        };
+        let (first, retried) = futures_util::join!(complete(&garage, &upload, &listed), retry);
+        for result in [first, retried] {
+            assert!(matches!(result, Ok(_) | Err(ModelError::Conflict(_))), "seed {seed}: {result:?}");
+        }
+        complete(&garage, &upload, &listed).await.unwrap();
+        settle(&world, &garage).await;
+        assert_eq!(fetch(&garage, bucket, "k").await, body(1, 300), "seed {seed}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_empty_part_alone_makes_an_empty_object() {
     let world = World::new(5);
     let garage = world.start().await.garage;

@@ -223,9 +223,16 @@ impl<S: Schema> Table<S> {
     /// # Errors
     /// [`TableError`].
     pub async fn range(&self, placement: Placement, query: Query) -> Result<Rows<S::Row>, TableError> {
+        if let Some(rows) = self.try_range(placement, &query).await? {
+            return Ok(rows);
+        }
+        // Whole rows are written back as they were read, so that nothing can vanish in between.
+        let summarised = query.projection == Projection::Summary;
+        let query = Query { projection: Projection::Whole, ..query };
         for _attempt in 0..RANGE_ATTEMPTS_MAX {
-            if let Some(rows) = self.try_range(placement, &query).await? {
-                return Ok(rows);
+            if let Some(Rows { rows, last }) = self.try_range(placement, &query).await? {
+                let rows = if summarised { rows.into_iter().map(S::summary).collect() } else { rows };
+                return Ok(Rows { rows, last });
             }
         }
         Err(TableError::Unsettled)
