@@ -10,6 +10,7 @@ pub mod date;
 pub mod error;
 pub mod keys;
 pub mod layout;
+pub mod layout_history;
 pub mod nodes;
 pub mod operations;
 pub mod report;

@@ -1,8 +1,6 @@
 //! `garage layout …`
 
-use garage_admin::layout::{
-    Layout, LayoutHistoryInfo, LayoutParameters, LayoutPreview, RoleChange, RoleInfo, VersionStatus, ZoneRedundancy,
-};
+use garage_admin::layout::{Layout, LayoutParameters, LayoutPreview, RoleChange, RoleInfo, ZoneRedundancy};
 use garage_types::size::format_decimal;
 
 use super::{heading, row, share, table, tags};
@@ -32,7 +30,8 @@ fn redundancy(parameters: &LayoutParameters) -> String {
     }
 }
 
-fn roles(layout: &Layout) -> String {
+/// The nodes and their roles.
+pub(super) fn roles(layout: &Layout) -> String {
     let mut rows = vec![row(["ID", "Tags", "Zone", "Capacity", "Usable capacity"])];
     let role = |role: &RoleInfo| {
         let capacity = role.capacity.map_or_else(|| "gateway".to_owned(), format_decimal);
@@ -82,49 +81,12 @@ fn next(layout: &Layout, preview: &LayoutPreview) -> String {
     )
 }
 
-/// Past and live versions.
-pub fn history(history: &LayoutHistoryInfo) -> String {
-    let mut text = heading("LAYOUT HISTORY");
-    let mut rows = vec![row(["Version", "Status", "Storage nodes", "Gateway nodes"])];
-    rows.extend(history.versions.iter().map(|version| {
-        let status = match version.status {
-            VersionStatus::Current => "Current",
-            VersionStatus::Draining => "Draining",
-            VersionStatus::Historical => "Historical",
-        };
-        vec![
-            format!("#{}", version.version),
-            status.to_owned(),
-            version.storage_nodes.to_string(),
-            version.gateway_nodes.to_string(),
-        ]
-    }));
-    text += &table(&rows);
-    let Some(trackers) = &history.update_trackers else {
-        return text
-            + "\nOnly the current version is live. Objects stored under earlier ones stay where they were: they are not moved yet.\n";
-    };
-    text += "\n";
-    text += &heading("UPDATE TRACKERS");
-    let mut rows = vec![row(["Node", "Ack", "Sync", "Sync_ack"])];
-    let number = |version: u64| format!("#{version}");
-    rows.extend(
-        trackers
-            .iter()
-            .map(|(node, tracker)| vec![node.short(), number(tracker.ack), number(tracker.sync), number(tracker.sync_ack)]),
-    );
-    text += &table(&rows);
-    text + "\nMetadata are moving to where the current version wants them. A node whose numbers stay behind is down or slow: see garage status.\n"
-}
-
 #[cfg(test)]
 mod tests {
-    use garage_admin::layout::{
-        Layout, LayoutHistoryInfo, LayoutParameters, LayoutPreview, RoleChange, RoleInfo, ZoneRedundancy,
-    };
+    use garage_admin::layout::{Layout, LayoutParameters, LayoutPreview, RoleChange, RoleInfo, ZoneRedundancy};
     use garage_types::NodeId;
 
-    use super::{history, show};
+    use super::show;
 
     fn layout() -> Layout {
         let id = |byte| NodeId::from_bytes([byte; 32]);
@@ -181,11 +143,5 @@ mod tests {
         let preview = LayoutPreview { error: Some("too few nodes".into()), message: vec![], new_layout: None };
         let text = show(&layout(), Some(&preview));
         assert!(text.contains("too few nodes\n\nThe layout cannot be applied yet") && !text.contains("--version 4"));
-    }
-
-    #[test]
-    fn a_settled_history_says_that_it_is() {
-        let settled = LayoutHistoryInfo { current_version: 1, min_ack: 1, versions: vec![], update_trackers: None };
-        assert!(history(&settled).contains("Only the current version is live"));
     }
 }
