@@ -9,6 +9,9 @@ pub mod world;
 mod power_cuts;
 
 #[cfg(test)]
+mod gateway;
+
+#[cfg(test)]
 mod multipart;
 
 #[cfg(test)]
