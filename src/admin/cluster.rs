@@ -356,6 +356,7 @@ mod tests {
             addresses: vec!["host:1".into(), "other:1".into()],
             state,
             latency: Some(Duration::from_micros(1500)),
+            throughput: None,
             last_seen: Some(Timestamp::from_millis(4000)),
             is_self: false,
         };

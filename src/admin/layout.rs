@@ -6,6 +6,7 @@ use garage_types::NodeId;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{AdminError, ApiError};
+use crate::layout_plan::{LayoutPlan, layout_plan};
 use crate::operations::{AdminService, Operation};
 use crate::report;
 
@@ -223,6 +224,9 @@ pub struct LayoutPreview {
     /// Lines for people.
     pub message: Vec<String>,
     pub new_layout: Option<Layout>,
+    /// What it would move.
+    #[serde(default)]
+    pub plan: Option<LayoutPlan>,
 }
 
 impl Operation for PreviewClusterLayoutChanges {
@@ -235,6 +239,7 @@ impl Operation for PreviewClusterLayoutChanges {
                 error: None,
                 message: report::lines(&preview.report, preview.version.roles()),
                 new_layout: Some(version_as_layout(&preview.version)),
+                plan: Some(layout_plan(service, &preview).await),
             }),
             Err(error) => {
                 let error = ApiError::from(AdminError::Layout(error));
@@ -242,7 +247,7 @@ impl Operation for PreviewClusterLayoutChanges {
                 if error.status >= 500 {
                     return Err(AdminError::Elsewhere(error));
                 }
-                Ok(LayoutPreview { error: Some(error.message), message: Vec::new(), new_layout: None })
+                Ok(LayoutPreview { error: Some(error.message), message: Vec::new(), new_layout: None, plan: None })
             }
         }
     }

@@ -2,12 +2,13 @@
 
 use garage_admin::cluster::{ClusterStatus, GetClusterStatus};
 use garage_admin::layout::{
-    ApplyClusterLayout, GetClusterLayout, Layout, LayoutParameters, PreviewClusterLayoutChanges, RevertClusterLayout, RoleChange,
-    UpdateClusterLayout, ZoneRedundancy,
+    ApplyClusterLayout, GetClusterLayout, Layout, LayoutParameters, LayoutPreview, PreviewClusterLayoutChanges,
+    RevertClusterLayout, RoleChange, UpdateClusterLayout, ZoneRedundancy,
 };
 use garage_admin::layout_history::{ClusterLayoutSkipDeadNodes, GetClusterLayoutHistory, ResolveClusterLayout, SkippedNodes};
 use garage_admin::search;
 use garage_types::NodeId;
+use serde::Serialize;
 
 use crate::args::layout::{AssignArgs, LayoutCommand, RevertArgs, SkipArgs};
 use crate::args::value::Redundancy;
@@ -102,11 +103,17 @@ fn something_skipped(skipped: &SkippedNodes, args: &SkipArgs) -> Result<(), CliE
 async fn show_layout(daemon: &Daemon, output: Output) -> Result<(), CliError> {
     let layout = daemon.call(GetClusterLayout).await?;
     let is_staged = !layout.staged_role_changes.is_empty() || layout.staged_parameters.is_some();
-    if !is_staged || output == Output::Json {
-        return output.reply(&layout, |layout| show::show(layout, None));
-    }
-    let preview = daemon.call(PreviewClusterLayoutChanges).await?;
-    output.reply(&layout, |layout| show::show(layout, Some(&preview)))
+    let preview = if is_staged { Some(daemon.call(PreviewClusterLayoutChanges).await?) } else { None };
+    output.reply(&ShownLayout { layout, preview }, |shown| show::show(&shown.layout, shown.preview.as_ref()))
+}
+
+/// What `layout show` prints as JSON: the layout, and if something is staged, what would come of it.
+#[derive(Serialize)]
+struct ShownLayout {
+    #[serde(flatten)]
+    layout: Layout,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    preview: Option<LayoutPreview>,
 }
 
 /// The node that a typed prefix means, among all that are connected, have a role, or have one staged.
