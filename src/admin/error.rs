@@ -130,6 +130,7 @@ fn class_of_layout(error: &LayoutError) -> Class {
         LayoutError::Assign(_)
         | LayoutError::WrongVersion { .. }
         | LayoutError::NoConflict
+        | LayoutError::DigestPrefix { .. }
         | LayoutError::UnknownVersion { .. }
         | LayoutError::CapacityTooSmall { .. }
         | LayoutError::ZoneWithoutName

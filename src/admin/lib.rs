@@ -10,6 +10,8 @@ pub mod date;
 pub mod error;
 pub mod keys;
 pub mod layout;
+pub mod layout_history;
+pub mod layout_plan;
 pub mod nodes;
 pub mod operations;
 pub mod report;

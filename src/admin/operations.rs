@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{AdminError, ApiError};
-use crate::{buckets, cluster, keys, layout, nodes};
+use crate::{buckets, cluster, keys, layout, layout_history, nodes};
 
 /// Something an operator may ask.
 pub trait Operation: Serialize + DeserializeOwned + Send + Sync + 'static {
@@ -42,7 +42,9 @@ pub fn visit_all(visitor: &mut impl Visitor) {
     visitor.visit::<cluster::GetClusterHealth>();
     visitor.visit::<cluster::ConnectClusterNodes>();
     visitor.visit::<layout::GetClusterLayout>();
-    visitor.visit::<layout::GetClusterLayoutHistory>();
+    visitor.visit::<layout_history::GetClusterLayoutHistory>();
+    visitor.visit::<layout_history::ClusterLayoutSkipDeadNodes>();
+    visitor.visit::<layout_history::ResolveClusterLayout>();
     visitor.visit::<layout::UpdateClusterLayout>();
     visitor.visit::<layout::PreviewClusterLayoutChanges>();
     visitor.visit::<layout::ApplyClusterLayout>();

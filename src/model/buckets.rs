@@ -11,7 +11,6 @@ use garage_types::{BucketId, BucketName, KeyId, Timestamp};
 
 use crate::alias::{AliasRow, AliasScope, AliasTable, key_of};
 use crate::bucket::{BucketRow, BucketState, BucketTable, Quotas};
-use crate::counters::Counts;
 use crate::error::ModelError;
 use crate::garage::Garage;
 use crate::key::Permissions;
@@ -291,17 +290,6 @@ impl Garage {
                 None => return Ok(true),
             }
         }
-    }
-
-    /// What a bucket holds, as this node has counted it.
-    ///
-    /// # Errors
-    /// [`ModelError::Table`].
-    pub async fn bucket_counts(&self, id: BucketId) -> Result<Counts, ModelError> {
-        let tree = self.0.local.counters.0;
-        let read = move |tx: &garage_db::Snapshot<'_>| tx.get(tree, id.as_bytes());
-        let bytes: Option<Vec<u8>> = self.0.local.tables.db().read(read).await.map_err(TableError::Db)?;
-        Ok(bytes.map_or_else(Counts::default, |bytes| Counts::decode(&bytes)))
     }
 
     pub fn punycode(&self) -> Punycode {

@@ -17,6 +17,7 @@ use crate::block_ref::{BlockRefTable, BlockTrees};
 use crate::blocks::{BlockService, Blocks};
 use crate::bucket::{BucketRow, BucketTable};
 use crate::cache::RowCache;
+use crate::count::CountService;
 use crate::counters::BucketCounters;
 use crate::key::{KeyRow, KeyTable};
 use crate::object::ObjectTable;
@@ -77,6 +78,11 @@ impl LocalModel {
             .open(clock, layouts)?;
         let blocks = BlockService { blocks, tables: tables.clone(), offload };
         Ok(LocalModel { tables, blocks, counters, block_trees })
+    }
+
+    /// Answers how much buckets hold.
+    pub fn count_service(&self) -> CountService {
+        CountService { counters: self.counters, tables: self.tables.clone() }
     }
 }
 

@@ -18,6 +18,7 @@ pub mod cache;
 pub mod combine;
 pub mod complete;
 pub mod copy;
+pub mod count;
 pub mod counters;
 pub mod digest;
 pub mod error;

@@ -244,6 +244,7 @@ impl Mesh {
             addresses: self.0.state.us.addresses.clone(),
             state: PeerState::Up { since: now },
             latency: Some(Duration::ZERO),
+            throughput: None,
             last_seen: Some(now),
             is_self: true,
         };
@@ -296,7 +297,11 @@ impl Mesh {
         }
         let deadline = Instant::now() + timeout;
         let link = self.link(to, R::CLASS, deadline).await?;
-        link.call(&request, deadline.saturating_duration_since(Instant::now())).await
+        let began = Instant::now();
+        let reply = link.call(&request, deadline.saturating_duration_since(began)).await?;
+        let carried = request.data.len() + reply.data.len();
+        self.0.state.with(|state| state.peers.transferred(to, carried, began.elapsed()));
+        Ok(reply)
     }
 
     async fn call_ourselves<R: Request>(&self, request: Message<R>, timeout: Duration) -> Result<Message<R::Reply>, RpcError> {

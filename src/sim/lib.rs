@@ -33,6 +33,9 @@ mod cluster_tests;
 mod power_cuts;
 
 #[cfg(test)]
+mod gateway;
+
+#[cfg(test)]
 mod multipart;
 
 #[cfg(test)]

@@ -70,6 +70,19 @@ fn layout_commands_take_their_options_before_or_after_the_node() {
 }
 
 #[test]
+fn dead_nodes_are_skipped_up_to_a_version_and_conflicts_resolved_by_digest() {
+    let Ok(Command::Layout(LayoutCommand::SkipDeadNodes(skip))) =
+        parse("layout skip-dead-nodes --version 4 --allow-missing-data")
+    else {
+        panic!()
+    };
+    assert_eq!((skip.version, skip.allow_missing_data), (4, true));
+    assert!(parse("layout skip-dead-nodes").unwrap_err().contains("--version"));
+    assert!(matches!(parse("layout resolve ab12"), Ok(Command::Layout(LayoutCommand::Resolve { digest: Some(_) }))));
+    assert!(matches!(parse("layout resolve"), Ok(Command::Layout(LayoutCommand::Resolve { digest: None }))));
+}
+
+#[test]
 fn a_capacity_without_unit_is_refused_with_a_hint() {
     let error = parse("layout assign -z dc1 -c 1 aa").unwrap_err();
     assert!(error.contains("write a unit, such as 1G or 1T"), "{error}");

@@ -15,7 +15,7 @@ use garage_types::{Clock, Disk, NodeId};
 use tokio::sync::{Notify, watch};
 
 use super::error::LayoutError;
-use super::history::{LayoutHistory, Merged, MissingData, OlderWrites, Preview, Skipped};
+use super::history::{LayoutHistory, Merged, MissingData, OlderWrites, Preview, Skipped, resolve};
 use super::report::Report;
 use super::standing::{SharedStanding, Standing, StartFacts, at_start, with_layout};
 use super::version::{LayoutParameters, NodeRole, VersionKey};
@@ -212,12 +212,18 @@ impl LayoutManager {
         self.change(move |history| history.apply(number)).await
     }
 
-    /// Ends a conflict; see [`LayoutHistory::resolve`].
+    /// Ends a conflict in favour of the layout whose digest begins with `prefix`; see [`resolve::chosen`] and
+    /// [`LayoutHistory::resolve`].
     ///
     /// # Errors
     /// As there, and those of saving.
-    pub async fn resolve(&self, chosen: VersionKey) -> Result<(), LayoutError> {
-        self.change(move |history| history.resolve(chosen)).await
+    pub async fn resolve(&self, prefix: String) -> Result<VersionKey, LayoutError> {
+        self.change(move |history| {
+            let chosen = resolve::chosen(&history.conflicts(), &prefix)?;
+            history.resolve(chosen)?;
+            Ok(chosen)
+        })
+        .await
     }
 
     /// Moves on without dead nodes; see [`LayoutHistory::skip_dead_nodes`].

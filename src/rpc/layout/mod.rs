@@ -13,6 +13,7 @@ mod flow;
 pub mod gossip;
 pub mod history;
 pub mod manager;
+pub mod plan;
 pub mod report;
 pub mod staging;
 pub mod standing;
