@@ -17,7 +17,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use heed::types::Bytes;
+use heed::types::{Bytes, DecodeIgnore, Str};
 use heed::{CommitOrAbort, CompactionOption, Database, Env, EnvFlags, EnvOpenOptions, MdbError, RoTxn, RwTxn, WithoutTls};
 
 use crate::engine::{Bounds, Direction, Durability, KEY_LENGTH_MAX, ReadRows, Storage, Tree, Visit, WriteRows};
@@ -201,6 +201,20 @@ impl Storage for LmdbEngine {
                 outcome => return outcome,
             }
         }
+    }
+
+    fn tree_names(&self) -> Result<Vec<String>, DbError> {
+        let state = self.state();
+        let Environment { env, .. } = state.environment()?;
+        let txn = env.read_txn().map_err(of_lmdb("begin a read transaction"))?;
+        // The unnamed tree has the names of the others for keys, and no more than that: rows of ours have trees of their own.
+        let root = env.open_databases_and_commit(txn, |opener, txn| {
+            opener.open_database::<Str, DecodeIgnore>(txn, None).map(CommitOrAbort::<_, ()>::Commit)
+        });
+        let Some(Some(root)) = root.map_err(of_lmdb("list the trees"))?.commit() else { return Ok(Vec::new()) };
+        let txn = env.read_txn().map_err(of_lmdb("begin a read transaction"))?;
+        let names = root.iter(&txn).map_err(of_lmdb("list the trees"))?;
+        names.map(|row| row.map(|(name, _tree)| name.to_owned()).map_err(of_lmdb("list the trees"))).collect()
     }
 
     fn read(&self, body: &mut dyn FnMut(&dyn ReadRows)) -> Result<(), DbError> {

@@ -7,6 +7,7 @@ use garage_admin::error::with_causes;
 use garage_admin::nodes::{Facts, FreeSpace, Space};
 use garage_admin::{AdminService, register};
 use garage_node::daemon::{self, DaemonOptions, Ready, Setup};
+use garage_node::engine;
 use garage_node::node::Node;
 use garage_node::single::DefaultBucket;
 use garage_rpc::endpoint::Router;
@@ -125,9 +126,9 @@ fn facts(config: &Config) -> Facts {
     Facts {
         hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        features: vec!["lmdb".to_owned()],
+        features: engine::BUILT_IN.iter().map(|name| (*name).to_owned()).collect(),
         rust_version: env!("CARGO_PKG_RUST_VERSION").to_owned(),
-        db_engine: "LMDB".to_owned(),
+        db_engine: config.db_engine.clone(),
         space: Arc::new(FileSystems {
             metadata: config.metadata_dir.clone(),
             data: config.data_dirs.iter().map(|dir| dir.path.clone()).collect(),

@@ -5,6 +5,7 @@
 
 pub mod capabilities;
 pub mod daemon;
+pub mod engine;
 pub mod node;
 pub mod real_disk;
 pub mod single;

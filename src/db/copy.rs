@@ -1,0 +1,181 @@
+//! All rows of one database into another, whatever their engines: for snapshots of engines that have no copy of their own, and for
+//! moving to another engine.
+//!
+//! What must stay true: what is copied is one consistent view of the source; memory is bounded by a page of rows; the target is
+//! whole only once a function of this module has said so, and each of them gives it its name only then.
+
+use std::fs;
+use std::io;
+use std::ops::Bound;
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use crate::engine::{Direction, ReadRows, Storage, Tree};
+use crate::error::DbError;
+use crate::files::{create_directories, io_error, sync_directory};
+
+/// Rows written by one transaction end with the first that brings it to this many bytes.
+const PAGE_BYTES_MAX: usize = 4 << 20;
+
+/// A copy that is not finished, within the directory where it is to be.
+const PARTIAL_NAME: &str = "partial";
+
+/// A copied tree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TreeSummary {
+    pub name: String,
+    pub rows: u64,
+    /// Of all keys and values in their order.
+    pub digest: [u8; 32],
+}
+
+/// Rows collected for one transaction of the target.
+#[derive(Default)]
+struct Page {
+    rows: Vec<(Vec<u8>, Vec<u8>)>,
+    bytes: usize,
+}
+
+impl Page {
+    fn push(&mut self, key: &[u8], value: &[u8]) {
+        self.rows.push((key.to_vec(), value.to_vec()));
+        self.bytes += key.len() + value.len();
+    }
+
+    /// Writes the rows, durably as the target is set up, and empties the page.
+    fn write(&mut self, target: &dyn Storage, tree: Tree) -> Result<(), DbError> {
+        target.write(&mut |rows| self.rows.iter().try_for_each(|(key, value)| rows.insert(tree, key, value)))?;
+        *self = Page::default();
+        Ok(())
+    }
+}
+
+/// Copies all trees, in the order of their names. `copied` is called with the number of rows of each page.
+///
+/// # Errors
+/// Whatever either engine reports; the target is then incomplete.
+pub(crate) fn copy_all(
+    source: &dyn Storage,
+    target: &dyn Storage,
+    copied: &mut dyn FnMut(u64),
+) -> Result<Vec<TreeSummary>, DbError> {
+    let names = source.tree_names()?;
+    let trees: Vec<(String, Tree, Tree)> = names
+        .into_iter()
+        .map(|name| Ok((name.clone(), source.open_tree(&name)?, target.open_tree(&name)?)))
+        .collect::<Result<_, DbError>>()?;
+    let mut outcome = Ok(Vec::new());
+    source.read(&mut |rows| {
+        let copy = |(name, from, to): &(String, Tree, Tree)| {
+            let digest = copy_tree(rows, *from, target, *to, copied)?;
+            Ok(TreeSummary { name: name.clone(), rows: digest.rows, digest: digest.finish() })
+        };
+        outcome = trees.iter().map(copy).collect();
+    })?;
+    outcome
+}
+
+fn copy_tree(
+    rows: &dyn ReadRows,
+    from: Tree,
+    target: &dyn Storage,
+    to: Tree,
+    copied: &mut dyn FnMut(u64),
+) -> Result<Digest, DbError> {
+    let mut digest = Digest::default();
+    let mut page = Page::default();
+    let mut failure = None;
+    rows.range(from, (Bound::Unbounded, Bound::Unbounded), Direction::Forward, &mut |key, value| {
+        digest.add(key, value);
+        page.push(key, value);
+        if page.bytes < PAGE_BYTES_MAX {
+            return ControlFlow::Continue(());
+        }
+        copied(page.rows.len() as u64);
+        match page.write(target, to) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => {
+                failure = Some(error);
+                ControlFlow::Break(())
+            }
+        }
+    })?;
+    if let Some(failure) = failure {
+        return Err(failure);
+    }
+    copied(page.rows.len() as u64);
+    page.write(target, to)?;
+    Ok(digest)
+}
+
+/// Counts and digests the rows of a tree.
+struct Digest {
+    state: blake2b_simd::State,
+    rows: u64,
+}
+
+impl Default for Digest {
+    fn default() -> Self {
+        Digest { state: blake2b_simd::Params::new().hash_length(32).to_state(), rows: 0 }
+    }
+}
+
+impl Digest {
+    /// With the lengths, so that no byte can move from a key to its value.
+    fn add(&mut self, key: &[u8], value: &[u8]) {
+        for part in [key, value] {
+            self.state.update(&(part.len() as u64).to_le_bytes());
+            self.state.update(part);
+        }
+        self.rows += 1;
+    }
+
+    fn finish(&self) -> [u8; 32] {
+        let mut digest = [0; 32];
+        digest.copy_from_slice(self.state.finalize().as_bytes());
+        digest
+    }
+}
+
+/// Copies a database into `directory`, which has no `file_name` yet, through an engine of the same kind.
+///
+/// # Errors
+/// [`DbError::Io`] when there is a database already; whatever either engine reports. Nothing of the copy is left then.
+pub(crate) fn snapshot<T: Storage>(
+    source: &dyn Storage,
+    directory: &Path,
+    file_name: &str,
+    open: impl FnOnce(&Path) -> Result<T, DbError>,
+) -> Result<(), DbError> {
+    create_directories(directory)?;
+    let file = directory.join(file_name);
+    if file.try_exists().map_err(io_error("look for", &file))? {
+        return Err(io_error("copy the database to", &file)(io::ErrorKind::AlreadyExists.into()));
+    }
+    let partial = directory.join(PARTIAL_NAME);
+    remove_all(&partial)?;
+    let copied = open(&partial).and_then(|target| {
+        copy_all(source, &target, &mut |_rows| {})?;
+        target.sync()
+    });
+    if let Err(error) = copied {
+        // To give the space back; if that fails too, the next attempt or the operator sees the directory.
+        remove_all(&partial)?;
+        return Err(error);
+    }
+    let from = partial.join(file_name);
+    fs::rename(&from, &file).map_err(io_error("rename", &from))?;
+    remove_all(&partial)?;
+    sync_directory(directory)
+}
+
+/// Removes a directory and everything in it, if it is there.
+///
+/// # Errors
+/// What the file system reports.
+pub(crate) fn remove_all(path: &Path) -> Result<(), DbError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
