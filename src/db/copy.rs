@@ -4,11 +4,13 @@
 //! What must stay true: what is copied is one consistent view of the source; memory is bounded by a page of rows; the target is
 //! whole only once a function of this module has said so, and each of them gives it its name only then.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::ops::Bound;
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use garage_types::chain;
 
 use crate::engine::{Direction, ReadRows, Storage, Tree};
 use crate::error::DbError;
@@ -17,8 +19,8 @@ use crate::files::{create_directories, io_error, sync_directory};
 /// Rows written by one transaction end with the first that brings it to this many bytes.
 const PAGE_BYTES_MAX: usize = 4 << 20;
 
-/// A copy that is not finished, within the directory where it is to be.
-const PARTIAL_NAME: &str = "partial";
+/// Added to the name of a copy that is not finished.
+const PARTIAL_SUFFIX: &str = ".partial";
 
 /// A copied tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -137,36 +139,71 @@ impl Digest {
     }
 }
 
-/// Copies a database into `directory`, which has no `file_name` yet, through an engine of the same kind.
+/// Copies a database into `directory` through an engine of the same kind.
 ///
 /// # Errors
-/// [`DbError::Io`] when there is a database already; whatever either engine reports. Nothing of the copy is left then.
+/// [`DbError::Io`] when there is something already; whatever either engine reports. Nothing of the copy is left then.
 pub(crate) fn snapshot<T: Storage>(
     source: &dyn Storage,
     directory: &Path,
-    file_name: &str,
     open: impl FnOnce(&Path) -> Result<T, DbError>,
 ) -> Result<(), DbError> {
-    create_directories(directory)?;
-    let file = directory.join(file_name);
-    if file.try_exists().map_err(io_error("look for", &file))? {
-        return Err(io_error("copy the database to", &file)(io::ErrorKind::AlreadyExists.into()));
-    }
-    let partial = directory.join(PARTIAL_NAME);
-    remove_all(&partial)?;
-    let copied = open(&partial).and_then(|target| {
+    make_whole(directory, |partial| {
+        let target = open(partial)?;
         copy_all(source, &target, &mut |_rows| {})?;
         target.sync()
-    });
-    if let Err(error) = copied {
-        // To give the space back; if that fails too, the next attempt or the operator sees the directory.
-        remove_all(&partial)?;
-        return Err(error);
-    }
-    let from = partial.join(file_name);
-    fs::rename(&from, &file).map_err(io_error("rename", &from))?;
+    })
+}
+
+/// Has `make` fill a directory and gives it the name `directory` once everything in it is on stable storage.
+///
+/// # Errors
+/// [`DbError::Io`] when `directory` is there and not empty; what `make` and the file system report. Nothing is left then.
+pub(crate) fn make_whole<T>(directory: &Path, make: impl FnOnce(&Path) -> Result<T, DbError>) -> Result<T, DbError> {
+    refuse_occupied(directory)?;
+    let parent = directory.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    create_directories(parent)?;
+    let mut partial = directory.as_os_str().to_owned();
+    partial.push(PARTIAL_SUFFIX);
+    let partial = PathBuf::from(partial);
     remove_all(&partial)?;
-    sync_directory(directory)
+    let made = make(&partial).and_then(|made| sync_all(&partial).map(|()| made));
+    let made = made.and_then(|made| {
+        fs::rename(&partial, directory).map_err(io_error("rename", &partial))?;
+        Ok(made)
+    });
+    match made {
+        Ok(made) => sync_directory(parent).map(|()| made),
+        Err(error) => {
+            // To give the space back; should that fail too, the next attempt removes it.
+            if let Err(left) = remove_all(&partial) {
+                tracing::warn!(error = %chain(&left), "an unfinished copy of the metadata is left behind");
+            }
+            Err(error)
+        }
+    }
+}
+
+fn refuse_occupied(directory: &Path) -> Result<(), DbError> {
+    match fs::read_dir(directory).map(|mut entries| entries.next().is_some()) {
+        Ok(true) => Err(io_error("copy the database to", directory)(io::ErrorKind::AlreadyExists.into())),
+        Ok(false) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(io_error("look at", directory)(error)),
+    }
+}
+
+/// Brings a directory and everything in it to stable storage.
+fn sync_all(path: &Path) -> Result<(), DbError> {
+    for entry in fs::read_dir(path).map_err(io_error("list", path))? {
+        let entry = entry.map_err(io_error("list", path))?;
+        let (child, kind) = (entry.path(), entry.file_type().map_err(io_error("look at", path))?);
+        match kind.is_dir() {
+            true => sync_all(&child)?,
+            false => File::open(&child).and_then(|file| file.sync_all()).map_err(io_error("sync", &child))?,
+        }
+    }
+    sync_directory(path)
 }
 
 /// Removes a directory and everything in it, if it is there.

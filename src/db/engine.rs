@@ -20,14 +20,26 @@ pub const VALUE_LENGTH_MAX: usize = 1 << 30;
 pub enum Engine {
     Lmdb,
     Redb,
+    #[cfg(feature = "sled")]
+    Sled,
 }
 
 impl Engine {
     /// All there are.
-    pub const ALL: &'static [Engine] = &[Engine::Lmdb, Engine::Redb];
+    pub const ALL: &'static [Engine] = &[
+        Engine::Lmdb,
+        Engine::Redb,
+        #[cfg(feature = "sled")]
+        Engine::Sled,
+    ];
 
     /// The names [`Engine::parse`] takes.
-    pub const BUILT_IN: &'static [&'static str] = &["lmdb", "redb"];
+    pub const BUILT_IN: &'static [&'static str] = &[
+        "lmdb",
+        "redb",
+        #[cfg(feature = "sled")]
+        "sled",
+    ];
 
     /// The engine of that name.
     ///
@@ -43,6 +55,8 @@ impl Engine {
         match self {
             Engine::Lmdb => "lmdb",
             Engine::Redb => "redb",
+            #[cfg(feature = "sled")]
+            Engine::Sled => "sled",
         }
     }
 
@@ -50,6 +64,8 @@ impl Engine {
     pub fn caution(self) -> Option<&'static str> {
         match self {
             Engine::Lmdb | Engine::Redb => None,
+            #[cfg(feature = "sled")]
+            Engine::Sled => Some(crate::sled_engine::CAUTION),
         }
     }
 
@@ -58,6 +74,8 @@ impl Engine {
         match self {
             Engine::Lmdb => "db.lmdb",
             Engine::Redb => "db.redb",
+            #[cfg(feature = "sled")]
+            Engine::Sled => "db.sled",
         }
     }
 }
@@ -165,6 +183,7 @@ mod tests {
     fn unknown_engine_error_lists_the_engines_there_are() {
         let error = Engine::parse("sqlite").unwrap_err();
         assert!(matches!(error, DbError::UnknownEngine { .. }));
-        assert_eq!(error.to_string(), "there is no metadata engine \"sqlite\" in this build; there are: lmdb, redb");
+        let list = Engine::BUILT_IN.join(", ");
+        assert_eq!(error.to_string(), format!("there is no metadata engine \"sqlite\" in this build; there are: {list}"));
     }
 }

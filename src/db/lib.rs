@@ -18,6 +18,10 @@ mod lmdb;
 mod memory;
 mod overlay;
 mod redb_engine;
+#[cfg(feature = "sled")]
+mod sled_engine;
+#[cfg(feature = "sled")]
+mod sled_versions;
 mod transaction;
 mod writer;
 
@@ -185,6 +189,8 @@ fn open_storage(engine: Engine, path: &Path, options: &EngineOptions) -> Result<
             Arc::new(LmdbEngine::open(path, LmdbOptions { map_size, sync: options.sync })?)
         }
         Engine::Redb => Arc::new(RedbEngine::open(path, options.sync)?),
+        #[cfg(feature = "sled")]
+        Engine::Sled => Arc::new(sled_engine::SledEngine::open(path, options.sync)?),
     })
 }
 

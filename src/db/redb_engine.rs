@@ -245,7 +245,7 @@ impl Storage for RedbEngine {
     }
 
     fn snapshot_to(&self, directory: &Path) -> Result<(), DbError> {
-        copy::snapshot(self, directory, FILE_NAME, |partial| RedbEngine::open(partial, Durability::Synced))
+        copy::snapshot(self, directory, |partial| RedbEngine::open(partial, Durability::Synced))
     }
 }
 

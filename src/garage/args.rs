@@ -15,13 +15,20 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use garage_types::config::{Overrides, PeerAddress, SecretFiles, SecretInput};
 use garage_types::{Secret, config};
 
+/// What `--version` says; `-V` says the number alone.
+const VERSION: &str = if cfg!(feature = "sled") {
+    concat!(env!("CARGO_PKG_VERSION"), "\nmetadata engines: lmdb, redb, sled")
+} else {
+    concat!(env!("CARGO_PKG_VERSION"), "\nmetadata engines: lmdb, redb")
+};
+
 /// A self-hosted, geo-distributed object store that speaks S3.
 ///
 /// To try it on one machine: `garage server --single-node --default-bucket`. To run it on several: write the same
 /// `rpc_secret` in /etc/garage.toml on each, start `garage server`, connect them with `garage node connect`, and tell them
 /// what to store with `garage layout assign` and `garage layout apply`.
 #[derive(Debug, Parser)]
-#[command(name = "garage", version, propagate_version = true, disable_help_flag = true, arg_required_else_help = true)]
+#[command(name = "garage", version, long_version = VERSION, propagate_version = true, disable_help_flag = true, arg_required_else_help = true)]
 pub struct Cli {
     #[command(flatten)]
     pub global: Global,

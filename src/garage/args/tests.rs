@@ -112,3 +112,8 @@ fn options_of_a_single_node_need_it() {
     assert!(parse("server --dir x").unwrap_err().contains("--single-node"));
     assert!(parse("server --single-node --default-bucket --dir x --s3-bind 127.0.0.1:9000").is_ok());
 }
+
+#[test]
+fn the_long_version_names_the_engines_of_the_build() {
+    assert!(super::VERSION.ends_with(&garage_node::engine::BUILT_IN.join(", ")));
+}
