@@ -110,6 +110,38 @@ fn copy_tree(
     Ok(digest)
 }
 
+/// What a database has, read row by row. `read` is called now and then with the number of rows since the last time.
+///
+/// # Errors
+/// What the engine reports.
+pub(crate) fn summary(storage: &dyn Storage, read: &mut dyn FnMut(u64)) -> Result<Vec<TreeSummary>, DbError> {
+    let trees: Vec<(String, Tree)> = storage
+        .tree_names()?
+        .into_iter()
+        .map(|name| storage.open_tree(&name).map(|tree| (name, tree)))
+        .collect::<Result<_, DbError>>()?;
+    let mut outcome = Ok(Vec::new());
+    storage.read(&mut |rows| {
+        let summarize = |(name, tree): &(String, Tree)| {
+            let mut digest = Digest::default();
+            rows.range(*tree, (Bound::Unbounded, Bound::Unbounded), Direction::Forward, &mut |key, value| {
+                digest.add(key, value);
+                if digest.rows.is_multiple_of(REPORTED_ROWS) {
+                    read(REPORTED_ROWS);
+                }
+                ControlFlow::Continue(())
+            })?;
+            read(digest.rows % REPORTED_ROWS);
+            Ok(TreeSummary { name: name.clone(), rows: digest.rows, digest: digest.finish() })
+        };
+        outcome = trees.iter().map(summarize).collect();
+    })?;
+    outcome
+}
+
+/// How often [`summary`] says how far it is.
+const REPORTED_ROWS: u64 = 4096;
+
 /// Counts and digests the rows of a tree.
 struct Digest {
     state: blake2b_simd::State,
@@ -159,7 +191,7 @@ pub(crate) fn snapshot<T: Storage>(
 ///
 /// # Errors
 /// [`DbError::Io`] when `directory` is there and not empty; what `make` and the file system report. Nothing is left then.
-pub(crate) fn make_whole<T>(directory: &Path, make: impl FnOnce(&Path) -> Result<T, DbError>) -> Result<T, DbError> {
+pub(crate) fn make_whole<T, E: From<DbError>>(directory: &Path, make: impl FnOnce(&Path) -> Result<T, E>) -> Result<T, E> {
     refuse_occupied(directory)?;
     let parent = directory.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     create_directories(parent)?;
@@ -167,13 +199,16 @@ pub(crate) fn make_whole<T>(directory: &Path, make: impl FnOnce(&Path) -> Result
     partial.push(PARTIAL_SUFFIX);
     let partial = PathBuf::from(partial);
     remove_all(&partial)?;
-    let made = make(&partial).and_then(|made| sync_all(&partial).map(|()| made));
-    let made = made.and_then(|made| {
+    let made = make(&partial).and_then(|made| {
+        sync_all(&partial)?;
         fs::rename(&partial, directory).map_err(io_error("rename", &partial))?;
         Ok(made)
     });
     match made {
-        Ok(made) => sync_directory(parent).map(|()| made),
+        Ok(made) => {
+            sync_directory(parent)?;
+            Ok(made)
+        }
         Err(error) => {
             // To give the space back; should that fail too, the next attempt removes it.
             if let Err(left) = remove_all(&partial) {

@@ -80,6 +80,18 @@ impl Engine {
     }
 }
 
+impl Engine {
+    /// The file within its directory without which there is no database.
+    pub(crate) fn main_file(self) -> &'static str {
+        match self {
+            Engine::Lmdb => crate::lmdb::FILE_NAME,
+            Engine::Redb => crate::redb_engine::FILE_NAME,
+            #[cfg(feature = "sled")]
+            Engine::Sled => "db",
+        }
+    }
+}
+
 /// How to open an engine.
 #[derive(Clone, Debug, Default)]
 pub struct EngineOptions {

@@ -10,6 +10,7 @@
 //! nothing behind. This room knows nothing of what the bytes mean.
 
 mod bounds;
+pub mod convert;
 mod copy;
 mod engine;
 mod error;

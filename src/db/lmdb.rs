@@ -48,7 +48,7 @@ const TREES_MAX: u32 = 128;
 const READERS_MAX: u32 = 1024;
 
 /// LMDB's name for the file within the environment's directory.
-const FILE_NAME: &str = "data.mdb";
+pub(crate) const FILE_NAME: &str = "data.mdb";
 
 /// A copy that is not finished.
 const PARTIAL_NAME: &str = "data.mdb.partial";

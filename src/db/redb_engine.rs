@@ -27,7 +27,7 @@ use crate::error::{DbError, Limit};
 use crate::files::{create_directories, io_error, is_full, sync_directory};
 
 /// The file within the engine's directory.
-const FILE_NAME: &str = "data.redb";
+pub(crate) const FILE_NAME: &str = "data.redb";
 
 /// Memory for pages of the file: redb's own default is more than a small node has.
 const CACHE_BYTES: usize = 64 << 20;

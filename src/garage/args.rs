@@ -111,6 +111,8 @@ pub enum Command {
     Stats(StatsArgs),
     /// Call an operation of the administration interface, JSON in and out
     JsonApi(JsonApiArgs),
+    /// Move the metadata of a stopped node to another engine
+    ConvertDb(ConvertDbArgs),
     /// Spelling of versions up to 0.4
     #[command(hide = true)]
     NodeId(NodeIdArgs),
@@ -161,6 +163,25 @@ pub struct StatsArgs {
     /// Accepted as older versions did: details are always shown
     #[arg(short, long, hide = true)]
     pub detailed: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct ConvertDbArgs {
+    /// Engine of the database there is
+    #[arg(short = 'a', long, value_name = "ENGINE")]
+    pub input_engine: String,
+    /// Its directory, such as /var/lib/garage/meta/db.lmdb; it is not changed
+    #[arg(short = 'i', long, value_name = "PATH")]
+    pub input: PathBuf,
+    /// Engine of the new database
+    #[arg(short = 'b', long, value_name = "ENGINE")]
+    pub output_engine: String,
+    /// Its directory, such as /var/lib/garage/meta/db.redb, which must not exist
+    #[arg(short = 'o', long, value_name = "PATH")]
+    pub output: PathBuf,
+    /// Address space for LMDB's file, as `lmdb_map_size` in the configuration
+    #[arg(long, value_name = "SIZE", value_parser = garage_types::size::parse_size)]
+    pub lmdb_map_size: Option<u64>,
 }
 
 #[derive(Debug, Clone, Args)]

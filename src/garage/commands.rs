@@ -2,6 +2,7 @@
 
 mod bucket;
 mod cluster;
+mod convert_db;
 mod json_api;
 mod key;
 mod layout;
@@ -21,6 +22,8 @@ pub async fn run(global: &Global, command: Command) -> Result<(), CliError> {
     match command {
         Command::Server(args) => server::run(global, &args).await,
         Command::Node(NodeCommand::Id(args)) | Command::NodeId(args) => cluster::node_id(global, &args, output),
+        // Nothing else runs meanwhile.
+        Command::ConvertDb(args) => convert_db::run(&args, output),
         remote => {
             let daemon = Daemon::connect(&settings::target(global)?).await?;
             run_remote(&daemon, remote, output).await
@@ -37,7 +40,7 @@ async fn run_remote(daemon: &Daemon, command: Command, output: Output) -> Result
         Command::Key(command) => key::run(daemon, command, output).await,
         Command::Stats(args) => cluster::stats(daemon, &args, output).await,
         Command::JsonApi(args) => json_api::run(daemon, &args).await,
-        Command::Server(_) | Command::Node(NodeCommand::Id(_)) | Command::NodeId(_) => Ok(()),
+        Command::Server(_) | Command::ConvertDb(_) | Command::Node(NodeCommand::Id(_)) | Command::NodeId(_) => Ok(()),
     }
 }
 

@@ -92,6 +92,8 @@ pub enum CliError {
         #[source]
         source: io::Error,
     },
+    #[error("the metadata were not converted")]
+    Convert(#[from] garage_node::convert::ConversionError),
     #[error("the daemon stopped")]
     Daemon(#[source] garage_node::daemon::DaemonError),
 }

@@ -4,6 +4,7 @@
 //! threads and sockets.
 
 pub mod capabilities;
+pub mod convert;
 pub mod daemon;
 pub mod engine;
 pub mod node;

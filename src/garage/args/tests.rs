@@ -117,3 +117,13 @@ fn options_of_a_single_node_need_it() {
 fn the_long_version_names_the_engines_of_the_build() {
     assert!(super::VERSION.ends_with(&garage_node::engine::BUILT_IN.join(", ")));
 }
+
+#[test]
+fn a_conversion_names_both_engines_and_both_places() {
+    let parsed = parse("convert-db -a lmdb -i /m/db.lmdb -b redb -o /m/db.redb --lmdb-map-size 2G");
+    let Ok(Command::ConvertDb(args)) = parsed else { panic!("{parsed:?}") };
+    assert_eq!((args.input_engine.as_str(), args.output_engine.as_str()), ("lmdb", "redb"));
+    assert_eq!((args.input.to_str(), args.output.to_str()), (Some("/m/db.lmdb"), Some("/m/db.redb")));
+    assert_eq!(args.lmdb_map_size, Some(2_000_000_000));
+    assert!(parse("convert-db -a lmdb -i /m/db.lmdb -b redb").is_err());
+}
