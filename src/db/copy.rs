@@ -171,22 +171,6 @@ impl Digest {
     }
 }
 
-/// Copies a database into `directory` through an engine of the same kind.
-///
-/// # Errors
-/// [`DbError::Io`] when there is something already; whatever either engine reports. Nothing of the copy is left then.
-pub(crate) fn snapshot<T: Storage>(
-    source: &dyn Storage,
-    directory: &Path,
-    open: impl FnOnce(&Path) -> Result<T, DbError>,
-) -> Result<(), DbError> {
-    make_whole(directory, |partial| {
-        let target = open(partial)?;
-        copy_all(source, &target, &mut |_rows| {})?;
-        target.sync()
-    })
-}
-
 /// Has `make` fill a directory and gives it the name `directory` once everything in it is on stable storage.
 ///
 /// # Errors

@@ -176,7 +176,8 @@ pub(crate) trait Storage: Send + Sync + 'static {
     /// Brings everything committed to stable storage.
     fn sync(&self) -> Result<(), DbError>;
 
-    /// Writes a consistent copy into `directory`, which is created when missing; on success it is on stable storage.
+    /// Writes a consistent copy into `directory`, which does not exist. The caller brings it to stable storage, or removes what a
+    /// failure leaves.
     fn snapshot_to(&self, directory: &Path) -> Result<(), DbError>;
 }
 

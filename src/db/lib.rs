@@ -153,15 +153,15 @@ impl Db {
         self.storage.name()
     }
 
-    /// Writes a consistent, compacted copy of the database into `directory` (created when missing), durably, while reads and writes
-    /// go on. The copy opens like the original.
+    /// Writes a consistent, compacted copy of the database into `directory` (new or empty) while reads and writes go on. It opens
+    /// like the original. The directory has its name only once it is whole and on stable storage.
     ///
     /// # Errors
-    /// [`DbError::Io`] when there is a database already; [`DbError::Full`]; [`DbError::Unsupported`] in memory.
+    /// [`DbError::Io`] when there is something already; [`DbError::Full`]; [`DbError::Unsupported`] in memory. No copy is left then.
     pub async fn snapshot_to(&self, directory: &Path) -> Result<(), DbError> {
         let storage = self.storage.clone();
         let directory = directory.to_owned();
-        offload(&*self.offload, move || storage.snapshot_to(&directory)).await?
+        offload(&*self.offload, move || copy::make_whole(&directory, |partial| storage.snapshot_to(partial))).await?
     }
 
     /// Brings what was committed without syncing to stable storage.

@@ -11,7 +11,7 @@
 //! Reopening waits for the readers, a running snapshot among them, and new readers wait for it; with the map's usual size it never
 //! happens. It is preferred to LMDB's own way of resizing, after whose failure there is no map left to read from.
 
-use std::fs::{self, OpenOptions};
+use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -49,9 +49,6 @@ const READERS_MAX: u32 = 1024;
 
 /// LMDB's name for the file within the environment's directory.
 pub(crate) const FILE_NAME: &str = "data.mdb";
-
-/// A copy that is not finished.
-const PARTIAL_NAME: &str = "data.mdb.partial";
 
 type Rows = Database<'static, Bytes, Bytes>;
 
@@ -244,19 +241,7 @@ impl Storage for LmdbEngine {
 
     fn snapshot_to(&self, directory: &Path) -> Result<(), DbError> {
         create_directories(directory)?;
-        let file = directory.join(FILE_NAME);
-        if file.try_exists().map_err(io_error("look for", &file))? {
-            return Err(io_error("copy the database to", &file)(io::ErrorKind::AlreadyExists.into()));
-        }
-        let partial = directory.join(PARTIAL_NAME);
-        let copied = self.copy_to(&partial);
-        if copied.is_err() {
-            // Best effort, to give its space back; the copy's own error is the one to hear about.
-            drop(fs::remove_file(&partial));
-        }
-        copied?;
-        fs::rename(&partial, &file).map_err(io_error("rename", &partial))?;
-        sync_directory(directory)
+        self.copy_to(&directory.join(FILE_NAME))
     }
 }
 
@@ -264,7 +249,7 @@ impl LmdbEngine {
     fn copy_to(&self, path: &Path) -> Result<(), DbError> {
         let mut options = OpenOptions::new();
         // The copy holds the same secrets as the original.
-        options.write(true).create(true).truncate(true).mode(0o600);
+        options.write(true).create_new(true).mode(0o600);
         let mut file = options.open(path).map_err(io_error("create", path))?;
         let state = self.state();
         let copied = state.environment()?.env.copy_to_file(&mut file, CompactionOption::Enabled);

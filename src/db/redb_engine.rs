@@ -21,7 +21,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use redb::{Database, DatabaseError, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, ReadableTableMetadata};
 use redb::{Table, TableDefinition, TableHandle, WriteTransaction};
 
-use crate::copy;
+use crate::copy::copy_all;
 use crate::engine::{Bounds, Direction, Durability, ReadRows, Storage, Tree, VALUE_LENGTH_MAX, Visit, WriteRows};
 use crate::error::{DbError, Limit};
 use crate::files::{create_directories, io_error, is_full, sync_directory};
@@ -245,7 +245,8 @@ impl Storage for RedbEngine {
     }
 
     fn snapshot_to(&self, directory: &Path) -> Result<(), DbError> {
-        copy::snapshot(self, directory, |partial| RedbEngine::open(partial, Durability::Synced))
+        let target = RedbEngine::open(directory, Durability::Synced)?;
+        copy_all(self, &target, &mut |_rows| {}).map(|_trees| ())
     }
 }
 

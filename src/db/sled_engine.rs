@@ -13,12 +13,12 @@
 use std::fs;
 use std::ops::Bound;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sled::{Batch, Db, IVec};
 
-use crate::copy;
+use crate::copy::copy_all;
 use crate::engine::{Bounds, Direction, Durability, ReadRows, Storage, Tree, Visit, WriteRows};
 use crate::error::{DbError, Limit};
 use crate::files::{create_directories, io_error, is_full, sync_directory};
@@ -38,7 +38,6 @@ const COUNT: u8 = b'c';
 
 /// An open sled database.
 pub(crate) struct SledEngine {
-    path: PathBuf,
     sync: Durability,
     db: Db,
     /// Held while writing.
@@ -65,7 +64,7 @@ impl SledEngine {
         let db = config.open().map_err(|error| of_opening(path, error))?;
         sync_directory(path)?;
         let state = read_state(&db)?;
-        Ok(SledEngine { path: path.to_owned(), sync, db, writing: Mutex::new(()), state: Mutex::new(state) })
+        Ok(SledEngine { sync, db, writing: Mutex::new(()), state: Mutex::new(state) })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -237,8 +236,9 @@ impl Storage for SledEngine {
     }
 
     fn snapshot_to(&self, directory: &Path) -> Result<(), DbError> {
-        tracing::debug!(from = %self.path.display(), to = %directory.display(), "copying the metadata database");
-        copy::snapshot(self, directory, |partial| SledEngine::open(partial, Durability::Unsynced))
+        let target = SledEngine::open(directory, Durability::Unsynced)?;
+        copy_all(self, &target, &mut |_rows| {})?;
+        target.flush()
     }
 }
 

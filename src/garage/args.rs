@@ -111,6 +111,9 @@ pub enum Command {
     Stats(StatsArgs),
     /// Call an operation of the administration interface, JSON in and out
     JsonApi(JsonApiArgs),
+    /// Copies of the metadata
+    #[command(subcommand)]
+    Meta(MetaCommand),
     /// Move the metadata of a stopped node to another engine
     ConvertDb(ConvertDbArgs),
     /// Spelling of versions up to 0.4
@@ -153,6 +156,16 @@ pub struct NodeIdArgs {
     /// Print the id only
     #[arg(short, long)]
     pub quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum MetaCommand {
+    /// Copy the metadata of the contacted node into its snapshots, of which the newest two are kept
+    Snapshot {
+        /// Of every node
+        #[arg(short, long = "all", alias = "all-nodes")]
+        all_nodes: bool,
+    },
 }
 
 #[derive(Debug, Clone, Args)]

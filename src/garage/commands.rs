@@ -6,6 +6,7 @@ mod convert_db;
 mod json_api;
 mod key;
 mod layout;
+mod meta;
 
 use crate::args::{Command, Global, NodeCommand};
 use crate::connection::Daemon;
@@ -39,6 +40,7 @@ async fn run_remote(daemon: &Daemon, command: Command, output: Output) -> Result
         Command::Bucket(command) => bucket::run(daemon, command, output).await,
         Command::Key(command) => key::run(daemon, command, output).await,
         Command::Stats(args) => cluster::stats(daemon, &args, output).await,
+        Command::Meta(command) => meta::run(daemon, command, output).await,
         Command::JsonApi(args) => json_api::run(daemon, &args).await,
         Command::Server(_) | Command::ConvertDb(_) | Command::Node(NodeCommand::Id(_)) | Command::NodeId(_) => Ok(()),
     }

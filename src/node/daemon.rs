@@ -29,6 +29,7 @@ use crate::engine::{self, EngineError};
 use crate::node::{MeshSettings, Node, NodeError, NodeParts, NodeSettings};
 use crate::real_disk::RealDisk;
 use crate::single::{self, Credentials, DefaultBucket, SingleError};
+use crate::snapshots::{SnapshotParts, Snapshots, take_regularly};
 use crate::state::{self, StateError};
 
 /// What a daemon is started with.
@@ -92,7 +93,7 @@ const BLOCK_FILES_IN_FLIGHT: usize = 16;
 /// [`DaemonError`]; nothing was served then, unless the error came while stopping.
 pub async fn run(
     options: DaemonOptions,
-    admin: impl FnOnce(&Node) -> garage_rpc::endpoint::Router,
+    admin: impl FnOnce(&Node, &Snapshots) -> garage_rpc::endpoint::Router,
     ready: impl FnOnce(&Ready),
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), DaemonError> {
@@ -118,7 +119,7 @@ pub async fn run(
         db: db.clone(),
         clock: Arc::new(SystemClock),
         random,
-        offload,
+        offload: offload.clone(),
         spawn: spawn.clone(),
         settings: settings(&config, node_id, incarnation),
     };
@@ -133,7 +134,19 @@ pub async fn run(
     if chosen.options.sync == garage_db::Durability::Unsynced {
         spawn.spawn("metadata sync", Box::pin(engine::sync_regularly(db.clone())));
     }
-    node.mesh.start(admin(&node));
+    let snapshots = Snapshots::new(SnapshotParts {
+        db: db.clone(),
+        database: chosen.path.clone(),
+        directory: config.metadata_snapshots_dir.clone(),
+        reserve_bytes: RESERVE_BYTES,
+        disk: disk.clone(),
+        clock: Arc::new(SystemClock),
+        offload,
+    });
+    if let Some(interval) = config.metadata_auto_snapshot_interval {
+        spawn.spawn("metadata snapshots", Box::pin(take_regularly(snapshots.clone(), interval)));
+    }
+    node.mesh.start(admin(&node, &snapshots));
     node.mesh.listen(&config.rpc.bind_addr.to_string()).await?;
     node.garage.start_workers();
     let stop = CancellationToken::new();

@@ -10,4 +10,5 @@ pub mod engine;
 pub mod node;
 pub mod real_disk;
 pub mod single;
+pub mod snapshots;
 pub mod state;

@@ -7,7 +7,7 @@ use super::bucket::BucketCommand;
 use super::key::KeyCommand;
 use super::layout::LayoutCommand;
 use super::value::{Limit, Redundancy};
-use super::{Cli, Command, NodeCommand};
+use super::{Cli, Command, MetaCommand, NodeCommand};
 
 fn parse(line: &str) -> Result<Command, String> {
     let words = std::iter::once("garage").chain(line.split_whitespace());
@@ -126,4 +126,11 @@ fn a_conversion_names_both_engines_and_both_places() {
     assert_eq!((args.input.to_str(), args.output.to_str()), (Some("/m/db.lmdb"), Some("/m/db.redb")));
     assert_eq!(args.lmdb_map_size, Some(2_000_000_000));
     assert!(parse("convert-db -a lmdb -i /m/db.lmdb -b redb").is_err());
+}
+
+#[test]
+fn snapshots_are_of_one_node_or_all() {
+    for (line, expected) in [("meta snapshot", false), ("meta snapshot -a", true), ("meta snapshot --all", true)] {
+        assert!(matches!(parse(line), Ok(Command::Meta(MetaCommand::Snapshot { all_nodes })) if all_nodes == expected), "{line}");
+    }
 }
