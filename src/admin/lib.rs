@@ -16,6 +16,7 @@ pub mod nodes;
 pub mod operations;
 pub mod report;
 pub mod search;
+pub mod snapshots;
 
 pub use date::Date;
 pub use error::{AdminError, ApiError};

@@ -120,6 +120,12 @@ impl Storage for MemoryEngine {
         Ok(Tree(u32::try_from(index).expect("fewer than 2^32 trees")))
     }
 
+    fn tree_names(&self) -> Result<Vec<String>, DbError> {
+        let mut names = self.state().names.clone();
+        names.sort();
+        Ok(names)
+    }
+
     fn read(&self, body: &mut dyn FnMut(&dyn ReadRows)) -> Result<(), DbError> {
         let trees = self.state().trees.clone();
         body(&trees);
