@@ -55,6 +55,16 @@ impl Piece {
     }
 }
 
+impl Piece {
+    /// The block and its length, unless it is a part.
+    pub fn block(&self) -> Option<(BlockHash, u64)> {
+        match self {
+            Piece::Block { hash, length } => Some((*hash, *length)),
+            Piece::Part { .. } => None,
+        }
+    }
+}
+
 /// What a content belongs to, for operators who look at a block.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Backlink {

@@ -47,8 +47,8 @@ pub struct Upload {
     parts: BTreeMap<u32, StoredPart>,
     /// The completion, once anyone tried: always of the same part.
     completion: Option<(Begun, ListedPart)>,
-    /// Somebody tried to end it.
-    ending: bool,
+    /// How often somebody tried to end it.
+    endings: u32,
     ended: bool,
 }
 
@@ -278,7 +278,7 @@ impl World {
         self.ended(&format!("{name}: create upload to {key} = {write}"), None, &result);
         let Ok(Ok(id)) = result else { return };
         let name = UploadName { bucket: self.bucket, key: object_key, id };
-        let upload = Upload { name, write, parts: BTreeMap::new(), completion: None, ending: false, ended: false };
+        let upload = Upload { name, write, parts: BTreeMap::new(), completion: None, endings: 0, ended: false };
         self.uploads.lock().unwrap().push(Arc::new(Mutex::new(upload)));
     }
 
@@ -320,6 +320,7 @@ impl World {
         let Some((complete, begun, sure, name)) = self.begin_completion(name, &upload) else { return };
         self.history.note(&name);
         let result = machine.run(PATIENCE, |garage| async move { garage.complete_multipart(complete).await }).await;
+        let sure = sure && upload.lock().unwrap().endings == 1;
         match &result {
             Ok(Err(ModelError::Complete(CompleteError::InvalidPart { .. }))) if sure => {
                 self.history.violation(format!("{name}: a part that was acknowledged is lost"));
@@ -335,7 +336,6 @@ impl World {
 
     fn begin_completion(&self, name: &str, upload: &Mutex<Upload>) -> Option<(CompleteUpload, Begun, bool, String)> {
         let mut upload = upload.lock().unwrap();
-        let sure = !upload.ending;
         if upload.completion.is_none() {
             let (number, part) = upload.parts.iter().next_back().map(|(number, part)| (*number, part.clone()))?;
             self.history.set_body(upload.write, part.body);
@@ -343,8 +343,8 @@ impl World {
             upload.completion = Some((begun, ListedPart { number, etag: part.etag, checksums: Vec::new() }));
         }
         let (begun, part) = upload.completion.clone()?;
-        let sure = sure && upload.parts.get(&part.number).is_some_and(|stored| !stored.in_doubt);
-        upload.ending = true;
+        upload.endings += 1;
+        let sure = upload.endings == 1 && upload.parts.get(&part.number).is_some_and(|stored| !stored.in_doubt);
         let whole = ListedWhole { parts: vec![part], ..ListedWhole::default() };
         let complete = CompleteUpload { upload: upload.name.clone(), whole, preconditions: Preconditions::default() };
         let name = format!("{name}: complete {} to {}", upload.write, upload.name.key);
@@ -355,7 +355,7 @@ impl World {
         let Some(upload) = self.some_upload() else { return };
         let (upload_name, name) = {
             let mut upload = upload.lock().unwrap();
-            upload.ending = true;
+            upload.endings += 1;
             (upload.name.clone(), format!("{name}: abort {}", upload.write))
         };
         self.history.note(&name);
