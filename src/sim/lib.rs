@@ -30,6 +30,9 @@ mod scenario;
 mod cluster_tests;
 
 #[cfg(test)]
+mod moves;
+
+#[cfg(test)]
 mod power_cuts;
 
 #[cfg(test)]
