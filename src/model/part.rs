@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use garage_table::error::TableError;
-use garage_table::schema::{Admission, Admit};
+use garage_table::schema::{Admission, Admit, Collection};
 use garage_table::transaction::RowTransaction;
 use garage_table::wire::{Mode, TableId};
 use garage_table::{Replication, Schema};
@@ -185,6 +185,7 @@ impl Schema for PartTable {
     const ID: TableId = table_ids::PART;
     const NAME: &'static str = "part";
     const REPLICATION: Replication = Replication::Sharded;
+    const COLLECTION: Collection = Collection::Late;
     type Row = PartRow;
 
     fn placement(row: &PartRow) -> Placement {

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use garage_table::error::TableError;
-use garage_table::schema::{Admission, Admit};
+use garage_table::schema::{Admission, Admit, Collection};
 use garage_table::transaction::RowTransaction;
 use garage_table::wire::{Mode, TableId};
 use garage_table::{Replication, Schema};
@@ -252,6 +252,7 @@ impl Schema for UploadTable {
     const ID: TableId = table_ids::UPLOAD;
     const NAME: &'static str = "upload";
     const REPLICATION: Replication = Replication::Sharded;
+    const COLLECTION: Collection = Collection::Late;
     type Row = UploadRow;
 
     fn placement(row: &UploadRow) -> Placement {

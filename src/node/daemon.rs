@@ -232,6 +232,7 @@ fn settings(config: &Config, node: garage_types::NodeId, incarnation: u64) -> No
             block_ram_buffer_max: usize::try_from(config.block_ram_buffer_max).unwrap_or(usize::MAX),
             incarnation,
         },
+        collect_after: garage_table::collect::CollectAfter::default(),
         mesh: MeshSettings {
             public_addresses: config.rpc.public_addr.iter().map(ToString::to_string).collect(),
             bootstrap_peers: config.rpc.bootstrap_peers.iter().map(peer_address).collect(),

@@ -16,10 +16,11 @@ use garage_rpc::cluster::{Cluster, Timeouts};
 use garage_rpc::endpoint::Router;
 use garage_rpc::layout::gossip::{CompareLayouts, LayoutGossip, MergeLayout, keep_equal};
 use garage_rpc::layout::manager::LayoutSetup;
-use garage_rpc::layout::{LayoutError, LayoutManager, SharedStanding, Standing};
+use garage_rpc::layout::{LayoutError, LayoutManager, SharedStanding, Standing, VersionKey};
 use garage_rpc::mesh::{Mesh, MeshError, MeshOptions, Timing};
 use garage_rpc::peers::PeerAddress;
 use garage_rpc::quorum::ConsistencyMode;
+use garage_table::collect::{AdvanceEpoch, CollectAfter, Collector, DropTombstones, HoldTombstones};
 use garage_table::starts::start_facts;
 use garage_table::store::LiveLayouts;
 use garage_table::sync::wire::{AskDigests, Exchange};
@@ -54,6 +55,8 @@ pub struct NodeSettings {
     pub blocks: StoreOptions,
     pub store: Settings,
     pub mesh: MeshSettings,
+    /// How old tombstones are when they are collected.
+    pub collect_after: CollectAfter,
 }
 
 /// Addresses and peers.
@@ -93,6 +96,7 @@ pub struct Node {
     /// Asks for a comparison of all rows with the other owners.
     pub sync: SyncControl,
     start: u64,
+    collect_after: CollectAfter,
 }
 
 struct Live(Arc<LayoutManager>);
@@ -100,6 +104,10 @@ struct Live(Arc<LayoutManager>);
 impl LiveLayouts for Live {
     fn oldest_live(&self) -> u64 {
         self.0.current().live_versions().first().map_or(0, |key| key.number)
+    }
+
+    fn live(&self) -> Vec<VersionKey> {
+        self.0.current().live_versions().to_vec()
     }
 
     fn is_rebuilding(&self) -> bool {
@@ -138,6 +146,9 @@ impl Node {
             .add::<AskEpoch>(Arc::new(local.tables.clone()))
             .add::<AskDigests>(Arc::new(local.tables.clone()))
             .add::<Exchange>(Arc::new(local.tables.clone()))
+            .add::<HoldTombstones>(Arc::new(local.tables.clone()))
+            .add::<AdvanceEpoch>(Arc::new(local.tables.clone()))
+            .add::<DropTombstones>(Arc::new(local.tables.clone()))
             .add::<PutBlock>(Arc::new(local.blocks.clone()))
             .add::<ReferBlock>(Arc::new(local.blocks.clone()))
             .add::<GetBlock>(Arc::new(local.blocks.clone()))
@@ -169,7 +180,15 @@ impl Node {
         let workers = Workers::new(spawn.clone(), clock.clone());
         let cluster = Cluster::new(mesh.clone(), layout.clone(), settings.consistency, settings.timeouts, spawn);
         let parts = Parts { cluster, clock, random, offload, workers: workers.clone(), settings: settings.store, local };
-        Ok(Node { mesh, layout, garage: Garage::new(parts), workers, sync: SyncControl::default(), start })
+        Ok(Node {
+            mesh,
+            layout,
+            garage: Garage::new(parts),
+            workers,
+            sync: SyncControl::default(),
+            start,
+            collect_after: settings.collect_after,
+        })
     }
 
     /// Starts the background work; to be called once the mesh has started.
@@ -179,6 +198,8 @@ impl Node {
         let (standing, start) = (self.layout.standing().clone(), self.start);
         let record = record_start_once_settled(tables.clone(), standing, start);
         cluster.spawn().spawn("record of this start", Box::pin(record));
+        let clock = self.garage.clock().clone();
+        self.workers.start(Collector::new(tables.clone(), cluster.clone(), clock, self.collect_after));
         self.workers.start(SyncWorker::new(tables, cluster, self.garage.random().clone(), self.sync.clone()));
         self.garage.start_workers();
     }

@@ -90,6 +90,7 @@ async fn start(network: &MemoryNetwork, number: u8) -> Machine {
                 block_ram_buffer_max: 1 << 20,
                 incarnation: 1,
             },
+            collect_after: crate::world::COLLECT_AFTER,
             mesh: MeshSettings {
                 public_addresses: vec![address(number)],
                 bootstrap_peers: vec![bootstrap],

@@ -6,10 +6,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use garage_db::MemoryEngine;
+use garage_model::block_ref::BlockRefTable;
 use garage_model::digest::ChecksumAlgorithm;
 use garage_model::object::ObjectTable;
 use garage_model::pipeline::InMemory;
 use garage_model::put::{Preconditions, PutObject};
+use garage_model::upload::UploadTable;
 use garage_model::version::VersionTable;
 use garage_model::{Garage, ModelError};
 use garage_rpc::layout::{NodeRole, Standing};
@@ -178,7 +180,7 @@ fn a_node_put_back_to_an_old_database_forgets_it_and_learns_what_is() {
         cluster.until("all are connected", Cluster::is_connected).await;
         for number in 0..5 {
             garage(&cluster, 0)
-                .delete_object(bucket, &ObjectKey::parse(&format!("k{number:03}")).unwrap(), Preconditions::default())
+                .delete_object(bucket, &ObjectKey::parse(format!("k{number:03}")).unwrap(), Preconditions::default())
                 .await
                 .unwrap();
         }
@@ -190,5 +192,34 @@ fn a_node_put_back_to_an_old_database_forgets_it_and_learns_what_is() {
         has_equal_rows(&cluster.machines[0], machine).await;
         is_all_there(&cluster, &[0, 1, 2], bucket, 5..10).await;
         assert!(matches!(get(&garage(&cluster, 1), bucket, "k000").await, Err(ModelError::NoSuchKey)));
+    });
+}
+
+#[test]
+fn what_was_deleted_leaves_nothing_behind_once_every_owner_knows() {
+    in_virtual_time(async {
+        let (cluster, bucket) = three_of(3, 4).await;
+        fill(&cluster, 0, bucket, 0..10).await;
+        cluster.machines[2].crash(Death::Reset);
+        let key = |number: usize| ObjectKey::parse(format!("k{number:03}")).unwrap();
+        for number in 0..10 {
+            garage(&cluster, 0).delete_object(bucket, &key(number), Preconditions::default()).await.unwrap();
+        }
+        tokio::time::sleep(Duration::from_secs(200)).await;
+        assert_eq!(rows_of::<ObjectTable>(&cluster.machines[0]).await.len(), 10, "one owner does not know yet");
+        cluster.machines[2].restart().await;
+        cluster.until("all are connected", Cluster::is_connected).await;
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        for machine in &cluster.machines {
+            assert_eq!(rows_of::<ObjectTable>(machine).await, Vec::<String>::new(), "machine {}", machine.number);
+            assert_eq!(rows_of::<VersionTable>(machine).await, Vec::<String>::new(), "machine {}", machine.number);
+            assert_eq!(rows_of::<BlockRefTable>(machine).await, Vec::<String>::new(), "machine {}", machine.number);
+            assert_eq!(rows_of::<UploadTable>(machine).await, Vec::<String>::new(), "machine {}", machine.number);
+            let tables = machine.garage().unwrap().local().tables.clone();
+            assert_eq!(tables.tombstones_listed().await.unwrap(), 0, "machine {}", machine.number);
+        }
+        // Nodes that have forgotten the deletion take new rows as before.
+        fill(&cluster, 1, bucket, 0..10).await;
+        is_all_there(&cluster, &[0, 1, 2], bucket, 0..10).await;
     });
 }

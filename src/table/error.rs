@@ -38,6 +38,10 @@ pub enum TableError {
     ShortKey { table: TableId },
     #[error("the record of this node's starts in the database cannot be read")]
     DamagedState,
+    #[error("a row of table {table:?} was taken for a tombstone and is none")]
+    NotATombstone { table: TableId },
+    #[error("layout version {asked} is not the only live one here")]
+    OtherLayout { asked: u64 },
     #[error("node {}", node.short())]
     Peer {
         node: NodeId,
@@ -69,12 +73,12 @@ impl From<TableError> for RpcError {
             | TableError::Layout(_)
             | TableError::Row { .. }
             | TableError::DamagedEpoch { .. } => ErrorCode::Internal,
-            TableError::UnknownTable(_) | TableError::ShortKey { .. } => ErrorCode::BadRequest,
+            TableError::UnknownTable(_) | TableError::ShortKey { .. } | TableError::NotATombstone { .. } => ErrorCode::BadRequest,
             TableError::NoLayout | TableError::Unsettled | TableError::Quorum(_) | TableError::Rebuilding => {
                 ErrorCode::Unavailable
             }
             TableError::Peer { source, .. } => source.code,
-            TableError::StaleLayout { .. } => ErrorCode::StaleLayout,
+            TableError::StaleLayout { .. } | TableError::OtherLayout { .. } => ErrorCode::StaleLayout,
             TableError::StaleEpoch { .. } => ErrorCode::StaleEpoch,
         };
         RpcError { code, message: chain(&error) }

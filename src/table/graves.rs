@@ -30,7 +30,7 @@ impl Graves {
         tx.insert(self.0, &listed, key)
     }
 
-    /// The oldest tombstones of a slot that were made before `before`, at most `limit`.
+    /// The oldest tombstones of a slot that were made before `before`, at most `limit`, listed behind `after`.
     ///
     /// # Errors
     /// The metadata engine's.
@@ -39,6 +39,7 @@ impl Graves {
         rows: &Snapshot<'_>,
         table: TableId,
         slot: Slot,
+        after: Option<Vec<u8>>,
         before: Timestamp,
         limit: usize,
     ) -> Result<Vec<Grave>, DbError> {
@@ -46,7 +47,11 @@ impl Graves {
         let mut high = low.clone();
         high.extend_from_slice(&before.as_millis().to_be_bytes());
         let mut found = Vec::new();
-        let bounds = (Bound::Included(low.as_slice()), Bound::Excluded(high.as_slice()));
+        let low = match &after {
+            Some(after) => Bound::Excluded(after.as_slice()),
+            None => Bound::Included(low.as_slice()),
+        };
+        let bounds = (low, Bound::Excluded(high.as_slice()));
         rows.range(self.0, bounds, Direction::Forward, &mut |listed, key| {
             found.push(Grave { listed: listed.to_vec(), key: key.to_vec() });
             if found.len() < limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }

@@ -11,6 +11,7 @@
 //!
 //! It does not know what an object or a block is: what rows mean is given by the [`schema::Schema`] implementations of `model`.
 
+pub mod collect;
 pub mod digest;
 pub mod epochs;
 pub mod error;

@@ -21,6 +21,14 @@ pub enum Replication {
     FullCopy,
 }
 
+/// How long tombstones are of use to people, besides keeping what is deleted from coming back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Collection {
+    Soon,
+    /// They answer requests that are repeated.
+    Late,
+}
+
 /// What the owner does with an admitted row besides merging it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Admission {
@@ -72,6 +80,9 @@ pub trait Schema: Send + Sync + 'static {
         Ok(())
     }
 
+    /// When tombstones of this table are collected.
+    const COLLECTION: Collection = Collection::Soon;
+
     /// Whether the row only says that something is over, so that it may go once every owner knows.
     fn is_collectable(_row: &Self::Row) -> bool {
         false
@@ -119,6 +130,7 @@ pub(crate) trait Rules: Send + Sync {
     fn dropped(&self, tx: &mut RowTransaction<'_, '_>, row: &[u8]) -> Result<(), TableError>;
     fn is_collectable(&self, row: &[u8]) -> Result<bool, TableError>;
     fn replication(&self) -> Replication;
+    fn collection(&self) -> Collection;
     /// The merge of two copies of a row, and whether either side lacks something the merge has.
     fn merge(&self, a: &[u8], b: &[u8]) -> Result<Vec<u8>, TableError>;
 }
@@ -166,6 +178,10 @@ impl<S: Schema> Rules for Typed<S> {
 
     fn replication(&self) -> Replication {
         S::REPLICATION
+    }
+
+    fn collection(&self) -> Collection {
+        S::COLLECTION
     }
 
     fn project(&self, row: &[u8], projection: Projection) -> Result<Vec<u8>, TableError> {

@@ -13,13 +13,14 @@ use futures_util::future::BoxFuture;
 use garage_db::{Db, DbError, Direction, Snapshot, Tree};
 use garage_rpc::endpoint::{Caller, Handler, Message};
 use garage_rpc::error::RpcError;
+use garage_rpc::layout::VersionKey;
 use garage_types::{Clock, Placement};
 use tokio::sync::Notify;
 
 use crate::epochs::{EpochTree, Known, Slot};
 use crate::error::TableError;
 use crate::graves::Graves;
-use crate::schema::{Replication, Rules, Schema, Typed, local_key};
+use crate::schema::{Collection, Replication, Rules, Schema, Typed, local_key};
 use crate::segments::Segments;
 use crate::starts::STATE_TREE;
 use crate::transaction::RowTransaction;
@@ -28,6 +29,9 @@ use crate::wire::{AskEpoch, EpochIs, Found, Mode, Order, Page, Range, RangeRow, 
 /// What the store must know of the layout: the oldest version that calls may still be made under, and whether this node may answer.
 pub trait LiveLayouts: Send + Sync + 'static {
     fn oldest_live(&self) -> u64;
+
+    /// Every live version.
+    fn live(&self) -> Vec<VersionKey>;
 
     /// Whether this node's rows are not all there.
     fn is_rebuilding(&self) -> bool;
@@ -48,7 +52,7 @@ pub(crate) struct LocalTable {
 pub(crate) struct Inner {
     db: Db,
     clock: Arc<dyn Clock>,
-    layouts: Arc<dyn LiveLayouts>,
+    pub(crate) layouts: Arc<dyn LiveLayouts>,
     pub(crate) tables: BTreeMap<TableId, LocalTable>,
     /// Local trees of the schemas, that follow from rows.
     derived: Vec<Tree>,
@@ -305,6 +309,12 @@ impl TableStore {
     /// Every table, with who holds its rows.
     pub fn tables(&self) -> Vec<(TableId, Replication)> {
         self.0.tables.iter().map(|(table, local)| (*table, local.rules.replication())).collect()
+    }
+
+    /// The tables of which tombstones are collected.
+    pub(crate) fn collected_tables(&self) -> Vec<(TableId, Collection)> {
+        let sharded = self.0.tables.iter().filter(|(_, local)| local.rules.replication() == Replication::Sharded);
+        sharded.map(|(table, local)| (*table, local.rules.collection())).collect()
     }
 
     /// Every tree whose content follows from rows.

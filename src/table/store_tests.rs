@@ -74,6 +74,10 @@ impl LiveLayouts for Oldest {
         self.0.load(Ordering::SeqCst)
     }
 
+    fn live(&self) -> Vec<garage_rpc::layout::VersionKey> {
+        Vec::new()
+    }
+
     fn is_rebuilding(&self) -> bool {
         false
     }

@@ -29,7 +29,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::network::{Death, Network};
-use crate::world::{BLOCK_SIZE, INLINE_MAX};
+use crate::world::{BLOCK_SIZE, COLLECT_AFTER, INLINE_MAX};
 
 /// Virtual time, plus how far this machine's clock is off.
 pub struct MachineClock {
@@ -234,6 +234,7 @@ impl Machine {
                 block_ram_buffer_max: 1 << 20,
                 incarnation,
             },
+            collect_after: COLLECT_AFTER,
             mesh: MeshSettings {
                 public_addresses: vec![Network::address(self.number)],
                 bootstrap_peers: self.bootstrap.lock().unwrap().clone(),
