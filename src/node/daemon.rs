@@ -7,6 +7,7 @@ use garage_block::{DataDirectory, StoreOptions, Usage};
 use garage_db::{Db, DbError, LmdbOptions};
 use garage_http::server::{self, BindAddress, BindError, ServerLimits};
 use garage_http::sigv4::RegionPolicy;
+use garage_model::background::{BackgroundSettings, ScrubStart};
 use garage_model::garage::Settings;
 use garage_net::identity::NetworkKey;
 use garage_net::mux::Windows;
@@ -216,6 +217,10 @@ fn settings(config: &Config, node: garage_types::NodeId, incarnation: u64) -> No
             punycode: config.punycode,
             block_ram_buffer_max: usize::try_from(config.block_ram_buffer_max).unwrap_or(usize::MAX),
             incarnation,
+        },
+        background: BackgroundSettings {
+            resync_bandwidth_limit: config.resync_bandwidth_limit,
+            scrub: if config.disable_scrub { ScrubStart::OnCommand } else { ScrubStart::Automatic },
         },
         mesh: MeshSettings {
             public_addresses: config.rpc.public_addr.iter().map(ToString::to_string).collect(),

@@ -6,8 +6,11 @@ use std::sync::Arc;
 use garage_block::{LocalStore, OpenError, StoreOptions};
 use garage_db::{Db, DbError};
 use garage_model::Garage;
+use garage_model::background::{AlwaysMayDelete, Background, BackgroundSettings, MayDelete};
+use garage_model::block_need::{AskNeeds, GiveBlock};
 use garage_model::blocks::{GetBlock, PutBlock, ReferBlock};
-use garage_model::garage::{LocalModel, Parts, Settings};
+use garage_model::garage::{LocalModel, LocalParts, Parts, Settings};
+use garage_model::state_file::{StateDirectory, StateFileError};
 use garage_net::identity::{Identity, NetworkKey};
 use garage_net::mux::Windows;
 use garage_net::transport::Transport;
@@ -48,6 +51,7 @@ pub struct NodeSettings {
     pub timeouts: Timeouts,
     pub blocks: StoreOptions,
     pub store: Settings,
+    pub background: BackgroundSettings,
     pub mesh: MeshSettings,
 }
 
@@ -73,6 +77,8 @@ pub enum NodeError {
     Layout(#[from] LayoutError),
     #[error("the list of peers cannot be opened")]
     Mesh(#[from] MeshError),
+    #[error("the state of the background jobs cannot be opened")]
+    Background(#[from] StateFileError),
 }
 
 /// A running node.
@@ -111,7 +117,18 @@ impl Node {
         let layout = Arc::new(LayoutManager::open(setup).await?);
         let blocks = LocalStore::open(disk.clone(), offload.clone(), settings.blocks).await?;
         let live = Arc::new(Live(layout.clone()));
-        let local = LocalModel::open(&db, blocks, clock.clone(), live, offload.clone())?;
+        let may_delete: Arc<dyn MayDelete> = Arc::new(AlwaysMayDelete);
+        let local = LocalModel::open(LocalParts {
+            db: &db,
+            blocks,
+            clock: clock.clone(),
+            layouts: live,
+            layout: layout.clone(),
+            offload: offload.clone(),
+            may_delete: may_delete.clone(),
+        })?;
+        let directory = StateDirectory { disk: disk.clone(), offload: offload.clone(), path: settings.metadata_dir.clone() };
+        let background = Background::open(&directory, settings.background, may_delete).await?;
 
         let router = Router::builder()
             .add::<Write>(Arc::new(local.tables.clone()))
@@ -120,6 +137,8 @@ impl Node {
             .add::<PutBlock>(Arc::new(local.blocks.clone()))
             .add::<ReferBlock>(Arc::new(local.blocks.clone()))
             .add::<GetBlock>(Arc::new(local.blocks.clone()))
+            .add::<AskNeeds>(Arc::new(local.blocks.clone()))
+            .add::<GiveBlock>(Arc::new(local.blocks.clone()))
             .add::<CompareLayouts>(Arc::new(LayoutGossip(layout.clone())))
             .add::<MergeLayout>(Arc::new(LayoutGossip(layout.clone())))
             .build();
@@ -146,7 +165,8 @@ impl Node {
         spawn.spawn("layout gossip", Box::pin(gossip));
         let workers = Workers::new(spawn.clone(), clock.clone());
         let cluster = Cluster::new(mesh.clone(), layout.clone(), settings.consistency, settings.timeouts, spawn);
-        let parts = Parts { cluster, clock, random, offload, workers: workers.clone(), settings: settings.store, local };
+        let parts =
+            Parts { cluster, clock, random, offload, workers: workers.clone(), settings: settings.store, background, local };
         Ok(Node { mesh, layout, garage: Garage::new(parts), workers })
     }
 }

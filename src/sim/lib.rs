@@ -6,6 +6,11 @@
 pub mod world;
 
 #[cfg(test)]
+mod blocks_resync;
+#[cfg(test)]
+mod blocks_world;
+
+#[cfg(test)]
 mod power_cuts;
 
 #[cfg(test)]

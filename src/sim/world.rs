@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use futures_util::future::BoxFuture;
 use garage_block::{Compression, DataDirectory, Durability, StoreOptions, Usage};
 use garage_db::{Db, MemoryEngine};
+use garage_model::background::BackgroundSettings;
 use garage_model::garage::Settings;
 use garage_net::MemoryNetwork;
 use garage_net::identity::NetworkKey;
@@ -114,6 +115,7 @@ impl World {
                     block_ram_buffer_max: 1 << 20,
                     incarnation,
                 },
+                background: BackgroundSettings::default(),
                 mesh: MeshSettings { public_addresses: Vec::new(), bootstrap_peers: Vec::new(), windows: Windows::Fixed },
             },
         };
