@@ -7,6 +7,7 @@ use garage_block::{DataDirectory, StoreOptions, Usage};
 use garage_db::DbError;
 use garage_http::server::{self, BindAddress, BindError, ServerLimits};
 use garage_http::sigv4::RegionPolicy;
+use garage_model::background::{BackgroundSettings, ScrubStart};
 use garage_model::garage::Settings;
 use garage_net::identity::NetworkKey;
 use garage_net::mux::Windows;
@@ -233,6 +234,10 @@ fn settings(config: &Config, node: garage_types::NodeId, incarnation: u64) -> No
             incarnation,
         },
         collect_after: garage_table::collect::CollectAfter::default(),
+        background: BackgroundSettings {
+            resync_bandwidth_limit: config.resync_bandwidth_limit,
+            scrub: if config.disable_scrub { ScrubStart::OnCommand } else { ScrubStart::Automatic },
+        },
         mesh: MeshSettings {
             public_addresses: config.rpc.public_addr.iter().map(ToString::to_string).collect(),
             bootstrap_peers: config.rpc.bootstrap_peers.iter().map(peer_address).collect(),

@@ -6,9 +6,12 @@ use std::sync::Arc;
 use garage_block::{LocalStore, OpenError, StoreOptions};
 use garage_db::{Db, DbError};
 use garage_model::Garage;
+use garage_model::background::{Background, BackgroundSettings, MayDelete};
+use garage_model::block_need::{AskNeeds, GiveBlock};
 use garage_model::blocks::{GetBlock, PutBlock, ReferBlock};
 use garage_model::count::CountBucket;
-use garage_model::garage::{LocalModel, Parts, Settings};
+use garage_model::garage::{LocalModel, LocalParts, Parts, Settings};
+use garage_model::state_file::{StateDirectory, StateFileError};
 use garage_net::identity::{Identity, NetworkKey};
 use garage_net::mux::Windows;
 use garage_net::transport::Transport;
@@ -54,6 +57,7 @@ pub struct NodeSettings {
     pub timeouts: Timeouts,
     pub blocks: StoreOptions,
     pub store: Settings,
+    pub background: BackgroundSettings,
     pub mesh: MeshSettings,
     /// How old tombstones are when they are collected.
     pub collect_after: CollectAfter,
@@ -83,6 +87,8 @@ pub enum NodeError {
     Layout(#[from] LayoutError),
     #[error("the list of peers cannot be opened")]
     Mesh(#[from] MeshError),
+    #[error("the state of the background jobs cannot be opened")]
+    Background(#[from] StateFileError),
 }
 
 /// A running node.
@@ -115,6 +121,15 @@ impl LiveLayouts for Live {
     }
 }
 
+/// Blocks are deleted by a node that knows what refers to them.
+struct WhenWhole(SharedStanding);
+
+impl MayDelete for WhenWhole {
+    fn may_delete_blocks(&self) -> bool {
+        self.0.get() == Standing::Whole
+    }
+}
+
 impl Node {
     /// Opens everything a node has and joins it together. Nothing listens yet.
     ///
@@ -135,7 +150,18 @@ impl Node {
         let layout = Arc::new(LayoutManager::open(setup).await?);
         let blocks = LocalStore::open(disk.clone(), offload.clone(), settings.blocks).await?;
         let live = Arc::new(Live(layout.clone()));
-        let local = LocalModel::open(&db, blocks, clock.clone(), live, offload.clone())?;
+        let may_delete: Arc<dyn MayDelete> = Arc::new(WhenWhole(layout.standing().clone()));
+        let local = LocalModel::open(LocalParts {
+            db: &db,
+            blocks,
+            clock: clock.clone(),
+            layouts: live,
+            layout: layout.clone(),
+            offload: offload.clone(),
+            may_delete: may_delete.clone(),
+        })?;
+        let directory = StateDirectory { disk: disk.clone(), offload: offload.clone(), path: settings.metadata_dir.clone() };
+        let background = Background::open(&directory, settings.background, may_delete).await?;
 
         settle_start(&local.tables, layout.standing(), identity.id(), start).await?;
 
@@ -153,6 +179,8 @@ impl Node {
             .add::<ReferBlock>(Arc::new(local.blocks.clone()))
             .add::<GetBlock>(Arc::new(local.blocks.clone()))
             .add::<CountBucket>(Arc::new(local.count_service()))
+            .add::<AskNeeds>(Arc::new(local.blocks.clone()))
+            .add::<GiveBlock>(Arc::new(local.blocks.clone()))
             .add::<CompareLayouts>(Arc::new(LayoutGossip(layout.clone())))
             .add::<MergeLayout>(Arc::new(LayoutGossip(layout.clone())))
             .build();
@@ -179,7 +207,8 @@ impl Node {
         spawn.spawn("layout gossip", Box::pin(gossip));
         let workers = Workers::new(spawn.clone(), clock.clone());
         let cluster = Cluster::new(mesh.clone(), layout.clone(), settings.consistency, settings.timeouts, spawn);
-        let parts = Parts { cluster, clock, random, offload, workers: workers.clone(), settings: settings.store, local };
+        let parts =
+            Parts { cluster, clock, random, offload, workers: workers.clone(), settings: settings.store, background, local };
         Ok(Node {
             mesh,
             layout,

@@ -33,6 +33,11 @@ mod cluster_tests;
 mod moves;
 
 #[cfg(test)]
+mod blocks_resync;
+#[cfg(test)]
+mod blocks_world;
+
+#[cfg(test)]
 mod power_cuts;
 
 #[cfg(test)]

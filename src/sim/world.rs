@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use garage_block::{Compression, DataDirectory, Durability, StoreOptions, Usage};
 use garage_db::{Db, MemoryEngine};
+use garage_model::background::BackgroundSettings;
 use garage_model::garage::Settings;
 use garage_net::MemoryNetwork;
 use garage_net::identity::NetworkKey;
@@ -120,6 +121,7 @@ impl World {
                     incarnation,
                 },
                 collect_after: COLLECT_AFTER,
+                background: BackgroundSettings::default(),
                 mesh: MeshSettings { public_addresses: Vec::new(), bootstrap_peers: Vec::new(), windows: Windows::Fixed },
             },
         };

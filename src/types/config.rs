@@ -11,6 +11,7 @@ mod section;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -45,6 +46,8 @@ pub struct Config {
     pub inline_threshold: u64,
     /// Bytes of blocks that may wait in memory at once.
     pub block_ram_buffer_max: u64,
+    /// Bytes a second that background work may move between this node and others; `None`: no limit.
+    pub resync_bandwidth_limit: Option<NonZeroU64>,
     pub compression: Compression,
     pub punycode: Punycode,
     pub secret_files: SecretFiles,

@@ -210,7 +210,7 @@ mod tests {
         assert_eq!(write.on_ok(node(1)), Progress::Pending);
         assert_eq!(write.on_ok(node(2)), Progress::Pending);
         assert_eq!(write.on_ok(node(3)), Progress::Pending);
-        assert_eq!(write.worst_set(), SetCount { written: 1, size: 3 });
+        assert_eq!(write.worst_set(), SetCount { needed: 2, written: 1, size: 3 });
         assert_eq!(write.on_error(node(4), ()), Progress::Pending);
         assert_eq!(write.on_ok(node(5)), Progress::Reached);
     }

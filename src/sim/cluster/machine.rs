@@ -10,6 +10,7 @@ use futures_util::future::BoxFuture;
 use garage_block::{Compression, DataDirectory, StoreOptions, Usage};
 use garage_db::{Db, MemoryEngine};
 use garage_model::Garage;
+use garage_model::background::BackgroundSettings;
 use garage_model::garage::Settings;
 use garage_net::identity::NetworkKey;
 use garage_net::mux::Windows;
@@ -234,6 +235,7 @@ impl Machine {
                 block_ram_buffer_max: 1 << 20,
                 incarnation,
             },
+            background: BackgroundSettings::default(),
             collect_after: COLLECT_AFTER,
             mesh: MeshSettings {
                 public_addresses: vec![Network::address(self.number)],

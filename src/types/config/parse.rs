@@ -11,6 +11,7 @@ use super::{
     S3WebConfig, SecretFiles, SecretInput, SecretName, Warning,
 };
 use crate::names::Punycode;
+use std::num::NonZeroU64;
 
 const BLOCK_SIZE_DEFAULT: u64 = 1 << 20;
 const BLOCK_RAM_BUFFER_DEFAULT: u64 = 256 << 20;
@@ -29,6 +30,8 @@ const FACTOR: Kind<u16> = Kind { read: factor, expected: "the number of copies, 
 const MODE: Kind<Consistency> = Kind { read: mode, expected: "\"consistent\", \"degraded\" or \"dangerous\"" };
 const LEGACY_MODE: Kind<Replication> = Kind { read: legacy_mode, expected: "replication_factor = 1, 2 or 3 instead" };
 const COMPRESSION: Kind<Compression> = Kind { read: compression, expected: "a zstd level from -99 to 22, or \"none\"" };
+const BANDWIDTH: Kind<NonZeroU64> =
+    Kind { read: bandwidth, expected: "bytes a second above zero, such as \"20MB\"; without the key there is no limit" };
 const BLOCK_SIZE: Kind<u64> = Kind { read: block_size, expected: "a size from \"1KiB\" to \"1GiB\"; \"1MiB\" is the default" };
 const INLINE: Kind<u64> = Kind { read: inline_threshold, expected: "a size of at most \"64KiB\"; 8192 is the default" };
 const DOMAIN: Kind<String> = Kind { read: domain, expected: "a domain such as \".s3.example.com\"" };
@@ -73,6 +76,10 @@ fn block_size(value: &Value) -> Option<u64> {
     (SIZE.read)(value).filter(|size| (1 << 10..=1 << 30).contains(size))
 }
 
+fn bandwidth(value: &Value) -> Option<NonZeroU64> {
+    (SIZE.read)(value).and_then(NonZeroU64::new)
+}
+
 fn inline_threshold(value: &Value) -> Option<u64> {
     (SIZE.read)(value).filter(|size| *size <= INLINE_THRESHOLD_MAX)
 }
@@ -115,6 +122,7 @@ pub(super) fn resolve(text: &str, flags: &Overrides, environment: &Overrides) ->
         block_size: top.or("block_size", &BLOCK_SIZE, BLOCK_SIZE_DEFAULT)?,
         inline_threshold: top.or("inline_threshold", &INLINE, INLINE_THRESHOLD_DEFAULT)?,
         block_ram_buffer_max: top.or("block_ram_buffer_max", &SIZE, BLOCK_RAM_BUFFER_DEFAULT)?,
+        resync_bandwidth_limit: top.optional("resync_bandwidth_limit", &BANDWIDTH)?,
         compression: top.or("compression_level", &COMPRESSION, Compression::Zstd(1))?,
         punycode: if top.or("allow_punycode", &BOOL, false)? { Punycode::Allowed } else { Punycode::Refused },
         secret_files: secrets.files(allow_in_file),
