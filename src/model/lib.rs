@@ -32,6 +32,7 @@ pub mod object;
 pub mod part;
 pub mod pipeline;
 pub mod put;
+mod superseded;
 pub mod upload;
 pub mod upload_end;
 pub mod version;

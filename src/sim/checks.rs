@@ -43,6 +43,10 @@ pub async fn after_quiet(world: &World, abilities: Abilities) {
         if let Err(error) = world.try_list(&name, machine, 2).await {
             world.history.violation(format!("{name}: the bucket cannot be listed: {error}"));
         }
+    }
+    // What was read back may have released something.
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    for machine in &world.cluster.machines {
         queue_is_empty(world, machine).await;
         counters_agree(world, machine).await;
     }

@@ -36,6 +36,8 @@ pub struct World {
     pub bucket: BucketId,
     pub history: History,
     pub random: SeededRandom,
+    /// The longest usual delay on the network.
+    pub usual_delay: Duration,
     pub uploads: Mutex<Vec<Arc<Mutex<Upload>>>>,
 }
 
@@ -45,6 +47,8 @@ pub struct Upload {
     write: u64,
     /// Acknowledged parts.
     parts: BTreeMap<u32, StoredPart>,
+    /// How often somebody tried to store each part.
+    attempts: BTreeMap<u32, u32>,
     /// The completion, once anyone tried: always of the same part.
     completion: Option<(Begun, ListedPart)>,
     /// How often somebody tried to end it.
@@ -56,8 +60,6 @@ pub struct Upload {
 struct StoredPart {
     etag: String,
     body: Bytes,
-    /// Another upload of the same part may have replaced it.
-    in_doubt: bool,
 }
 
 fn put_of(bucket: BucketId, key: &str, write: u64) -> PutObject {
@@ -277,7 +279,7 @@ impl World {
         self.ended(&format!("{name}: create upload to {key} = {write}"), None, &result);
         let Ok(Ok(id)) = result else { return };
         let name = UploadName { bucket: self.bucket, key: object_key, id };
-        let upload = Upload { name, write, parts: BTreeMap::new(), completion: None, endings: 0, ended: false };
+        let upload = Upload { name, write, parts: BTreeMap::new(), attempts: BTreeMap::new(), completion: None, endings: 0, ended: false };
         self.uploads.lock().unwrap().push(Arc::new(Mutex::new(upload)));
     }
 
@@ -292,9 +294,7 @@ impl World {
         let (number, body) = (1 + self.random.below(2) as u32, self.new_body());
         let (put, name) = {
             let mut upload = upload.lock().unwrap();
-            if let Some(part) = upload.parts.get_mut(&number) {
-                part.in_doubt = true;
-            }
+            *upload.attempts.entry(number).or_default() += 1;
             let put = PutPart { upload: upload.name.clone(), number, checksum: None };
             (put, format!("{name}: part {number} of {} ({} bytes)", upload.write, body.len()))
         };
@@ -302,24 +302,21 @@ impl World {
         let source = Box::new(InMemory::new(body.clone()));
         let result = machine.run(PATIENCE, |garage| async move { garage.upload_part(put, source).await }).await;
         self.ended(&name, None, &result);
-        let mut upload = upload.lock().unwrap();
-        match (result, upload.parts.get_mut(&number)) {
-            (Ok(Ok(written)), earlier) => {
-                // Whether it is the newest is only sure when nobody else was at it meanwhile.
-                let in_doubt = earlier.is_some_and(|earlier| earlier.etag != written.etag);
-                upload.parts.insert(number, StoredPart { etag: written.etag, body, in_doubt });
-            }
-            (_, Some(earlier)) => earlier.in_doubt = true,
-            (_, None) => {}
+        if let Ok(Ok(written)) = result {
+            upload.lock().unwrap().parts.insert(number, StoredPart { etag: written.etag, body });
         }
     }
 
     async fn complete(&self, name: &str, machine: &Machine) {
         let Some(upload) = self.some_upload() else { return };
-        let Some((complete, begun, sure, name)) = self.begin_completion(name, &upload) else { return };
+        let Some((complete, begun, number, name)) = self.begin_completion(name, &upload) else { return };
         self.history.note(&name);
         let result = machine.run(PATIENCE, |garage| async move { garage.complete_multipart(complete).await }).await;
-        let sure = sure && upload.lock().unwrap().endings == 1;
+        let sure = {
+            // Nobody else ended it, and nobody replaced the part.
+            let upload = upload.lock().unwrap();
+            upload.endings == 1 && upload.attempts.get(&number) == Some(&1)
+        };
         match &result {
             Ok(Err(ModelError::Complete(CompleteError::InvalidPart { .. }))) if sure => {
                 self.history.violation(format!("{name}: a part that was acknowledged is lost"));
@@ -333,7 +330,7 @@ impl World {
         self.ended(&name, Some(begun), &result);
     }
 
-    fn begin_completion(&self, name: &str, upload: &Mutex<Upload>) -> Option<(CompleteUpload, Begun, bool, String)> {
+    fn begin_completion(&self, name: &str, upload: &Mutex<Upload>) -> Option<(CompleteUpload, Begun, u32, String)> {
         let mut upload = upload.lock().unwrap();
         if upload.completion.is_none() {
             let (number, part) = upload.parts.iter().next_back().map(|(number, part)| (*number, part.clone()))?;
@@ -343,11 +340,11 @@ impl World {
         }
         let (begun, part) = upload.completion.clone()?;
         upload.endings += 1;
-        let sure = upload.endings == 1 && upload.parts.get(&part.number).is_some_and(|stored| !stored.in_doubt);
+        let number = part.number;
         let whole = ListedWhole { parts: vec![part], ..ListedWhole::default() };
         let complete = CompleteUpload { upload: upload.name.clone(), whole, preconditions: Preconditions::default() };
         let name = format!("{name}: complete {} to {}", upload.write, upload.name.key);
-        Some((complete, begun, sure, name))
+        Some((complete, begun, number, name))
     }
 
     async fn abort(&self, name: &str, machine: &Machine) {
