@@ -12,6 +12,7 @@ use garage_table::queue::Item;
 use garage_table::table::Query;
 use garage_table::wire::{Order, Projection, TableId, Verdict};
 use garage_table::{Schema, Table, TableError};
+use garage_types::planted::{Bug, is_planted};
 use garage_types::{BlockHash, Placement, Timestamp, chain};
 use std::ops::{Bound, ControlFlow};
 
@@ -252,7 +253,7 @@ impl Garage {
             Some(bytes) => RefCount::decode(&bytes).ok_or_else(damaged)?,
             None => RefCount { count: 0, released_at: Timestamp::ZERO },
         };
-        Ok(if count.count > 0 {
+        Ok(if count.count > 0 && !is_planted(Bug::DeletesReferencedBlock) {
             Refs::Held
         } else if self.0.cluster.decides_alone(&Placement::from(block)) {
             Refs::ReleasedOnEveryOwner { until: count.released_at.plus_millis(crate::block_ref::RELEASE_DELAY_MS) }

@@ -30,12 +30,64 @@ pub const KEYS: [&str; 5] = ["a", "a/b", "b", "c/1", "c/2"];
 /// How long a client waits before it hangs up.
 const PATIENCE: Duration = Duration::from_secs(45);
 
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Put,
+    Get,
+    Delete,
+    Copy,
+    List,
+    Create,
+    Part,
+    Complete,
+    Abort,
+}
+
+/// How often each kind of operation is chosen, in hundredths; what is missing to 100 aborts uploads.
+#[derive(Clone, Copy, Debug)]
+pub struct Mix {
+    pub put: u64,
+    pub get: u64,
+    pub delete: u64,
+    pub copy: u64,
+    pub list: u64,
+    pub create: u64,
+    pub part: u64,
+    pub complete: u64,
+}
+
+impl Mix {
+    fn choose(&self, random: &dyn Random) -> Step {
+        let shares = [
+            (self.put, Step::Put),
+            (self.get, Step::Get),
+            (self.delete, Step::Delete),
+            (self.copy, Step::Copy),
+            (self.list, Step::List),
+            (self.create, Step::Create),
+            (self.part, Step::Part),
+            (self.complete, Step::Complete),
+        ];
+        let mut left = random.below(100);
+        for (share, step) in shares {
+            if left < share {
+                return step;
+            }
+            left -= share;
+        }
+        Step::Abort
+    }
+}
+
 /// Everything the clients of a run share.
 pub struct World {
     pub cluster: Cluster,
     pub bucket: BucketId,
     pub history: History,
     pub random: SeededRandom,
+    /// How many of [`KEYS`] the clients use.
+    pub keys: usize,
+    pub mix: Mix,
     /// The longest usual delay on the network.
     pub usual_delay: Duration,
     pub uploads: Mutex<Vec<Arc<Mutex<Upload>>>>,
@@ -103,20 +155,24 @@ impl World {
             let pause_max = if self.random.below(6) == 0 { 4_000 } else { 100 };
             tokio::time::sleep(Duration::from_millis(self.random.below(pause_max))).await;
             let machine = self.cluster.machines[self.random.below(self.cluster.machines.len() as u64) as usize].clone();
-            let key = KEYS[self.random.below(KEYS.len() as u64) as usize];
+            let key = self.some_key();
             let name = format!("client {number}.{step} on {}", machine.number);
-            match self.random.below(100) {
-                0..26 => self.put(&name, &machine, key).await,
-                26..52 => self.get(&name, &machine, key).await,
-                52..62 => self.delete(&name, &machine, key).await,
-                62..72 => self.copy(&name, &machine, key).await,
-                72..80 => self.list(&name, &machine, 1 + self.random.below(3) as usize).await,
-                80..86 => self.create_upload(&name, &machine, key).await,
-                86..93 => self.upload_part(&name, &machine).await,
-                93..98 => self.complete(&name, &machine).await,
-                _ => self.abort(&name, &machine).await,
+            match self.mix.choose(&self.random) {
+                Step::Put => self.put(&name, &machine, key).await,
+                Step::Get => self.get(&name, &machine, key).await,
+                Step::Delete => self.delete(&name, &machine, key).await,
+                Step::Copy => self.copy(&name, &machine, key).await,
+                Step::List => self.list(&name, &machine, 1 + self.random.below(3) as usize).await,
+                Step::Create => self.create_upload(&name, &machine, key).await,
+                Step::Part => self.upload_part(&name, &machine).await,
+                Step::Complete => self.complete(&name, &machine).await,
+                Step::Abort => self.abort(&name, &machine).await,
             }
         }
+    }
+
+    fn some_key(&self) -> &'static str {
+        KEYS[self.random.below(self.keys as u64) as usize]
     }
 
     fn new_body(&self) -> Bytes {
@@ -124,9 +180,12 @@ impl World {
             0 => self.random.below(INLINE_MAX as u64 + 1),
             _ => INLINE_MAX as u64 + 1 + self.random.below(4 * BLOCK_SIZE as u64),
         };
-        let mut body = vec![0; length as usize];
-        self.random.fill(&mut body);
-        body.into()
+        let known = self.history.some_body(&self.random).filter(|_| self.random.below(5) == 0);
+        known.unwrap_or_else(|| {
+            let mut body = vec![0; length as usize];
+            self.random.fill(&mut body);
+            body.into()
+        })
     }
 
     fn ended<T>(&self, name: &str, write: Option<Begun>, result: &Result<Result<T, ModelError>, NoAnswer>) {
@@ -216,7 +275,7 @@ impl World {
     }
 
     async fn copy(&self, name: &str, machine: &Machine, key: &str) {
-        let source = KEYS[self.random.below(KEYS.len() as u64) as usize];
+        let source = self.some_key();
         let name = format!("{name}: copy {source} to {key}");
         let object = match self.look(&name, machine, source).await {
             Ok(Some(object)) => object,
