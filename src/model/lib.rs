@@ -40,6 +40,7 @@ pub mod resync;
 pub mod resync_queue;
 pub mod resync_worker;
 pub mod state_file;
+mod superseded;
 pub mod upload;
 pub mod upload_end;
 pub mod version;

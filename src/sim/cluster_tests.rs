@@ -15,6 +15,41 @@ fn passes(scenario: Scenario, seeds: std::ops::Range<u64>) {
 }
 
 #[test]
+fn nothing_goes_wrong_in_a_calm_cluster() {
+    passes(scenario("calm"), 0..6);
+}
+
+#[test]
+fn promises_hold_while_the_network_fails() {
+    passes(scenario("network"), 0..10);
+}
+
+#[test]
+fn promises_hold_whatever_fails() {
+    passes(scenario("everything"), 0..14);
+}
+
+#[test]
+fn promises_hold_where_all_want_the_same_key() {
+    passes(scenario("crowd"), 0..10);
+}
+
+#[test]
+fn uploads_in_parts_end_once_and_whole() {
+    passes(scenario("uploads"), 0..10);
+}
+
+#[test]
+fn promises_hold_on_five_machines() {
+    passes(scenario("five"), 0..8);
+}
+
+#[test]
+fn promises_hold_on_one_machine() {
+    passes(scenario("single"), 0..20);
+}
+
+#[test]
 fn a_seed_replays_a_run_exactly() {
     for name in ["everything", "five"] {
         let (first, second) = (run(scenario(name), 7), run(scenario(name), 7));
@@ -29,6 +64,9 @@ fn a_seed_replays_a_run_exactly() {
 #[test]
 #[ignore = "runs as many seeds as one likes; see script/simulate"]
 fn simulate() {
+    if let Ok(filter) = std::env::var("SIMULATE_LOG") {
+        tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().init();
+    }
     let number = |name: &str, default: u64| std::env::var(name).map_or(default, |text| text.parse().unwrap());
     let (from, seeds) = (number("SIMULATE_FROM", 0), number("SIMULATE_SEEDS", 100));
     let wanted = std::env::var("SIMULATE_SCENARIO").ok();
@@ -43,6 +81,7 @@ fn simulate() {
             if !violations.is_empty() {
                 failed += 1;
                 println!("FAILED {} seed {seed}: {violations:#?}", scenario.name);
+                println!("replay: script/simulate --scenario {} --from {seed} --seeds 1", scenario.name);
             }
             println!("{} seed {seed}: {tally:?}", scenario.name);
         }

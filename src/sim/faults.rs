@@ -20,6 +20,8 @@ pub enum Fault {
     BlockOneWay,
     /// One machine is cut off from all others.
     Isolate,
+    /// Of every two machines, either may be unable to reach the other.
+    Tangle,
     /// A machine loses what was not synced, and comes back.
     Crash,
     /// All machines lose power at once.
@@ -32,9 +34,6 @@ pub enum Fault {
     /// A machine's next commits to its database fail.
     FullDatabase,
 }
-
-/// The usual delay on the network.
-const DELAY_MAX: Duration = Duration::from_millis(5);
 
 /// Makes faults for as long as it is polled.
 pub async fn make_faults(world: Arc<World>, faults: &'static [Fault], random: Arc<SeededRandom>) {
@@ -68,6 +67,15 @@ fn begin(world: &World, fault: Fault, random: &SeededRandom) {
                 network.block(machine.number, one.number);
             }
         }
+        Fault::Tangle => {
+            for from in machines {
+                for to in machines.iter().filter(|to| to.number != from.number) {
+                    if random.below(2) == 0 {
+                        network.block(from.number, to.number);
+                    }
+                }
+            }
+        }
         Fault::Crash => one.crash(death(random)),
         Fault::Blackout => machines.iter().for_each(|machine| machine.crash(Death::Reset)),
         Fault::ClockJump => {
@@ -89,7 +97,7 @@ fn death(random: &SeededRandom) -> Death {
 pub async fn heal(world: &World) {
     world.history.note("heal");
     world.cluster.network.open_all_links();
-    world.cluster.network.set_delay_max(DELAY_MAX);
+    world.cluster.network.set_delay_max(world.usual_delay);
     for machine in &world.cluster.machines {
         machine.disk.set_capacity(None);
         machine.engine.fail_next_commits(0);

@@ -7,6 +7,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use bytes::Bytes;
 use garage_model::object::ObjectMeta;
+use garage_types::Random;
 use tokio::time::Instant;
 
 use crate::linear::{Action, Judgement, Operation, Value, judge};
@@ -99,6 +100,13 @@ impl History {
 
     pub fn body(&self, write: u64) -> Option<Bytes> {
         self.state().bodies.get(&write).cloned()
+    }
+
+    /// A body that somebody wrote before.
+    pub fn some_body(&self, random: &dyn Random) -> Option<Bytes> {
+        let state = self.state();
+        let count = state.bodies.len() as u64;
+        (count > 0).then(|| state.bodies.values().nth(random.below(count) as usize).cloned())?
     }
 
     pub fn set_body(&self, write: u64, body: Bytes) {

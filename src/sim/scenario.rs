@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::sync::{Arc, Mutex, Once};
 use std::time::Duration;
 
+use garage_types::planted::{Bug, plant};
 use garage_types::random::SeededRandom;
 
 use crate::checks;
@@ -11,7 +12,7 @@ use crate::cluster::Cluster;
 use crate::cluster::machine::Setup;
 use crate::faults::{Fault, heal, make_faults};
 use crate::history::{History, Tally};
-use crate::workload::World;
+use crate::workload::{Mix, World};
 
 /// What the cluster can do by itself by now: faults and checks that need more are left out.
 #[derive(Clone, Copy, Debug)]
@@ -34,14 +35,24 @@ pub struct Scenario {
     pub clients: u64,
     /// Of each client.
     pub operations: usize,
+    /// How many keys they use.
+    pub keys: usize,
+    pub mix: Mix,
     pub faults: &'static [Fault],
 }
+
+const USUAL: Mix = Mix { put: 26, get: 26, delete: 10, copy: 10, list: 8, create: 6, part: 7, complete: 5 };
+const UPLOADS: Mix = Mix { put: 6, get: 16, delete: 5, copy: 8, list: 4, create: 16, part: 22, complete: 17 };
+const CROWD: Mix = Mix { put: 30, get: 50, delete: 7, copy: 5, list: 8, create: 0, part: 0, complete: 0 };
 
 const ALL: &[Fault] = &[
     Fault::Delay,
     Fault::LoseConnections,
     Fault::BlockOneWay,
     Fault::Isolate,
+    Fault::Tangle,
+    Fault::Tangle,
+    Fault::Crash,
     Fault::Crash,
     Fault::Crash,
     Fault::Blackout,
@@ -51,19 +62,21 @@ const ALL: &[Fault] = &[
     Fault::FullDatabase,
 ];
 
-pub const SCENARIOS: [Scenario; 5] = [
-    Scenario { name: "calm", machines: 3, replication_factor: 3, clients: 4, operations: 50, faults: &[] },
-    Scenario {
-        name: "network",
-        machines: 3,
-        replication_factor: 3,
-        clients: 4,
-        operations: 50,
-        faults: &[Fault::Delay, Fault::LoseConnections, Fault::BlockOneWay, Fault::Isolate, Fault::ClockJump],
-    },
-    Scenario { name: "everything", machines: 3, replication_factor: 3, clients: 4, operations: 50, faults: ALL },
-    Scenario { name: "five", machines: 5, replication_factor: 3, clients: 5, operations: 40, faults: ALL },
-    Scenario { name: "single", machines: 1, replication_factor: 1, clients: 3, operations: 50, faults: ALL },
+const NETWORK: &[Fault] =
+    &[Fault::Delay, Fault::LoseConnections, Fault::BlockOneWay, Fault::Isolate, Fault::Tangle, Fault::Tangle, Fault::ClockJump];
+
+/// What the scenarios start from.
+const THREE: Scenario =
+    Scenario { name: "calm", machines: 3, replication_factor: 3, clients: 4, operations: 50, keys: 5, mix: USUAL, faults: &[] };
+
+pub const SCENARIOS: [Scenario; 7] = [
+    THREE,
+    Scenario { name: "network", faults: NETWORK, ..THREE },
+    Scenario { name: "everything", faults: ALL, ..THREE },
+    Scenario { name: "crowd", keys: 1, mix: CROWD, faults: NETWORK, ..THREE },
+    Scenario { name: "uploads", keys: 2, mix: UPLOADS, faults: ALL, ..THREE },
+    Scenario { name: "five", machines: 5, clients: 5, operations: 40, faults: ALL, ..THREE },
+    Scenario { name: "single", machines: 1, replication_factor: 1, clients: 3, faults: ALL, ..THREE },
 ];
 
 pub fn scenario(name: &str) -> Scenario {
@@ -94,24 +107,50 @@ fn count_panics() {
     });
 }
 
+/// What the machines of a run are made to get wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flaw {
+    Planted(Bug),
+    /// Blocks are acknowledged before they are on stable storage.
+    BlocksNotSynced,
+    /// Rows are.
+    RowsNotSynced,
+}
+
 /// Runs a scenario by a seed, from an empty cluster to the last check.
 pub fn run(scenario: Scenario, seed: u64) -> Outcome {
+    run_flawed(scenario, seed, None)
+}
+
+/// As [`run`], with something wrong.
+pub fn run_flawed(scenario: Scenario, seed: u64, flaw: Option<Flaw>) -> Outcome {
     count_panics();
+    plant(match flaw {
+        Some(Flaw::Planted(bug)) => Some(bug),
+        Some(Flaw::BlocksNotSynced | Flaw::RowsNotSynced) | None => None,
+    });
     let panics_before = PANICS.get();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    let mut outcome = runtime.block_on(run_in_runtime(scenario, seed));
+    let mut outcome = runtime.block_on(run_in_runtime(scenario, seed, flaw));
     drop(runtime);
+    plant(None);
     if PANICS.get() > panics_before {
         outcome.violations.push("something panicked".to_owned());
     }
     outcome
 }
 
-async fn run_in_runtime(scenario: Scenario, seed: u64) -> Outcome {
+async fn run_in_runtime(scenario: Scenario, seed: u64, flaw: Option<Flaw>) -> Outcome {
     let setup = Setup {
         replication_factor: scenario.replication_factor,
-        data_durability: garage_block::Durability::Synced,
-        metadata_durability: garage_db::Durability::Synced,
+        data_durability: match flaw {
+            Some(Flaw::BlocksNotSynced) => garage_block::Durability::Unsynced,
+            _ => garage_block::Durability::Synced,
+        },
+        metadata_durability: match flaw {
+            Some(Flaw::RowsNotSynced) => garage_db::Durability::Unsynced,
+            _ => garage_db::Durability::Synced,
+        },
     };
     let cluster = Cluster::start(seed, scenario.machines, setup).await;
     let bucket = cluster.machines[0].garage().expect("it runs").create_bucket("pictures").await.unwrap();
@@ -122,6 +161,9 @@ async fn run_in_runtime(scenario: Scenario, seed: u64) -> Outcome {
         bucket,
         history: History::new(),
         random: SeededRandom::new(seed ^ 0x636c_6965),
+        keys: scenario.keys,
+        mix: scenario.mix,
+        usual_delay: Duration::from_millis([1, 5, 30, 120][(seed % 4) as usize]),
         uploads: Mutex::default(),
     });
     heal(&world).await;

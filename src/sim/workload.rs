@@ -30,12 +30,66 @@ pub const KEYS: [&str; 5] = ["a", "a/b", "b", "c/1", "c/2"];
 /// How long a client waits before it hangs up.
 const PATIENCE: Duration = Duration::from_secs(45);
 
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Put,
+    Get,
+    Delete,
+    Copy,
+    List,
+    Create,
+    Part,
+    Complete,
+    Abort,
+}
+
+/// How often each kind of operation is chosen, in hundredths; what is missing to 100 aborts uploads.
+#[derive(Clone, Copy, Debug)]
+pub struct Mix {
+    pub put: u64,
+    pub get: u64,
+    pub delete: u64,
+    pub copy: u64,
+    pub list: u64,
+    pub create: u64,
+    pub part: u64,
+    pub complete: u64,
+}
+
+impl Mix {
+    fn choose(&self, random: &dyn Random) -> Step {
+        let shares = [
+            (self.put, Step::Put),
+            (self.get, Step::Get),
+            (self.delete, Step::Delete),
+            (self.copy, Step::Copy),
+            (self.list, Step::List),
+            (self.create, Step::Create),
+            (self.part, Step::Part),
+            (self.complete, Step::Complete),
+        ];
+        let mut left = random.below(100);
+        for (share, step) in shares {
+            if left < share {
+                return step;
+            }
+            left -= share;
+        }
+        Step::Abort
+    }
+}
+
 /// Everything the clients of a run share.
 pub struct World {
     pub cluster: Cluster,
     pub bucket: BucketId,
     pub history: History,
     pub random: SeededRandom,
+    /// How many of [`KEYS`] the clients use.
+    pub keys: usize,
+    pub mix: Mix,
+    /// The longest usual delay on the network.
+    pub usual_delay: Duration,
     pub uploads: Mutex<Vec<Arc<Mutex<Upload>>>>,
 }
 
@@ -45,6 +99,8 @@ pub struct Upload {
     write: u64,
     /// Acknowledged parts.
     parts: BTreeMap<u32, StoredPart>,
+    /// How often somebody tried to store each part.
+    attempts: BTreeMap<u32, u32>,
     /// The completion, once anyone tried: always of the same part.
     completion: Option<(Begun, ListedPart)>,
     /// How often somebody tried to end it.
@@ -56,8 +112,6 @@ pub struct Upload {
 struct StoredPart {
     etag: String,
     body: Bytes,
-    /// Another upload of the same part may have replaced it.
-    in_doubt: bool,
 }
 
 fn put_of(bucket: BucketId, key: &str, write: u64) -> PutObject {
@@ -101,20 +155,24 @@ impl World {
             let pause_max = if self.random.below(6) == 0 { 4_000 } else { 100 };
             tokio::time::sleep(Duration::from_millis(self.random.below(pause_max))).await;
             let machine = self.cluster.machines[self.random.below(self.cluster.machines.len() as u64) as usize].clone();
-            let key = KEYS[self.random.below(KEYS.len() as u64) as usize];
+            let key = self.some_key();
             let name = format!("client {number}.{step} on {}", machine.number);
-            match self.random.below(100) {
-                0..26 => self.put(&name, &machine, key).await,
-                26..52 => self.get(&name, &machine, key).await,
-                52..62 => self.delete(&name, &machine, key).await,
-                62..72 => self.copy(&name, &machine, key).await,
-                72..80 => self.list(&name, &machine, 1 + self.random.below(3) as usize).await,
-                80..86 => self.create_upload(&name, &machine, key).await,
-                86..93 => self.upload_part(&name, &machine).await,
-                93..98 => self.complete(&name, &machine).await,
-                _ => self.abort(&name, &machine).await,
+            match self.mix.choose(&self.random) {
+                Step::Put => self.put(&name, &machine, key).await,
+                Step::Get => self.get(&name, &machine, key).await,
+                Step::Delete => self.delete(&name, &machine, key).await,
+                Step::Copy => self.copy(&name, &machine, key).await,
+                Step::List => self.list(&name, &machine, 1 + self.random.below(3) as usize).await,
+                Step::Create => self.create_upload(&name, &machine, key).await,
+                Step::Part => self.upload_part(&name, &machine).await,
+                Step::Complete => self.complete(&name, &machine).await,
+                Step::Abort => self.abort(&name, &machine).await,
             }
         }
+    }
+
+    fn some_key(&self) -> &'static str {
+        KEYS[self.random.below(self.keys as u64) as usize]
     }
 
     fn new_body(&self) -> Bytes {
@@ -122,9 +180,12 @@ impl World {
             0 => self.random.below(INLINE_MAX as u64 + 1),
             _ => INLINE_MAX as u64 + 1 + self.random.below(4 * BLOCK_SIZE as u64),
         };
-        let mut body = vec![0; length as usize];
-        self.random.fill(&mut body);
-        body.into()
+        let known = self.history.some_body(&self.random).filter(|_| self.random.below(5) == 0);
+        known.unwrap_or_else(|| {
+            let mut body = vec![0; length as usize];
+            self.random.fill(&mut body);
+            body.into()
+        })
     }
 
     fn ended<T>(&self, name: &str, write: Option<Begun>, result: &Result<Result<T, ModelError>, NoAnswer>) {
@@ -214,7 +275,7 @@ impl World {
     }
 
     async fn copy(&self, name: &str, machine: &Machine, key: &str) {
-        let source = KEYS[self.random.below(KEYS.len() as u64) as usize];
+        let source = self.some_key();
         let name = format!("{name}: copy {source} to {key}");
         let object = match self.look(&name, machine, source).await {
             Ok(Some(object)) => object,
@@ -278,7 +339,8 @@ impl World {
         self.ended(&format!("{name}: create upload to {key} = {write}"), None, &result);
         let Ok(Ok(id)) = result else { return };
         let name = UploadName { bucket: self.bucket, key: object_key, id };
-        let upload = Upload { name, write, parts: BTreeMap::new(), completion: None, endings: 0, ended: false };
+        let upload =
+            Upload { name, write, parts: BTreeMap::new(), attempts: BTreeMap::new(), completion: None, endings: 0, ended: false };
         self.uploads.lock().unwrap().push(Arc::new(Mutex::new(upload)));
     }
 
@@ -293,9 +355,7 @@ impl World {
         let (number, body) = (1 + self.random.below(2) as u32, self.new_body());
         let (put, name) = {
             let mut upload = upload.lock().unwrap();
-            if let Some(part) = upload.parts.get_mut(&number) {
-                part.in_doubt = true;
-            }
+            *upload.attempts.entry(number).or_default() += 1;
             let put = PutPart { upload: upload.name.clone(), number, checksum: None };
             (put, format!("{name}: part {number} of {} ({} bytes)", upload.write, body.len()))
         };
@@ -303,24 +363,21 @@ impl World {
         let source = Box::new(InMemory::new(body.clone()));
         let result = machine.run(PATIENCE, |garage| async move { garage.upload_part(put, source).await }).await;
         self.ended(&name, None, &result);
-        let mut upload = upload.lock().unwrap();
-        match (result, upload.parts.get_mut(&number)) {
-            (Ok(Ok(written)), earlier) => {
-                // Whether it is the newest is only sure when nobody else was at it meanwhile.
-                let in_doubt = earlier.is_some_and(|earlier| earlier.etag != written.etag);
-                upload.parts.insert(number, StoredPart { etag: written.etag, body, in_doubt });
-            }
-            (_, Some(earlier)) => earlier.in_doubt = true,
-            (_, None) => {}
+        if let Ok(Ok(written)) = result {
+            upload.lock().unwrap().parts.insert(number, StoredPart { etag: written.etag, body });
         }
     }
 
     async fn complete(&self, name: &str, machine: &Machine) {
         let Some(upload) = self.some_upload() else { return };
-        let Some((complete, begun, sure, name)) = self.begin_completion(name, &upload) else { return };
+        let Some((complete, begun, number, name)) = self.begin_completion(name, &upload) else { return };
         self.history.note(&name);
         let result = machine.run(PATIENCE, |garage| async move { garage.complete_multipart(complete).await }).await;
-        let sure = sure && upload.lock().unwrap().endings == 1;
+        let sure = {
+            // Nobody else ended it, and nobody replaced the part.
+            let upload = upload.lock().unwrap();
+            upload.endings == 1 && upload.attempts.get(&number) == Some(&1)
+        };
         match &result {
             Ok(Err(ModelError::Complete(CompleteError::InvalidPart { .. }))) if sure => {
                 self.history.violation(format!("{name}: a part that was acknowledged is lost"));
@@ -334,7 +391,7 @@ impl World {
         self.ended(&name, Some(begun), &result);
     }
 
-    fn begin_completion(&self, name: &str, upload: &Mutex<Upload>) -> Option<(CompleteUpload, Begun, bool, String)> {
+    fn begin_completion(&self, name: &str, upload: &Mutex<Upload>) -> Option<(CompleteUpload, Begun, u32, String)> {
         let mut upload = upload.lock().unwrap();
         if upload.completion.is_none() {
             let (number, part) = upload.parts.iter().next_back().map(|(number, part)| (*number, part.clone()))?;
@@ -344,11 +401,11 @@ impl World {
         }
         let (begun, part) = upload.completion.clone()?;
         upload.endings += 1;
-        let sure = upload.endings == 1 && upload.parts.get(&part.number).is_some_and(|stored| !stored.in_doubt);
+        let number = part.number;
         let whole = ListedWhole { parts: vec![part], ..ListedWhole::default() };
         let complete = CompleteUpload { upload: upload.name.clone(), whole, preconditions: Preconditions::default() };
         let name = format!("{name}: complete {} to {}", upload.write, upload.name.key);
-        Some((complete, begun, sure, name))
+        Some((complete, begun, number, name))
     }
 
     async fn abort(&self, name: &str, machine: &Machine) {
