@@ -251,7 +251,7 @@ impl Garage {
         stream::once(fetch(only.clone())).boxed()
     }
 
-    async fn blocks_of(&self, version: VersionId) -> Result<Vec<(BlockHash, u64)>, ModelError> {
+    pub(crate) async fn blocks_of(&self, version: VersionId) -> Result<Vec<(BlockHash, u64)>, ModelError> {
         let segments = self.segments(version).await?;
         let block = |piece: &Piece| match piece {
             Piece::Block { hash, length } => Ok((*hash, *length)),

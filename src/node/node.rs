@@ -7,6 +7,7 @@ use garage_block::{LocalStore, OpenError, StoreOptions};
 use garage_db::{Db, DbError};
 use garage_model::Garage;
 use garage_model::blocks::{GetBlock, PutBlock, ReferBlock};
+use garage_model::bucket_counts::CountBucket;
 use garage_model::garage::{LocalModel, Parts, Settings};
 use garage_net::identity::{Identity, NetworkKey};
 use garage_net::mux::Windows;
@@ -117,6 +118,7 @@ impl Node {
             .add::<PutBlock>(Arc::new(local.blocks.clone()))
             .add::<ReferBlock>(Arc::new(local.blocks.clone()))
             .add::<GetBlock>(Arc::new(local.blocks.clone()))
+            .add::<CountBucket>(Arc::new(local.clone()))
             .add::<CompareLayouts>(Arc::new(LayoutGossip(layout.clone())))
             .add::<MergeLayout>(Arc::new(LayoutGossip(layout.clone())))
             .build();
