@@ -11,6 +11,7 @@ pub mod error;
 pub mod keys;
 pub mod layout;
 pub mod nodes;
+pub mod objects;
 pub mod operations;
 pub mod report;
 pub mod search;

@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{AdminError, ApiError};
-use crate::{buckets, cluster, keys, layout, nodes};
+use crate::{buckets, cluster, keys, layout, nodes, objects};
 
 /// Something an operator may ask.
 pub trait Operation: Serialize + DeserializeOwned + Send + Sync + 'static {
@@ -62,6 +62,8 @@ pub fn visit_all(visitor: &mut impl Visitor) {
     visitor.visit::<buckets::DenyBucketKey>();
     visitor.visit::<buckets::AddBucketAlias>();
     visitor.visit::<buckets::RemoveBucketAlias>();
+    visitor.visit::<objects::InspectObject>();
+    visitor.visit::<objects::CleanupIncompleteUploads>();
     visitor.visit::<nodes::GetNodeInfo>();
     visitor.visit::<nodes::GetNodeStatistics>();
 }

@@ -4,6 +4,7 @@ pub mod bucket;
 pub mod cluster;
 pub mod key;
 pub mod layout;
+pub mod object;
 pub mod stats;
 
 use garage_admin::Date;
