@@ -83,9 +83,15 @@ class Node:
 
     def stop(self):
         """SIGTERM; the process must then end with status 0."""
+        self.terminate()
+        self.wait_stopped()
+
+    def terminate(self):
         if self.process.poll() is not None:
             raise ServerError(f"{self.zone} ended by itself (status {self.process.returncode})")
         self.process.send_signal(signal.SIGTERM)
+
+    def wait_stopped(self):
         try:
             status = self.process.wait(STOP_SECONDS_MAX)
         except subprocess.TimeoutExpired:

@@ -13,6 +13,7 @@ pub mod layout;
 pub mod layout_history;
 pub mod layout_plan;
 pub mod nodes;
+pub mod objects;
 pub mod operations;
 pub mod report;
 pub mod search;

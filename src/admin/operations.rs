@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{AdminError, ApiError};
-use crate::{buckets, cluster, keys, layout, layout_history, nodes, snapshots};
+use crate::{buckets, cluster, keys, layout, layout_history, nodes, objects, snapshots};
 
 /// Something an operator may ask.
 pub trait Operation: Serialize + DeserializeOwned + Send + Sync + 'static {
@@ -67,6 +67,8 @@ pub fn visit_all(visitor: &mut impl Visitor) {
     visitor.visit::<buckets::DenyBucketKey>();
     visitor.visit::<buckets::AddBucketAlias>();
     visitor.visit::<buckets::RemoveBucketAlias>();
+    visitor.visit::<objects::InspectObject>();
+    visitor.visit::<objects::CleanupIncompleteUploads>();
     visitor.visit::<nodes::GetNodeInfo>();
     visitor.visit::<nodes::GetNodeStatistics>();
     visitor.visit::<snapshots::CreateMetadataSnapshot>();

@@ -25,6 +25,11 @@ impl Counts {
         Counts { objects, bytes, uploads, multipart_uploads, multipart_bytes }
     }
 
+    /// An object of so many bytes.
+    pub fn of_object(size: u64) -> Counts {
+        Counts { objects: 1, bytes: i64::try_from(size).unwrap_or(i64::MAX), ..Counts::default() }
+    }
+
     #[must_use]
     pub fn plus(&self, other: &Counts) -> Counts {
         let (mine, theirs) = (self.fields(), other.fields());

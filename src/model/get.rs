@@ -251,7 +251,7 @@ impl Garage {
         stream::once(fetch(only.clone())).boxed()
     }
 
-    async fn blocks_of(&self, version: VersionId) -> Result<Vec<(BlockHash, u64)>, ModelError> {
+    pub(crate) async fn blocks_of(&self, version: VersionId) -> Result<Vec<(BlockHash, u64)>, ModelError> {
         let segments = self.segments(version).await?;
         let block = |piece: &Piece| match piece {
             Piece::Block { hash, length } => Ok((*hash, *length)),
@@ -267,10 +267,14 @@ impl Garage {
         loop {
             let query = Query { from, to: None, order: Order::Forward, limit: 100, projection: Projection::Whole };
             let page = self.0.versions.range(version.into(), query).await?;
-            segments.extend(page.rows.into_iter().filter_map(|row| match row.content {
-                VersionContent::Segment(segment) if !segment.deleted && !segment.withdrawn => Some(segment),
-                VersionContent::Segment(_) | VersionContent::Deleted => None,
-            }));
+            for row in page.rows {
+                match row.content {
+                    // The mark comes first; rows behind it may still wait for their turn to be deleted.
+                    VersionContent::Deleted => return Ok(Vec::new()),
+                    VersionContent::Segment(segment) if segment.deleted || segment.withdrawn => {}
+                    VersionContent::Segment(segment) => segments.push(segment),
+                }
+            }
             match page.last {
                 Some(mut last) => {
                     last.push(0);

@@ -137,7 +137,7 @@ impl ObjectRow {
 
     /// What this row adds to its bucket.
     fn counts(&self) -> Counts {
-        self.live().map_or_else(Counts::default, |meta| Counts { objects: 1, bytes: meta.size as i64, ..Counts::default() })
+        self.live().map_or_else(Counts::default, |meta| Counts::of_object(meta.size))
     }
 
     fn age(&self) -> (Timestamp, VersionId) {

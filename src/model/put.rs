@@ -10,15 +10,17 @@ use bytes::{Bytes, BytesMut};
 use futures_channel::oneshot;
 use futures_util::FutureExt;
 use garage_table::Schema;
-use garage_table::wire::{Mode, Verdict};
+use garage_table::wire::{Mode, Projection, Verdict};
 use garage_types::codec::{self, Unknown};
 use garage_types::planted::{Bug, is_planted};
 use garage_types::{BlockHash, BucketId, KeyId, ObjectKey, Timestamp, UploadId, VersionId};
 
+use crate::bucket::Quotas;
+use crate::counters::Counts;
 use crate::digest::{Checksum, ChecksumAlgorithm, Digests};
 use crate::error::ModelError;
 use crate::garage::Garage;
-use crate::object::{Condition, Content, ObjectMeta, ObjectRow, ObjectState, ObjectTable, Refusal};
+use crate::object::{Condition, Content, IndexShard, ObjectMeta, ObjectRow, ObjectState, ObjectTable, Refusal, judge_quotas};
 use crate::pipeline::{self, Opening, Plan, Source, StoredBody};
 use crate::upload::{SimpleUpload, UploadRow, UploadState, UploadTable};
 use crate::version::Backlink;
@@ -217,7 +219,7 @@ impl Garage {
         blocks: &[(BlockHash, u64)],
         attempts: &mut Vec<UploadRow>,
     ) -> Result<Written, ModelError> {
-        let condition = self.condition(put).await?;
+        let condition = self.condition(put, meta.size).await?;
         let mut at_least = Timestamp::ZERO;
         for _attempt in 0..ATTEMPTS_MAX {
             let upload = attempts.last().cloned();
@@ -260,11 +262,38 @@ impl Garage {
         Ok(self.0.objects.write(row.index().placement(), entries).await?)
     }
 
-    pub(crate) async fn condition(&self, put: &PutObject) -> Result<Option<Condition>, ModelError> {
+    /// What the owners have to judge about an object of `size` bytes, if there is anything.
+    ///
+    /// Limits are judged by the owner where one decides alone, in the transaction that counts. Where several decide, each counts for
+    /// itself, and a write that some of them refused would be stored at the others although its client was told that it was not:
+    /// there the limits are judged here, before anything is written, and writes at the same time may exceed them.
+    ///
+    /// # Errors
+    /// [`ModelError::QuotaObjects`], [`ModelError::QuotaBytes`].
+    pub(crate) async fn condition(&self, put: &PutObject, size: u64) -> Result<Option<Condition>, ModelError> {
         let quotas = *self.bucket(put.bucket).await?.state.quotas.get();
         let Preconditions { if_match, if_none_match } = put.preconditions.clone();
+        let alone = self.0.cluster.decides_alone(&IndexShard { bucket: put.bucket, shard: 0 }.placement());
+        if !alone && quotas != Quotas::default() {
+            self.check_quotas(put, size, &quotas).await?;
+        }
+        let quotas = if alone { quotas } else { Quotas::default() };
         let condition = Condition { if_match, if_none_match, quotas };
         Ok((condition != Condition::default()).then_some(condition))
+    }
+
+    async fn check_quotas(&self, put: &PutObject, size: u64, quotas: &Quotas) -> Result<(), ModelError> {
+        let (before, rows) = futures_util::future::try_join(
+            self.bucket_counts(put.bucket),
+            self.object_rows(put.bucket, &put.key, Projection::Summary),
+        )
+        .await?;
+        let replaced = rows.iter().filter_map(ObjectRow::live).map(|meta| Counts::of_object(meta.size));
+        let change = replaced.fold(Counts::of_object(size), |change, gone| change.minus(&gone));
+        match judge_quotas(quotas, &before, &change) {
+            Some(refusal) => Err(refusal.into()),
+            None => Ok(()),
+        }
     }
 
     /// Registers blocks under a fresh version. The list of an earlier attempt cannot be asked for them: it may be released by now.
@@ -295,7 +324,7 @@ impl Garage {
             preconditions,
         };
         self.check_conditions_available(&put)?;
-        let condition = if put.preconditions.is_empty() { None } else { self.condition(&put).await? };
+        let condition = if put.preconditions.is_empty() { None } else { self.condition(&put, 0).await? };
         let mut at_least = Timestamp::ZERO;
         for _attempt in 0..ATTEMPTS_MAX {
             let timestamp = self.0.clock.now().max(at_least);
@@ -325,15 +354,23 @@ pub(crate) fn won(verdict: Verdict) -> Result<(), ModelError> {
 
 pub(crate) fn refused(reason: &[u8]) -> ModelError {
     match codec::decode::<Refusal>(reason) {
-        Ok(Refusal::PreconditionFailed) => ModelError::PreconditionFailed,
-        Ok(Refusal::NoSuchKey) => ModelError::NoSuchKey,
-        Ok(Refusal::NoSuchBucket) => ModelError::NoSuchBucket(String::new()),
-        Ok(Refusal::NoSuchUpload) => ModelError::NoSuchUpload,
-        Ok(Refusal::UploadBusy) => {
-            ModelError::Conflict("the upload is being completed or aborted by another request; try again".to_owned())
-        }
-        Ok(Refusal::QuotaObjects) => ModelError::QuotaObjects,
-        Ok(Refusal::QuotaBytes) => ModelError::QuotaBytes,
+        Ok(refusal) => refusal.into(),
         Err(error) => ModelError::Damaged(format!("an owner's refusal: {error}")),
+    }
+}
+
+impl From<Refusal> for ModelError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::PreconditionFailed => ModelError::PreconditionFailed,
+            Refusal::NoSuchKey => ModelError::NoSuchKey,
+            Refusal::NoSuchBucket => ModelError::NoSuchBucket(String::new()),
+            Refusal::NoSuchUpload => ModelError::NoSuchUpload,
+            Refusal::UploadBusy => {
+                ModelError::Conflict("the upload is being completed or aborted by another request; try again".to_owned())
+            }
+            Refusal::QuotaObjects => ModelError::QuotaObjects,
+            Refusal::QuotaBytes => ModelError::QuotaBytes,
+        }
     }
 }

@@ -272,7 +272,7 @@ impl Garage {
 
     /// Makes a claimed completion visible.
     async fn finish(&self, finish: &Finish<'_>) -> Result<Written, ModelError> {
-        let condition = match self.condition(&finish.put).await {
+        let condition = match self.condition(&finish.put, finish.completion.size).await {
             Ok(condition) => condition,
             Err(error) => {
                 self.withdraw(finish).await;

@@ -342,7 +342,10 @@ impl TableStore {
     }
 
     /// Neither reads nor commits can be judged by rows that are not all there.
-    pub(crate) fn check_whole(&self) -> Result<(), TableError> {
+    ///
+    /// # Errors
+    /// [`TableError::Rebuilding`].
+    pub fn check_whole(&self) -> Result<(), TableError> {
         if self.0.layouts.is_rebuilding() { Err(TableError::Rebuilding) } else { Ok(()) }
     }
 
