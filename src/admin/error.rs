@@ -105,6 +105,7 @@ fn class_of_model(error: &ModelError) -> Class {
         ModelError::Table(_)
         | ModelError::BlockUnavailable { .. }
         | ModelError::BlockNotStored { .. }
+        | ModelError::NoRoom
         | ModelError::ShuttingDown => UNAVAILABLE,
         // No operation here writes or reads an object.
         ModelError::NoSuchUpload

@@ -81,10 +81,9 @@ pub struct BlockTrees {
     pub counts: Tree,
     /// Key: due time (8 bytes, big-endian milliseconds), then the block's hash.
     pub resync: Tree,
+    /// After how long without references a block may be deleted.
+    pub release_delay_ms: u64,
 }
-
-/// After how long without references a block may be deleted.
-pub const RELEASE_DELAY_MS: u64 = 10 * 60 * 1000;
 
 impl BlockTrees {
     /// # Errors
@@ -107,7 +106,7 @@ impl BlockTrees {
         let now = tx.now();
         let released_at = if count == 0 { now } else { Timestamp::ZERO };
         tx.raw().insert(self.counts, block.as_bytes(), &RefCount { count, released_at }.encode())?;
-        if count == 0 { self.schedule(tx, block, now.plus_millis(RELEASE_DELAY_MS)) } else { Ok(()) }
+        if count == 0 { self.schedule(tx, block, now.plus_millis(self.release_delay_ms)) } else { Ok(()) }
     }
 }
 

@@ -10,7 +10,7 @@ use garage_rpc::cluster::Cluster;
 use garage_rpc::endpoint::{Caller, Class, Handler, Message, Request, Role};
 use garage_rpc::error::{ErrorCode, RpcError};
 use garage_table::wire::{Mode, Verdict, Write};
-use garage_table::{Schema, TableStore};
+use garage_table::{Schema, TableError, TableStore};
 use garage_types::{BlockHash, NodeId, Offload, Placement, VersionId, offload};
 use serde::{Deserialize, Serialize};
 
@@ -89,6 +89,10 @@ pub struct BlockService {
 
 impl BlockService {
     async fn put(&self, request: PutBlock, block: StoredBlock) -> Result<BlockStored, RpcError> {
+        // Its reference would take of what deletions need.
+        if self.tables.db().room().is_metadata_scarce() {
+            return Err(TableError::NoRoom.into());
+        }
         // Held until the reference is durable: nobody decides to delete the block in between.
         let locked = self.blocks.lock(request.hash).await;
         locked.write(block).await.map_err(block_error)?;

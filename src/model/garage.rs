@@ -1,6 +1,7 @@
 //! The store as frontends and admin operations use it: tables, blocks and settings in one cheap handle.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use garage_block::{Compression, LocalStore};
 use garage_db::{Db, DbError};
@@ -34,6 +35,8 @@ pub struct Settings {
     pub punycode: Punycode,
     /// Bytes of blocks that may wait in memory at once, over all requests.
     pub block_ram_buffer_max: usize,
+    /// After how long without references a block may be deleted.
+    pub block_release_delay: Duration,
     /// Differs after each start of this node.
     pub incarnation: u64,
 }
@@ -58,9 +61,12 @@ impl LocalModel {
         clock: Arc<dyn Clock>,
         layouts: Arc<dyn LiveLayouts>,
         offload: Arc<dyn Offload>,
+        block_release_delay: Duration,
     ) -> Result<Self, DbError> {
         let counters = BucketCounters(db.open_tree("bucket_counters")?);
-        let block_trees = BlockTrees { counts: db.open_tree("block_counts")?, resync: db.open_tree("block_resync")? };
+        let release_delay_ms = u64::try_from(block_release_delay.as_millis()).unwrap_or(u64::MAX);
+        let (counts, resync) = (db.open_tree("block_counts")?, db.open_tree("block_resync")?);
+        let block_trees = BlockTrees { counts, resync, release_delay_ms };
         let tables = Builder::new(db.clone())
             .with(Arc::new(BucketTable))?
             .with(Arc::new(AliasTable))?

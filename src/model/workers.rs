@@ -230,7 +230,7 @@ impl Garage {
             }
             Decision::WaitUntil(until) => Some(until),
             // Other owners hold it too: asking them, and fetching from them, comes with the cluster's resync.
-            Decision::AskOwners => Some(self.0.clock.now().plus_millis(crate::block_ref::RELEASE_DELAY_MS)),
+            Decision::AskOwners => Some(self.0.clock.now().plus_millis(self.0.local.block_trees.release_delay_ms)),
             Decision::Fetch => {
                 tracing::error!(%block, "a referenced block is missing on this node");
                 None
@@ -251,7 +251,7 @@ impl Garage {
         Ok(if count.count > 0 {
             Refs::Held
         } else if self.0.cluster.decides_alone(&Placement::from(block)) {
-            Refs::ReleasedOnEveryOwner { until: count.released_at.plus_millis(crate::block_ref::RELEASE_DELAY_MS) }
+            Refs::ReleasedOnEveryOwner { until: count.released_at.plus_millis(self.0.local.block_trees.release_delay_ms) }
         } else {
             Refs::ReleasedHere
         })

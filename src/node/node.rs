@@ -108,7 +108,7 @@ impl Node {
         let layout = Arc::new(LayoutManager::open(setup).await?);
         let blocks = LocalStore::open(disk.clone(), offload.clone(), settings.blocks).await?;
         let live = Arc::new(Live(layout.clone()));
-        let local = LocalModel::open(&db, blocks, clock.clone(), live, offload.clone())?;
+        let local = LocalModel::open(&db, blocks, clock.clone(), live, offload.clone(), settings.store.block_release_delay)?;
 
         let router = Router::builder()
             .add::<Write>(Arc::new(local.tables.clone()))

@@ -9,6 +9,9 @@ pub mod world;
 mod power_cuts;
 
 #[cfg(test)]
+mod full_disk;
+
+#[cfg(test)]
 mod multipart;
 
 #[cfg(test)]

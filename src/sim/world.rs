@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use garage_block::{Compression, DataDirectory, Durability, StoreOptions, Usage};
@@ -107,6 +108,7 @@ impl World {
                     writes_in_flight_max: 4,
                 },
                 store: Settings {
+                    block_release_delay: Duration::from_secs(600),
                     block_size: BLOCK_SIZE,
                     inline_max: INLINE_MAX,
                     compression: Compression::Zstd { level: 1 },

@@ -27,6 +27,9 @@ pub enum TableError {
     StaleLayout { caller: u64, oldest: u64 },
     #[error("the row was sent under garbage collection epoch {caller}, its partition is at {current}")]
     StaleEpoch { caller: u64, current: u64 },
+    /// Below the reserve: what is left is for deletions.
+    #[error("there is no room for more metadata on this node")]
+    NoRoom,
     #[error("too few owners of the row answered")]
     Quorum(#[source] Box<QuorumError<RpcError>>),
 }
@@ -34,7 +37,7 @@ pub enum TableError {
 impl From<TableError> for RpcError {
     fn from(error: TableError) -> Self {
         let code = match &error {
-            TableError::Db(DbError::Full { .. }) => ErrorCode::Full,
+            TableError::Db(DbError::Full { .. }) | TableError::NoRoom => ErrorCode::Full,
             TableError::Db(_) | TableError::Row { .. } => ErrorCode::Internal,
             TableError::UnknownTable(_) => ErrorCode::BadRequest,
             TableError::NoLayout | TableError::Quorum(_) => ErrorCode::Unavailable,

@@ -13,7 +13,7 @@ use futures_util::future::BoxFuture;
 use garage_db::{Db, DbError, Direction, Snapshot, Transaction, Tree};
 use garage_rpc::endpoint::{Caller, Handler, Message};
 use garage_rpc::error::RpcError;
-use garage_types::{Clock, Placement, Timestamp};
+use garage_types::{Clock, Placement, Room, Timestamp};
 use tokio::sync::Notify;
 
 use crate::error::TableError;
@@ -349,6 +349,11 @@ impl<'tx> RowTransaction<'_, 'tx> {
     /// Time of the request at this node, the same however often the transaction runs.
     pub fn now(&self) -> Timestamp {
         self.now
+    }
+
+    /// What is known of this node's disks.
+    pub fn room(&self) -> &Room {
+        self.inner.db.room()
     }
 
     /// The engine's transaction, for local trees.
