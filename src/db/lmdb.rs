@@ -21,7 +21,6 @@ use heed::types::{Bytes, DecodeIgnore, Str};
 use heed::{
     CommitOrAbort, CompactionOption, Database, DatabaseStat, Env, EnvFlags, EnvOpenOptions, MdbError, RoTxn, RwTxn, WithoutTls,
 };
-
 use rustix::io::Errno;
 
 use crate::engine::{Bounds, Direction, Durability, KEY_LENGTH_MAX, ReadRows, Storage, Tree, Visit, WriteRows};
