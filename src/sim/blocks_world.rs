@@ -108,6 +108,7 @@ impl Cluster {
                     writes_in_flight_max: 4,
                 },
                 store: Settings {
+                    block_release_delay: std::time::Duration::from_secs(600),
                     block_size: BLOCK_SIZE,
                     inline_max: 16,
                     compression: Compression::Off,
