@@ -74,7 +74,9 @@ pub enum CliError {
     ZoneNeeded { node: NodeId },
     #[error("node {node} has no role yet: say how much it may store with -c SIZE, or make it a gateway with -g")]
     CapacityNeeded { node: NodeId },
-    #[error("some nodes did not answer")]
+    #[error("{0}")]
+    Node(String),
+    #[error("some nodes did not answer, or refused")]
     Incomplete,
     #[error("{operation} does not take this JSON")]
     Payload {

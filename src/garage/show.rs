@@ -5,6 +5,7 @@ pub mod cluster;
 pub mod key;
 pub mod layout;
 pub mod stats;
+pub mod worker;
 
 use garage_admin::Date;
 use garage_types::size::{format_binary, format_decimal};

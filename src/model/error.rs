@@ -9,6 +9,7 @@ use garage_types::{BlockHash, BucketId, KeyId};
 
 use crate::complete::CompleteError;
 use crate::digest::{ChecksumAlgorithm, Mismatch};
+use crate::state_file::StateFileError;
 
 /// An error of the caller's own body, passed through the write pipeline untouched.
 pub type SourceError = Box<dyn std::error::Error + Send + Sync>;
@@ -71,6 +72,8 @@ pub enum ModelError {
     Damaged(String),
     #[error(transparent)]
     Table(#[from] TableError),
+    #[error(transparent)]
+    State(#[from] StateFileError),
     #[error("the node is shutting down")]
     ShuttingDown,
 }

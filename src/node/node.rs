@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use garage_block::scrub::Scrub;
 use garage_block::{LocalStore, OpenError, StoreOptions};
 use garage_db::{Db, DbError};
 use garage_model::Garage;
@@ -128,7 +129,8 @@ impl Node {
             may_delete: may_delete.clone(),
         })?;
         let directory = StateDirectory { disk: disk.clone(), offload: offload.clone(), path: settings.metadata_dir.clone() };
-        let background = Background::open(&directory, settings.background, may_delete).await?;
+        let background =
+            Background::open(&directory, settings.background, may_delete, Scrub::new(clock.now(), random.u64())).await?;
 
         let router = Router::builder()
             .add::<Write>(Arc::new(local.tables.clone()))

@@ -238,7 +238,7 @@ impl From<ModelError> for S3Error {
                 unavailable(&error)
             }
             ModelError::Table(_) => unavailable(&error),
-            ModelError::Block(_) | ModelError::Damaged(_) => internal(&error),
+            ModelError::Block(_) | ModelError::State(_) | ModelError::Damaged(_) => internal(&error),
         }
     }
 }
