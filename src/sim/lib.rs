@@ -6,6 +6,8 @@
 pub mod world;
 
 #[cfg(test)]
+mod blocks_repair;
+#[cfg(test)]
 mod blocks_resync;
 #[cfg(test)]
 mod blocks_world;
