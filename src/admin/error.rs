@@ -1,5 +1,6 @@
 //! What can go wrong with an operation, and how it is told to the caller.
 
+use garage_block::scrub::ScrubRefusal;
 use garage_model::ModelError;
 use garage_rpc::layout::LayoutError;
 use garage_table::TableError;
@@ -9,6 +10,7 @@ use garage_types::names::{KeyIdError, ObjectKeyError};
 use serde::{Deserialize, Serialize};
 
 use crate::search::SearchError;
+use crate::workers::VariableError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum AdminError {
@@ -36,6 +38,18 @@ pub enum AdminError {
     ShortSecret { id: KeyId },
     #[error("{name} is not a name of bucket {bucket}")]
     NotItsName { name: String, bucket: garage_types::BucketId },
+    #[error("there is no worker {id}: garage worker list shows those there are")]
+    NoSuchWorker { id: u64 },
+    #[error("no block on this node begins with {pattern}")]
+    NoSuchBlock { pattern: String },
+    #[error("{pattern:?} does not name one block: give at least 4 hexadecimal digits of its name, or more")]
+    BlockPattern { pattern: String },
+    #[error(transparent)]
+    Variable(#[from] VariableError),
+    #[error(transparent)]
+    Scrub(#[from] ScrubRefusal),
+    #[error("this version does not have {0} yet")]
+    NotImplemented(&'static str),
     #[error("{}", .0.message)]
     Elsewhere(ApiError),
 }
@@ -89,7 +103,13 @@ impl AdminError {
             | AdminError::IncompleteRole { .. }
             | AdminError::AmbiguousRole { .. }
             | AdminError::ShortSecret { .. }
-            | AdminError::NotItsName { .. } => INVALID_REQUEST,
+            | AdminError::NotItsName { .. }
+            | AdminError::BlockPattern { .. }
+            | AdminError::Variable(_)
+            | AdminError::Scrub(_) => INVALID_REQUEST,
+            AdminError::NoSuchWorker { .. } => Class("NoSuchWorker", 404),
+            AdminError::NoSuchBlock { .. } => Class("NoSuchBlock", 404),
+            AdminError::NotImplemented(_) => Class("NotImplemented", 501),
             AdminError::Elsewhere(_) => INTERNAL,
         }
     }
@@ -124,6 +144,7 @@ fn class_of_model(error: &ModelError) -> Class {
         | ModelError::Source(_)
         | ModelError::TooLarge { .. }
         | ModelError::Block(_)
+        | ModelError::State(_)
         | ModelError::Damaged(_) => INTERNAL,
     }
 }

@@ -4,6 +4,7 @@
 //! administration API, version 2. Must stay true: an operation is listed once, in [`operations::visit_all`]; whatever decides
 //! (which key a search means, what a change of the layout is) is a pure function; replies hold data, and the command line words them.
 
+pub mod blocks;
 pub mod buckets;
 pub mod cluster;
 pub mod date;
@@ -18,6 +19,7 @@ pub mod operations;
 pub mod report;
 pub mod search;
 pub mod snapshots;
+pub mod workers;
 
 pub use date::Date;
 pub use error::{AdminError, ApiError};

@@ -65,14 +65,18 @@ fn select(selector: &str, own: NodeId, known: &[NodeId]) -> Result<Vec<NodeId>, 
 }
 
 /// Asks all nodes that `selector` means at once.
-pub(crate) async fn ask_each<O: Operation + Copy>(
+pub(crate) async fn ask_each<O: Operation + Clone>(
     service: &AdminService,
     selector: &str,
     question: O,
 ) -> Result<Multi<O::Reply>, AdminError> {
     let own = service.garage.cluster().node_id();
     let nodes = select(selector, own, &known_nodes(service))?;
-    let answers = join_all(nodes.into_iter().map(|node| async move { (node, ask(service, node, question).await) })).await;
+    let answers = join_all(nodes.into_iter().map(|node| {
+        let question = question.clone();
+        async move { (node, ask(service, node, question).await) }
+    }))
+    .await;
     let mut multi = Multi { success: BTreeMap::new(), error: BTreeMap::new() };
     for (node, answer) in answers {
         match answer {

@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{AdminError, ApiError};
-use crate::{buckets, cluster, keys, layout, layout_history, nodes, objects, snapshots};
+use crate::{blocks, buckets, cluster, keys, layout, layout_history, nodes, objects, snapshots, workers};
 
 /// Something an operator may ask.
 pub trait Operation: Serialize + DeserializeOwned + Send + Sync + 'static {
@@ -72,6 +72,15 @@ pub fn visit_all(visitor: &mut impl Visitor) {
     visitor.visit::<nodes::GetNodeInfo>();
     visitor.visit::<nodes::GetNodeStatistics>();
     visitor.visit::<snapshots::CreateMetadataSnapshot>();
+    visitor.visit::<workers::ListWorkers>();
+    visitor.visit::<workers::GetWorkerInfo>();
+    visitor.visit::<workers::GetWorkerVariable>();
+    visitor.visit::<workers::SetWorkerVariable>();
+    visitor.visit::<workers::LaunchRepairOperation>();
+    visitor.visit::<blocks::ListBlockErrors>();
+    visitor.visit::<blocks::GetBlockInfo>();
+    visitor.visit::<blocks::RetryBlockResync>();
+    visitor.visit::<blocks::PurgeBlocks>();
 }
 
 /// Runs operations on one node.
@@ -144,5 +153,7 @@ pub fn register(builder: RouterBuilder, service: AdminService) -> RouterBuilder 
     visit_all(&mut registration);
     nodes::visit_internal(&mut registration);
     snapshots::visit_internal(&mut registration);
+    workers::visit_internal(&mut registration);
+    blocks::visit_internal(&mut registration);
     registration.builder
 }

@@ -130,8 +130,17 @@ impl Shelves {
     /// Moves the first good copy to the primary directory. Under the block's lock.
     pub(crate) fn relocate(&self, hash: BlockHash) -> Result<Relocated, BlockError> {
         let places = self.places(hash);
+        let io = |source| BlockError::Io { hash, source };
+        // Without another copy there is nothing to compare or to remove, so that the usual case reads nothing.
+        let mut elsewhere = false;
+        for directory in &places.secondaries {
+            elsewhere |= directory.contains(hash).map_err(io)?;
+        }
+        if !elsewhere && places.primary.contains(hash).map_err(io)? {
+            return Ok(Relocated::InPlace);
+        }
         if good_copy(places.primary, hash)?.is_some() {
-            places.primary.make_durable(hash).map_err(|source| BlockError::Io { hash, source })?;
+            places.primary.make_durable(hash).map_err(io)?;
             remove_leftovers(&places, hash);
             return Ok(Relocated::InPlace);
         }

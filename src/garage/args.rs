@@ -7,6 +7,7 @@ pub mod bucket;
 pub mod key;
 pub mod layout;
 pub mod value;
+pub mod worker;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -109,6 +110,14 @@ pub enum Command {
     Key(key::KeyCommand),
     /// Show what the node stores
     Stats(StatsArgs),
+    /// Background jobs and their settings
+    #[command(subcommand)]
+    Worker(worker::WorkerCommand),
+    /// Put right what is stored; followed with `garage worker list`
+    Repair(worker::RepairArgs),
+    /// Single blocks: those that failed, and who refers to one
+    #[command(subcommand)]
+    Block(worker::BlockCommand),
     /// Call an operation of the administration interface, JSON in and out
     JsonApi(JsonApiArgs),
     /// Copies of the metadata

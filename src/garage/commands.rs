@@ -7,6 +7,7 @@ mod json_api;
 mod key;
 mod layout;
 mod meta;
+mod worker;
 
 use crate::args::{Command, Global, NodeCommand};
 use crate::connection::Daemon;
@@ -41,6 +42,9 @@ async fn run_remote(daemon: &Daemon, command: Command, output: Output) -> Result
         Command::Key(command) => key::run(daemon, command, output).await,
         Command::Stats(args) => cluster::stats(daemon, &args, output).await,
         Command::Meta(command) => meta::run(daemon, command, output).await,
+        Command::Worker(command) => worker::worker(daemon, command, output).await,
+        Command::Repair(args) => worker::repair(daemon, args, output).await,
+        Command::Block(command) => worker::block(daemon, command, output).await,
         Command::JsonApi(args) => json_api::run(daemon, &args).await,
         Command::Server(_) | Command::ConvertDb(_) | Command::Node(NodeCommand::Id(_)) | Command::NodeId(_) => Ok(()),
     }

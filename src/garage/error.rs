@@ -76,7 +76,9 @@ pub enum CliError {
     CapacityNeeded { node: NodeId },
     #[error("no snapshot was made on {failed} of the nodes")]
     NoSnapshot { failed: usize },
-    #[error("some nodes did not answer")]
+    #[error("{0}")]
+    Node(String),
+    #[error("some nodes did not answer, or refused")]
     Incomplete,
     #[error("{operation} does not take this JSON")]
     Payload {

@@ -31,7 +31,7 @@ fn misplaced_option(wrong: &str) -> Option<&'static str> {
     }
 }
 
-const GROUPS: [&str; 4] = ["node", "layout", "bucket", "key"];
+const GROUPS: [&str; 6] = ["node", "layout", "bucket", "key", "worker", "block"];
 
 /// A flat table: the group, the wrong word, what to type.
 fn instead_of(group: &str, wrong: &str) -> Option<&'static str> {
@@ -44,7 +44,7 @@ fn instead_of(group: &str, wrong: &str) -> Option<&'static str> {
         ("", "buckets" | "create-bucket" | "mb") => "to list or make buckets: garage bucket list, garage bucket create NAME",
         ("", "keys" | "create-key" | "user" | "users") => "to list or make access keys: garage key list, garage key create NAME",
         ("", "migrate") => "there is nothing to migrate: that command belonged to older versions",
-        ("", "admin-token" | "repair" | "offline-repair" | "worker" | "block" | "meta" | "convert-db") => {
+        ("", "admin-token" | "offline-repair" | "meta" | "convert-db") => {
             "this version does not have the command yet; `garage --help` lists those it has"
         }
         ("node", "configure") => "roles are given with: garage layout assign NODE -z ZONE -c CAPACITY",
@@ -67,6 +67,8 @@ fn instead_of(group: &str, wrong: &str) -> Option<&'static str> {
         }
         ("key", "add" | "generate" | "make") => "to make an access key: garage key create NAME",
         ("key", "rm" | "remove" | "del") => "to delete an access key: garage key delete KEY --yes",
+        ("worker", "ls" | "show") => "to list background jobs: garage worker list",
+        ("block", "list" | "ls" | "errors") => "to list blocks that failed: garage block list-errors",
         ("key", "ls") => "to list access keys: garage key list",
         ("key", "show" | "get" | "describe") => "to see an access key: garage key info KEY",
         _ => return None,
@@ -95,7 +97,7 @@ mod tests {
             Some("roles are given with: garage layout assign NODE -z ZONE -c CAPACITY")
         );
         assert_eq!(hint_for("bucket --json rm x"), Some("to delete a bucket: garage bucket delete BUCKET --yes"));
-        assert!(hint_for("repair -a --yes tables").is_some_and(|hint| hint.contains("not have the command yet")));
+        assert!(hint_for("offline-repair --yes object_counters").is_some_and(|hint| hint.contains("not have the command yet")));
         assert!(hint_for("status -c /x").is_some_and(|hint| hint.contains("garage -c FILE COMMAND")));
         assert!(hint_for("bucket list -h").is_some_and(|hint| hint.contains("--help")));
         assert_eq!(hint_for("xyzzy"), None);

@@ -7,6 +7,7 @@ pub mod layout;
 pub mod layout_history;
 pub mod object;
 pub mod stats;
+pub mod worker;
 
 use garage_admin::Date;
 use garage_types::size::{format_binary, format_decimal};

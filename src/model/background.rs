@@ -3,8 +3,10 @@
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
+use garage_block::scrub::Scrub;
 use garage_types::codec::Format;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 
 use crate::state_file::{StateDirectory, StateFile, StateFileError};
 
@@ -81,20 +83,28 @@ pub struct Background {
     pub settings: BackgroundSettings,
     pub variables: StateFile<Variables>,
     pub walked: StateFile<Walked>,
+    pub scrub: StateFile<Scrub>,
+    /// An operator said something to the scrub.
+    pub(crate) scrub_told: Notify,
     pub may_delete: Arc<dyn MayDelete>,
 }
 
 impl Background {
+    /// `first_scrub`: the schedule of a node that has none.
+    ///
     /// # Errors
     /// [`StateFileError`]: a file that is there and cannot be read.
     pub async fn open(
         directory: &StateDirectory,
         settings: BackgroundSettings,
         may_delete: Arc<dyn MayDelete>,
+        first_scrub: Scrub,
     ) -> Result<Self, StateFileError> {
         Ok(Background {
             variables: StateFile::open(directory, "worker_variables", Variables::default()).await?,
             walked: StateFile::open(directory, "blocks_walked", Walked::default()).await?,
+            scrub: StateFile::open(directory, "scrub", first_scrub).await?,
+            scrub_told: Notify::new(),
             settings,
             may_delete,
         })

@@ -90,7 +90,11 @@ impl BlockWalk {
     }
 }
 
-async fn count_page(garage: &Garage, after: Option<BlockHash>) -> Result<Vec<(BlockHash, Option<RefCount>)>, ModelError> {
+/// Some counts, behind `after`; the last page is empty or short.
+pub(crate) async fn count_page(
+    garage: &Garage,
+    after: Option<BlockHash>,
+) -> Result<Vec<(BlockHash, Option<RefCount>)>, ModelError> {
     let tree = garage.0.local.block_trees.counts;
     let read = move |tx: &Snapshot<'_>| {
         let from = after.as_ref().map_or(Bound::Unbounded, |after| Bound::Excluded(after.as_bytes().as_slice()));

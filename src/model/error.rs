@@ -9,6 +9,7 @@ use garage_types::{BlockHash, BucketId, KeyId};
 
 use crate::complete::CompleteError;
 use crate::digest::{ChecksumAlgorithm, Mismatch};
+use crate::state_file::StateFileError;
 
 /// An error of the caller's own body, passed through the write pipeline untouched.
 pub type SourceError = Box<dyn std::error::Error + Send + Sync>;
@@ -76,6 +77,8 @@ pub enum ModelError {
     /// Known before the body is read.
     #[error("there is no room on this node's disks")]
     NoRoom,
+    #[error(transparent)]
+    State(#[from] StateFileError),
     #[error("the node is shutting down")]
     ShuttingDown,
 }

@@ -11,6 +11,7 @@
 
 pub mod alias;
 pub mod background;
+pub mod block_info;
 pub mod block_need;
 pub mod block_ref;
 pub mod block_walk;
@@ -27,6 +28,7 @@ pub mod digest;
 pub mod error;
 pub mod garage;
 pub mod get;
+pub mod in_use;
 pub mod inspect;
 pub mod key;
 pub mod keys;
@@ -37,9 +39,11 @@ pub mod object;
 pub mod part;
 pub mod pipeline;
 pub mod put;
+pub mod repair;
 pub mod resync;
 pub mod resync_queue;
 pub mod resync_worker;
+pub mod scrub;
 pub mod stale_uploads;
 pub mod state_file;
 mod superseded;

@@ -14,6 +14,7 @@ use crate::error::ModelError;
 use crate::garage::Garage;
 use crate::part::PartTable;
 use crate::resync_worker::{LayoutWalker, ResyncWorker};
+use crate::scrub::ScrubWorker;
 use crate::table_ids;
 use crate::upload::{UploadRow, UploadState, UploadTable};
 use crate::version::VersionTable;
@@ -31,6 +32,7 @@ impl Garage {
             workers.start(ResyncWorker::new(self.clone(), number));
         }
         workers.start(LayoutWalker::new(self.clone()));
+        workers.start(ScrubWorker::new(self.clone()));
     }
 
     /// Sends what is queued to its owners, until the queue is empty. Returns how many deletions were sent.

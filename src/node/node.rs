@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use garage_block::scrub::Scrub;
 use garage_block::{LocalStore, OpenError, StoreOptions};
 use garage_db::{Db, DbError};
 use garage_model::Garage;
@@ -162,7 +163,8 @@ impl Node {
             block_release_delay: settings.store.block_release_delay,
         })?;
         let directory = StateDirectory { disk: disk.clone(), offload: offload.clone(), path: settings.metadata_dir.clone() };
-        let background = Background::open(&directory, settings.background, may_delete).await?;
+        let background =
+            Background::open(&directory, settings.background, may_delete, Scrub::new(clock.now(), random.u64())).await?;
 
         settle_start(&local.tables, layout.standing(), identity.id(), start).await?;
 
@@ -208,17 +210,19 @@ impl Node {
         spawn.spawn("layout gossip", Box::pin(gossip));
         let workers = Workers::new(spawn.clone(), clock.clone());
         let cluster = Cluster::new(mesh.clone(), layout.clone(), settings.consistency, settings.timeouts, spawn);
-        let parts =
-            Parts { cluster, clock, random, offload, workers: workers.clone(), settings: settings.store, background, local };
-        Ok(Node {
-            mesh,
-            layout,
-            garage: Garage::new(parts),
-            workers,
-            sync: SyncControl::default(),
-            start,
-            collect_after: settings.collect_after,
-        })
+        let sync = SyncControl::default();
+        let parts = Parts {
+            cluster,
+            clock,
+            random,
+            offload,
+            workers: workers.clone(),
+            sync: sync.clone(),
+            settings: settings.store,
+            background,
+            local,
+        };
+        Ok(Node { mesh, layout, garage: Garage::new(parts), workers, sync, start, collect_after: settings.collect_after })
     }
 
     /// Starts the background work; to be called once the mesh has started.

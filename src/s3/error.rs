@@ -239,7 +239,7 @@ impl From<ModelError> for S3Error {
             | ModelError::NoRoom
             | ModelError::ShuttingDown => unavailable(&error),
             ModelError::Table(_) | ModelError::Superseded => unavailable(&error),
-            ModelError::Block(_) | ModelError::Damaged(_) => internal(&error),
+            ModelError::Block(_) | ModelError::State(_) | ModelError::Damaged(_) => internal(&error),
         }
     }
 }

@@ -38,6 +38,8 @@ mod cluster_tests;
 mod moves;
 
 #[cfg(test)]
+mod blocks_repair;
+#[cfg(test)]
 mod blocks_resync;
 #[cfg(test)]
 mod blocks_world;

@@ -7,6 +7,7 @@ use super::bucket::BucketCommand;
 use super::key::KeyCommand;
 use super::layout::LayoutCommand;
 use super::value::{Limit, Redundancy};
+use super::worker::{RepairArgs, RepairWhat};
 use super::{Cli, Command, MetaCommand, NodeCommand};
 
 fn parse(line: &str) -> Result<Command, String> {
@@ -146,4 +147,19 @@ fn snapshots_are_of_one_node_or_all() {
     for (line, expected) in [("meta snapshot", false), ("meta snapshot -a", true), ("meta snapshot --all", true)] {
         assert!(matches!(parse(line), Ok(Command::Meta(MetaCommand::Snapshot { all_nodes })) if all_nodes == expected), "{line}");
     }
+}
+
+#[test]
+fn repairs_take_their_flags_before_or_after_what_is_repaired() {
+    for line in ["repair -a --yes blocks", "repair --all-nodes --yes blocks"] {
+        let Ok(Command::Repair(RepairArgs { all_nodes: true, yes: true, what: RepairWhat::Blocks })) = parse(line) else {
+            panic!("{line}")
+        };
+    }
+    for what in ["versions", "mpu", "block-refs", "block-rc", "rebalance", "tables", "aliases", "scrub start", "scrub cancel"] {
+        assert!(parse(&format!("repair --yes {what}")).is_ok(), "{what}");
+    }
+    assert!(parse("repair --yes").is_err() && parse("repair --yes scrub").is_err());
+    assert!(parse("block retry-now").is_err() && parse("block retry-now --all aa").is_err());
+    assert!(parse("block retry-now --all").is_ok() && parse("worker get -a scrub-tranquility").is_ok());
 }

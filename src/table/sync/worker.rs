@@ -304,6 +304,7 @@ impl Worker for SyncWorker {
             let standing = self.around.cluster.layout_manager().standing().clone();
             loop {
                 tokio::select! {
+                    biased;
                     () = self.control.0.notify.notified() => return,
                     () = standing.changed() => return self.control.request(),
                     () = tokio::time::sleep_until(self.next_at) => return,

@@ -1,0 +1,120 @@
+//! `garage worker …`, `garage repair …` and `garage block …`
+
+use clap::{Args, Subcommand};
+
+#[derive(Debug, Subcommand)]
+pub enum WorkerCommand {
+    /// List the background jobs of the node
+    List {
+        /// Only those at work
+        #[arg(short, long)]
+        busy: bool,
+        /// Only those that had errors
+        #[arg(short, long)]
+        errors: bool,
+    },
+    /// Show one job
+    Info {
+        /// Its number in the list
+        #[arg(value_name = "TID")]
+        id: u64,
+    },
+    /// Show settings of jobs
+    Get {
+        /// One of them [default: all]
+        variable: Option<String>,
+        /// Of every node
+        #[arg(short, long)]
+        all_nodes: bool,
+    },
+    /// Change a setting; it outlives a restart
+    Set {
+        variable: String,
+        value: String,
+        /// On every node
+        #[arg(short, long)]
+        all_nodes: bool,
+    },
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct RepairArgs {
+    /// On every node
+    #[arg(short, long)]
+    pub all_nodes: bool,
+    /// Confirms
+    #[arg(long)]
+    pub yes: bool,
+    #[command(subcommand)]
+    pub what: RepairWhat,
+}
+
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum RepairWhat {
+    /// Compare all metadata with other nodes
+    Tables,
+    /// Fetch blocks that are missing, remove those that nothing needs
+    Blocks,
+    /// Remove versions that no object and no upload has
+    Versions,
+    /// Remove parts whose multipart upload has ended
+    #[command(alias = "multipart-uploads")]
+    Mpu,
+    /// Remove block references of versions that are deleted
+    BlockRefs,
+    /// Count the references to blocks anew
+    BlockRc,
+    /// Move blocks to their primary data directory
+    Rebalance,
+    /// Set right names of buckets that contradict each other
+    Aliases,
+    /// Read and check every block file
+    Scrub {
+        #[command(subcommand)]
+        command: ScrubWhat,
+    },
+}
+
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum ScrubWhat {
+    /// Begin now
+    Start,
+    /// Stop for at most 24 hours
+    Pause,
+    /// Go on
+    Resume,
+    /// Give up the scrub in progress
+    Cancel,
+    /// How many times the time of its work the scrub rests
+    #[command(hide = true)]
+    SetTranquility { tranquility: u32 },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum BlockCommand {
+    /// List blocks that could not be fetched, given or removed
+    ListErrors,
+    /// Show who refers to a block
+    Info {
+        /// Its name, or at least the first 4 digits
+        hash: String,
+    },
+    /// Try blocks again now that failed
+    RetryNow {
+        /// Their names
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        hashes: Vec<String>,
+        /// All that failed
+        #[arg(long)]
+        all: bool,
+    },
+    /// Give up blocks that are lost for good: delete every object that contains one of them
+    Purge {
+        /// Confirms
+        #[arg(long)]
+        yes: bool,
+        /// Their names
+        #[arg(required = true)]
+        hashes: Vec<String>,
+    },
+}
