@@ -28,7 +28,9 @@ pub struct Operation {
 pub enum Judgement {
     Explained,
     /// The longest order found, and the operations that fit nowhere behind it.
-    Impossible { stuck: Vec<Operation> },
+    Impossible {
+        stuck: Vec<Operation>,
+    },
     /// Too many orders to try.
     GaveUp,
 }

@@ -190,11 +190,8 @@ impl Machine {
         assert_eq!(identity.id(), self.id, "machine {} lost its identity", self.number);
         let incarnation = state::count_start(&self.disk, &metadata_dir()).unwrap();
         let tasks = Arc::new(Tasks::default());
-        let offload = SlowDisk {
-            tasks: tasks.clone(),
-            random: self.random.clone(),
-            delay_max_us: self.disk_delay_max_us.clone(),
-        };
+        let offload =
+            SlowDisk { tasks: tasks.clone(), random: self.random.clone(), delay_max_us: self.disk_delay_max_us.clone() };
         let parts = NodeParts {
             identity,
             network_key: NetworkKey::from_bytes([7; 32]),
