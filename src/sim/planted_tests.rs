@@ -7,14 +7,14 @@ use crate::scenario::{Flaw, run_flawed, scenario};
 /// A flaw, the scenario that shows it, and the first seed that does.
 const KNOWN: [(Flaw, &str, u64); 10] = [
     (Flaw::Planted(Bug::WriteQuorumOfOne), "everything", 0),
-    (Flaw::Planted(Bug::NoReadBack), "crowd", 0),
+    (Flaw::Planted(Bug::NoReadBack), "crowd", 3),
     (Flaw::Planted(Bug::LostQueueRow), "calm", 0),
-    (Flaw::Planted(Bug::DeletesReferencedBlock), "single", 0),
-    (Flaw::Planted(Bug::PageCutTooLate), "listing", 0),
-    (Flaw::Planted(Bug::CopyWithoutReference), "single", 0),
+    (Flaw::Planted(Bug::DeletesReferencedBlock), "single", 2),
+    (Flaw::Planted(Bug::PageCutTooLate), "listing", 9),
+    (Flaw::Planted(Bug::CopyWithoutReference), "single", 2),
     (Flaw::Planted(Bug::BehindIgnored), "crowd", 0),
-    (Flaw::Planted(Bug::ReleasedTooEarly), "everything", 0),
-    (Flaw::BlocksNotSynced, "everything", 0),
+    (Flaw::Planted(Bug::ReleasedTooEarly), "everything", 19),
+    (Flaw::BlocksNotSynced, "everything", 1),
     (Flaw::RowsNotSynced, "everything", 0),
 ];
 

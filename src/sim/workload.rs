@@ -169,7 +169,7 @@ impl World {
                 Step::Get => self.get(&name, &machine, key).await,
                 Step::Delete => self.delete(&name, &machine, key).await,
                 Step::Copy => self.copy(&name, &machine, key).await,
-                Step::List => self.list(&name, &machine, 1 + self.random.below(3 + self.keys as u64 / 4) as usize).await,
+                Step::List => self.list(&name, &machine, 1 + self.random.below(3 + self.keys as u64 * 2 / 3) as usize).await,
                 Step::Create => self.create_upload(&name, &machine, key).await,
                 Step::Part => self.upload_part(&name, &machine).await,
                 Step::Complete => self.complete(&name, &machine).await,
