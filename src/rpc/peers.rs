@@ -4,12 +4,11 @@
 //! per peer, the one that worked last first. The list is saved, so that a node finds its cluster again without its bootstrap peers.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
-use std::str::FromStr;
 use std::time::Duration;
 
 use garage_net::Class;
 use garage_types::codec::Format;
+pub use garage_types::config::PeerAddress;
 use garage_types::{NodeId, Timestamp};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -24,37 +23,6 @@ const PEERS_MAX: usize = 1000;
 const LARGE_TRANSFER_BYTES: usize = 128 << 10;
 /// How long the called side waits for the caller to add the classes that are missing.
 const CALLER_COMPLETES: Duration = Duration::from_secs(5);
-
-/// A node and a place where it may be reached: `<64 hexadecimal digits>@<host>:<port>`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct PeerAddress {
-    pub id: NodeId,
-    pub address: String,
-}
-
-/// A text that is not a [`PeerAddress`].
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a peer: <node id>@<host>:<port> is needed")]
-pub struct ParsePeerError(String);
-
-impl FromStr for PeerAddress {
-    type Err = ParsePeerError;
-    fn from_str(text: &str) -> Result<Self, ParsePeerError> {
-        let malformed = || ParsePeerError(text.to_owned());
-        let (id, address) = text.split_once('@').ok_or_else(malformed)?;
-        let id = id.parse().map_err(|_malformed_id| malformed())?;
-        if address.is_empty() || address.len() > ADDRESS_BYTES_MAX {
-            return Err(malformed());
-        }
-        Ok(PeerAddress { id, address: address.to_owned() })
-    }
-}
-
-impl fmt::Display for PeerAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}@{}", self.id, self.address)
-    }
-}
 
 /// Whether a peer can be called now, and since when that is so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -339,7 +307,7 @@ mod tests {
     use garage_types::{NodeId, Timestamp};
     use tokio::time::Instant;
 
-    use super::{ADDRESSES_MAX, Backoff, Now, PeerAddress, PeerAddresses, PeerState, PeerTable};
+    use super::{ADDRESSES_MAX, Backoff, Now, PeerAddresses, PeerState, PeerTable};
 
     const PEER: NodeId = NodeId::from_bytes([2; 32]);
     const BACKOFF: Backoff = Backoff { min: Duration::from_secs(1), max: Duration::from_secs(60) };
@@ -358,15 +326,6 @@ mod tests {
 
     fn later(now: Now, seconds: u64) -> Now {
         Now { wall: now.wall.plus_millis(seconds * 1000), timer: now.timer + Duration::from_secs(seconds) }
-    }
-
-    #[test]
-    fn peers_are_written_as_id_at_address() {
-        let text = format!("{PEER}@[::1]:3901");
-        assert_eq!(text.parse::<PeerAddress>().unwrap().to_string(), text);
-        for bad in ["", "@", "02@host:1", &format!("{PEER}@"), &PEER.to_string()] {
-            assert!(bad.parse::<PeerAddress>().is_err(), "{bad:?}");
-        }
     }
 
     #[test]

@@ -24,6 +24,7 @@ use garage_rpc::layout::NodeRole;
 use garage_rpc::peers::PeerAddress;
 use garage_rpc::quorum::ConsistencyMode;
 use garage_types::clock::ManualClock;
+use garage_types::config::HostPort;
 use garage_types::disk::create_directories;
 use garage_types::memory_disk::MemoryDisk;
 use garage_types::names::Punycode;
@@ -45,8 +46,8 @@ fn identity(number: u8) -> Identity {
     Identity::generate(&SeededRandom::new(u64::from(number)))
 }
 
-fn address(number: u8) -> String {
-    format!("node-{number}")
+fn address(number: u8) -> HostPort {
+    HostPort { host: format!("node-{number}"), port: 3901 }
 }
 
 /// One of four nodes on `network`, which knows the first.
@@ -57,7 +58,7 @@ async fn start(network: &MemoryNetwork, number: u8) -> Machine {
     create_directories(&disk, &data).unwrap();
     let identity = identity(number);
     let id = identity.id();
-    let bootstrap = PeerAddress { id: self::identity(1).id(), address: address(1) };
+    let bootstrap = PeerAddress { node: self::identity(1).id(), address: address(1) };
     let parts = NodeParts {
         identity,
         network_key: NetworkKey::from_bytes([7; 32]),
@@ -91,7 +92,7 @@ async fn start(network: &MemoryNetwork, number: u8) -> Machine {
                 incarnation: 1,
             },
             mesh: MeshSettings {
-                public_addresses: vec![address(number)],
+                public_addresses: vec![address(number).to_string()],
                 bootstrap_peers: vec![bootstrap],
                 windows: Windows::Fixed,
             },
@@ -99,7 +100,7 @@ async fn start(network: &MemoryNetwork, number: u8) -> Machine {
     };
     let node = Node::build(parts).await.unwrap();
     node.mesh.start(Router::default());
-    node.mesh.listen(&address(number)).await.unwrap();
+    node.mesh.listen(&address(number).to_string()).await.unwrap();
     Machine { node, disk }
 }
 
