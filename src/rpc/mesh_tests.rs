@@ -335,13 +335,27 @@ async fn nodes_that_share_a_peer_find_each_other_and_remember() {
     b.call(c.node_id(), Message::new(echo("hello")), TIMEOUT).await.unwrap();
     assert_eq!(a.peers().len(), 3);
 
-    // Saved a little later; after a restart no bootstrap peer is needed.
-    tokio::time::timeout(Duration::from_secs(30), std::future::pending::<()>()).await.unwrap_err();
+    // Saved a moment later; after a restart no bootstrap peer is needed.
+    tokio::time::timeout(Duration::from_secs(2), std::future::pending::<()>()).await.unwrap_err();
     c.shutdown();
     until(&a, |mesh| !mesh.is_up(c.node_id())).await;
     let again = world.node(3, &[]).await;
     until_up(&again, a.node_id()).await;
     until_up(&again, b.node_id()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_the_operator_named_is_remembered_though_the_node_is_killed_at_once() {
+    let world = World::new();
+    let (a, b) = (world.node(1, &[]).await, world.node(2, &[]).await);
+    a.connect(&World::address(2)).await.unwrap();
+    tokio::time::timeout(Duration::from_millis(10), std::future::pending::<()>()).await.unwrap_err();
+    a.shutdown();
+    until(&b, |mesh| !mesh.is_up(a.node_id())).await;
+    world.disk.crash();
+    let again = world.node(1, &[]).await;
+    until_up(&again, b.node_id()).await;
+    assert_eq!(world.network.connections_made(), 4, "one for each class, before and after");
 }
 
 #[tokio::test(start_paused = true)]

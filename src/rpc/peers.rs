@@ -21,7 +21,7 @@ const ADDRESS_BYTES_MAX: usize = 256;
 const PEERS_MAX: usize = 1000;
 /// Smaller transfers take their time for other reasons than the width of the link.
 const LARGE_TRANSFER_BYTES: usize = 128 << 10;
-/// How long the called side waits for the caller to add the classes that are missing.
+/// How long a connection's maker has to add those for the classes that are missing.
 const CALLER_COMPLETES: Duration = Duration::from_secs(5);
 
 /// Whether a peer can be called now, and since when that is so.
@@ -149,8 +149,9 @@ impl PeerTable {
         }
         if news == Unsaved::Changes {
             self.unsaved = news;
-            // A new address deserves an attempt now, however often the old ones failed.
+            // A new address deserves an attempt now, however often the old ones failed. Who is connected already needs none.
             if let Some(peer) = self.peers.get_mut(&told.id)
+                && peer.linked.is_empty()
                 && let Attempt::Due(at) = &mut peer.attempt
             {
                 *at = now.timer.min(*at);
@@ -208,15 +209,17 @@ impl PeerTable {
             peer.state = PeerState::Up { since: now.wall };
             peer.failures = 0;
         }
-        match (address, &mut peer.attempt) {
-            (None, Attempt::Due(at)) => *at = now.timer + CALLER_COMPLETES,
-            (Some(address), _) if peer.addresses.first().map(String::as_str) != Some(address) => {
-                peer.addresses.retain(|other| other != address);
-                peer.addresses.insert(0, address.to_owned());
-                peer.addresses.truncate(ADDRESSES_MAX);
-                self.unsaved = Unsaved::Changes;
-            }
-            (None, Attempt::Running) | (Some(_), _) => {}
+        // Whoever made it makes the others as well.
+        if let Attempt::Due(at) = &mut peer.attempt {
+            *at = now.timer + CALLER_COMPLETES;
+        }
+        if let Some(address) = address
+            && peer.addresses.first().map(String::as_str) != Some(address)
+        {
+            peer.addresses.retain(|other| other != address);
+            peer.addresses.insert(0, address.to_owned());
+            peer.addresses.truncate(ADDRESSES_MAX);
+            self.unsaved = Unsaved::Changes;
         }
     }
 
@@ -393,6 +396,18 @@ mod tests {
         assert_eq!(table.take_unsaved(), None);
         table.linked(PEER, Class::Metadata, Some("a"), now);
         assert_eq!(table.to_share(), vec![told(&["a"])]);
+    }
+
+    #[test]
+    fn a_peer_that_is_just_being_connected_is_not_called_a_second_time() {
+        for address in [None, Some("a")] {
+            let (mut table, now) = (table(), start());
+            table.linked(PEER, Class::Metadata, address, now);
+            table.learn(&told(&["a", "b"]), now);
+            assert!(table.due(now.timer).is_empty(), "{address:?}");
+            let dials = table.due(later(now, 5).timer);
+            assert_eq!((dials.len(), &dials[0].classes[..]), (1, &[Class::Bulk][..]), "unless nobody completes it");
+        }
     }
 
     #[test]

@@ -9,8 +9,18 @@ use garage_types::offload::offload;
 use super::{Mesh, MeshError, MeshOptions};
 use crate::peers::PeerList;
 
-/// Shortest time between two attempts to save.
-const SAVE_PAUSE: Duration = Duration::from_secs(5);
+/// Shortest time between two saves.
+const SAVE_PAUSE: Duration = Duration::from_secs(1);
+
+/// Until a save that failed is repeated.
+const RETRY_PAUSE: Duration = Duration::from_secs(30);
+
+enum Saved {
+    /// There was no change.
+    Nothing,
+    Changes,
+    Failed,
+}
 
 /// # Errors
 /// [`MeshError`]: the list exists but cannot be read.
@@ -22,24 +32,31 @@ pub(super) async fn load(options: &MeshOptions) -> Result<PeerList, MeshError> {
 }
 
 impl Mesh {
+    /// Saves every change at once, unless the one before was a moment ago. Never returns.
     pub(super) async fn keep_saving(self) {
         let mut changes = self.0.state.links_changed.subscribe();
-        loop {
-            self.save().await;
-            tokio::time::sleep(SAVE_PAUSE).await;
-            if changes.changed().await.is_err() {
-                return;
+        // What was learnt before we began to listen.
+        changes.mark_changed();
+        while changes.changed().await.is_ok() {
+            match self.save().await {
+                Saved::Nothing => {}
+                Saved::Changes => tokio::time::sleep(SAVE_PAUSE).await,
+                Saved::Failed => tokio::time::sleep(RETRY_PAUSE).await,
             }
         }
     }
 
-    async fn save(&self) {
-        let Some(list) = self.0.state.with(|state| state.peers.take_unsaved()) else { return };
+    async fn save(&self) -> Saved {
+        let Some(list) = self.0.state.with(|state| state.peers.take_unsaved()) else { return Saved::Nothing };
         let (disk, path) = (self.0.options.disk.clone(), self.0.options.peer_list.clone());
         let work = move || disk::replace_atomically(&*disk, &path, &codec::encode(&list), Access::Everyone);
         if let Ok(Err(error)) = offload(&*self.0.options.offload, work).await {
             tracing::warn!(error = &error as &dyn std::error::Error, "cannot save the peer list");
             self.0.state.with(|state| state.peers.still_unsaved());
+            // Tried again after the pause, not only at the next change.
+            self.0.state.links_changed.send_replace(());
+            return Saved::Failed;
         }
+        Saved::Changes
     }
 }
