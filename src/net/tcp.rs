@@ -96,6 +96,8 @@ fn into_socket(stream: TcpStream, remote: SocketAddr) -> io::Result<Socket> {
     stream.set_nodelay(true)?;
     let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(KEEPALIVE_AFTER);
     SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
+    // A listener on [::] sees IPv4 as mapped addresses, which others could not use.
+    let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
     Ok(Socket { stream: Box::new(stream), remote: remote.to_string() })
 }
 
@@ -132,6 +134,13 @@ mod tests {
         assert_eq!(client.unwrap().remote, format!("127.0.0.1:{port}"));
         server.unwrap();
         // Some machines that run tests have no IPv6.
+        if let Ok(mut listener) = transport.listen("[::]:0").await {
+            let port = listener.local_address().rsplit_once(':').unwrap().1.to_owned();
+            let address = format!("127.0.0.1:{port}");
+            let (client, server) = tokio::join!(transport.connect(&address), listener.accept());
+            client.unwrap();
+            assert!(server.unwrap().remote.starts_with("127.0.0.1:"), "as the caller would write it");
+        }
         if let Ok(mut listener) = transport.listen("[::1]:0").await {
             let address = listener.local_address();
             let (client, server) = tokio::join!(transport.connect(&address), listener.accept());
