@@ -13,9 +13,11 @@ pub mod layout;
 pub mod layout_history;
 pub mod layout_plan;
 pub mod nodes;
+pub mod objects;
 pub mod operations;
 pub mod report;
 pub mod search;
+pub mod snapshots;
 
 pub use date::Date;
 pub use error::{AdminError, ApiError};

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -14,12 +15,14 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{AdminError, ApiError};
-use crate::{buckets, cluster, keys, layout, layout_history, nodes};
+use crate::{buckets, cluster, keys, layout, layout_history, nodes, objects, snapshots};
 
 /// Something an operator may ask.
 pub trait Operation: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// `admin.<name>/<version>`.
     const ENDPOINT: &'static str;
+    /// How long it may take, where that is longer than usual.
+    const PATIENCE: Option<Duration> = None;
     type Reply: Serialize + DeserializeOwned + Send + Sync + 'static;
 
     fn run(self, service: &AdminService) -> impl Future<Output = Result<Self::Reply, AdminError>> + Send;
@@ -64,8 +67,11 @@ pub fn visit_all(visitor: &mut impl Visitor) {
     visitor.visit::<buckets::DenyBucketKey>();
     visitor.visit::<buckets::AddBucketAlias>();
     visitor.visit::<buckets::RemoveBucketAlias>();
+    visitor.visit::<objects::InspectObject>();
+    visitor.visit::<objects::CleanupIncompleteUploads>();
     visitor.visit::<nodes::GetNodeInfo>();
     visitor.visit::<nodes::GetNodeStatistics>();
+    visitor.visit::<snapshots::CreateMetadataSnapshot>();
 }
 
 /// Runs operations on one node.
@@ -73,6 +79,7 @@ pub fn visit_all(visitor: &mut impl Visitor) {
 pub struct AdminService {
     pub garage: Garage,
     pub node: nodes::Facts,
+    pub snapshots: snapshots::SharedSnapshots,
 }
 
 impl AdminService {
@@ -136,5 +143,6 @@ pub fn register(builder: RouterBuilder, service: AdminService) -> RouterBuilder 
     let mut registration = Registration { builder, service: Arc::new(service) };
     visit_all(&mut registration);
     nodes::visit_internal(&mut registration);
+    snapshots::visit_internal(&mut registration);
     registration.builder
 }

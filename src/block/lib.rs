@@ -2,7 +2,7 @@
 //!
 //! What must stay true: a block acknowledged as written is on stable storage; nothing is read that does not match its checksums; a
 //! corrupt copy is set aside and reported, never answered and never replaced by silence. `file`, `stored`, `directories`,
-//! `resync` and `backoff` only decide; `store` reads and writes through [`garage_types::Disk`], off the async threads.
+//! `resync`, `rate` and `backoff` only decide; `store` reads and writes through [`garage_types::Disk`], off the async threads.
 //!
 //! Start reading at [`LocalStore`]. The room does not know what an object is, nor who refers to a block.
 
@@ -15,6 +15,7 @@ pub mod file;
 mod locks;
 mod open;
 mod prefixes;
+pub mod rate;
 pub mod resync;
 mod shelves;
 mod space;

@@ -1,7 +1,8 @@
-//! Resync decisions: should this node fetch, keep, or give up a block?
+//! Resync decisions: should this node fetch, keep, hand over, or give up a block?
 //!
-//! Pure: the resync worker gathers the facts, asks [`decide`] and carries the answer out under the block's lock.
-//! Invariant: a block that is still referenced, here or on another owner, is never dropped by the node holding it.
+//! Pure: the resync workers gather the facts, ask [`decide`] and, where owners were asked, [`judge`], and carry the answer out under the
+//! block's lock. Invariant: a block that is still referenced, here or on another owner, is never dropped by a node before every
+//! owner that needs it has it; and nothing is dropped on the word of some owners while another is silent.
 
 use garage_types::Timestamp;
 
@@ -12,52 +13,103 @@ pub enum OnDisk {
     Absent,
 }
 
-/// What the current layout version asks of this node for the block's partition.
+/// What the live layout versions ask of this node for the block's partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Duty {
     Replica,
     NotReplica,
 }
 
-/// What is known of the references to the block.
+/// The references to the block on this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refs {
-    /// At least one live reference on this node.
+    /// At least one live one.
     Held,
-    /// None here; the other owners have not been asked yet, or one of them could not be.
-    ReleasedHere,
-    /// Every owner has confirmed that it has none; the grace period lasts until `until`.
-    ReleasedOnEveryOwner { until: Timestamp },
+    /// None; the grace period after the last lasts until `until`.
+    Released { until: Timestamp },
 }
 
 /// What to do about the block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
     Nothing,
-    /// Get the bytes from another owner.
+    /// Get the bytes from another node.
     Fetch,
-    /// Ask all owners whether they have references.
+    /// Ask all owners whether they need it; then [`judge`].
     AskOwners,
     /// Look again at this time.
     WaitUntil(Timestamp),
-    /// Delete the bytes, then the counter.
-    Drop,
-    /// The bytes are gone already; only the counter is left.
+    /// There are no bytes here, only a counter that says nothing any more.
     ForgetCounter,
 }
 
-/// The one rule by which blocks come and go on a node.
+/// What this node can decide on its own.
 pub fn decide(disk: OnDisk, refs: Refs, duty: Duty, now: Timestamp) -> Decision {
     match (disk, refs, duty) {
-        (OnDisk::Present, Refs::Held, _) => Decision::Nothing,
+        (OnDisk::Present, Refs::Held, Duty::Replica) => Decision::Nothing,
         (OnDisk::Absent, Refs::Held, Duty::Replica) => Decision::Fetch,
         // The references follow their partition to other nodes; fetching would be wasted.
         (OnDisk::Absent, Refs::Held, Duty::NotReplica) => Decision::Nothing,
+        // It belongs to others now, who may not have it yet.
+        (OnDisk::Present, Refs::Held, Duty::NotReplica) => Decision::AskOwners,
+        (_, Refs::Released { until }, _) if now < until => Decision::WaitUntil(until),
         // Our copy may be one of the last two: only all owners together know that nothing needs it.
-        (_, Refs::ReleasedHere, _) => Decision::AskOwners,
-        (_, Refs::ReleasedOnEveryOwner { until }, _) if now < until => Decision::WaitUntil(until),
-        (OnDisk::Present, Refs::ReleasedOnEveryOwner { .. }, _) => Decision::Drop,
-        (OnDisk::Absent, Refs::ReleasedOnEveryOwner { .. }, _) => Decision::ForgetCounter,
+        (OnDisk::Present, Refs::Released { .. }, _) => Decision::AskOwners,
+        (OnDisk::Absent, Refs::Released { .. }, _) => Decision::ForgetCounter,
+    }
+}
+
+/// What an owner says about a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It holds references and has no bytes.
+    Needed,
+    /// It holds references and has the bytes.
+    HasIt,
+    /// It holds no reference, and has not for this long by its own clock.
+    NotNeeded {
+        released_for_ms: u64,
+    },
+    /// It does not know what it should hold: its database is incomplete, or it goes by another layout.
+    CannotSay,
+    Unreachable,
+}
+
+/// What follows from the owners' answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Judgement {
+    /// Nothing needs it, and has not for `released_for_ms`: it goes once that is the grace period.
+    Released { released_for_ms: u64 },
+    /// Every owner needs and has it, and this node is none of them: it goes.
+    HandedOver,
+    /// Those owners who answered [`Answer::Needed`] get it from us.
+    Push,
+    /// Not every owner answered, or they disagree: it stays.
+    Keep,
+}
+
+/// What to do with a block present here, from the answers of all owners of all live layout versions but this node.
+///
+/// `held_here`: this node itself holds references.
+pub fn judge(duty: Duty, held_here: bool, answers: &[Answer]) -> Judgement {
+    let is_referenced = held_here || answers.iter().any(|answer| matches!(answer, Answer::Needed | Answer::HasIt));
+    let is_certain = !answers.iter().any(|answer| matches!(answer, Answer::CannotSay | Answer::Unreachable));
+    match duty {
+        // An owner that needs it and an owner that has it find each other by themselves.
+        Duty::Replica if is_referenced || !is_certain => Judgement::Keep,
+        Duty::NotReplica if answers.contains(&Answer::Needed) => Judgement::Push,
+        // Without a layout there are no owners, and nothing is known.
+        Duty::NotReplica if !is_certain || answers.is_empty() => Judgement::Keep,
+        Duty::NotReplica if answers.iter().all(|answer| *answer == Answer::HasIt) => Judgement::HandedOver,
+        // Some owners do not know of the references yet.
+        Duty::NotReplica if is_referenced => Judgement::Keep,
+        Duty::Replica | Duty::NotReplica => {
+            let times = answers.iter().map(|answer| match answer {
+                Answer::NotNeeded { released_for_ms } => *released_for_ms,
+                Answer::Needed | Answer::HasIt | Answer::CannotSay | Answer::Unreachable => 0,
+            });
+            Judgement::Released { released_for_ms: times.min().unwrap_or(u64::MAX) }
+        }
     }
 }
 
@@ -65,30 +117,21 @@ pub fn decide(disk: OnDisk, refs: Refs, duty: Duty, now: Timestamp) -> Decision 
 mod tests {
     use garage_types::Timestamp;
 
-    use super::{Decision, Duty, OnDisk, Refs, decide};
+    use super::{Answer, Decision, Duty, Judgement, OnDisk, Refs, decide, judge};
 
     const GRACE_END: Timestamp = Timestamp::from_millis(600_000);
-    const DISK: [OnDisk; 2] = [OnDisk::Present, OnDisk::Absent];
     const DUTIES: [Duty; 2] = [Duty::Replica, Duty::NotReplica];
+    const NOT_NEEDED: Answer = Answer::NotNeeded { released_for_ms: 7 };
+    const ANSWERS: [Answer; 5] = [Answer::Needed, Answer::HasIt, NOT_NEEDED, Answer::CannotSay, Answer::Unreachable];
 
     #[test]
-    fn unreferenced_block_is_dropped_only_once_its_grace_period_is_over() {
-        let refs = Refs::ReleasedOnEveryOwner { until: GRACE_END };
+    fn owners_are_asked_about_an_unreferenced_block_only_once_its_grace_period_is_over() {
+        let refs = Refs::Released { until: GRACE_END };
         for duty in DUTIES {
             let at = |millis| decide(OnDisk::Present, refs, duty, Timestamp::from_millis(millis));
             assert_eq!(at(599_999), Decision::WaitUntil(GRACE_END));
-            assert_eq!(at(600_000), Decision::Drop);
-        }
-    }
-
-    #[test]
-    fn a_block_is_dropped_only_when_every_owner_released_it() {
-        let late = Timestamp::from_millis(u64::MAX);
-        for disk in DISK {
-            for duty in DUTIES {
-                assert_eq!(decide(disk, Refs::ReleasedHere, duty, late), Decision::AskOwners);
-                assert_ne!(decide(disk, Refs::Held, duty, late), Decision::Drop);
-            }
+            assert_eq!(at(600_000), Decision::AskOwners);
+            assert_eq!(decide(OnDisk::Absent, refs, duty, GRACE_END), Decision::ForgetCounter);
         }
     }
 
@@ -98,11 +141,44 @@ mod tests {
         assert_eq!(fetch(Duty::Replica), Decision::Fetch);
         assert_eq!(fetch(Duty::NotReplica), Decision::Nothing);
         assert_eq!(decide(OnDisk::Present, Refs::Held, Duty::Replica, Timestamp::ZERO), Decision::Nothing);
+        assert_eq!(decide(OnDisk::Present, Refs::Held, Duty::NotReplica, Timestamp::ZERO), Decision::AskOwners);
     }
 
     #[test]
-    fn the_counter_of_a_block_that_is_gone_is_forgotten_after_the_grace_period() {
-        let refs = Refs::ReleasedOnEveryOwner { until: GRACE_END };
-        assert_eq!(decide(OnDisk::Absent, refs, Duty::Replica, GRACE_END), Decision::ForgetCounter);
+    fn a_block_stays_while_any_owner_is_silent_or_holds_a_reference() {
+        for first in ANSWERS {
+            for second in ANSWERS {
+                for duty in DUTIES {
+                    for held_here in [false, true] {
+                        let judgement = judge(duty, held_here, &[first, second]);
+                        let both = [first, second];
+                        if matches!(judgement, Judgement::Released { .. }) {
+                            assert!(!held_here && both == [NOT_NEEDED; 2], "{both:?} as {duty:?}");
+                        }
+                        if judgement == Judgement::HandedOver {
+                            assert!(duty == Duty::NotReplica && both == [Answer::HasIt; 2], "{both:?} as {duty:?}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn who_is_no_owner_any_more_gives_the_block_to_those_who_need_it_then_lets_go() {
+        let judged = |answers: &[Answer]| judge(Duty::NotReplica, false, answers);
+        assert_eq!(judged(&[Answer::HasIt, Answer::Needed, Answer::Unreachable]), Judgement::Push);
+        assert_eq!(judged(&[Answer::HasIt, Answer::HasIt, Answer::Unreachable]), Judgement::Keep);
+        assert_eq!(judged(&[Answer::HasIt, Answer::HasIt, NOT_NEEDED]), Judgement::Keep, "the third does not know yet");
+        assert_eq!(judged(&[Answer::HasIt; 3]), Judgement::HandedOver);
+        assert_eq!(judged(&[NOT_NEEDED; 3]), Judgement::Released { released_for_ms: 7 });
+        assert_eq!(judged(&[]), Judgement::Keep, "no layout");
+    }
+
+    #[test]
+    fn the_owner_who_released_it_last_decides_how_long_it_stays() {
+        let since = |released_for_ms| Answer::NotNeeded { released_for_ms };
+        assert_eq!(judge(Duty::Replica, false, &[since(9), since(4)]), Judgement::Released { released_for_ms: 4 });
+        assert_eq!(judge(Duty::Replica, false, &[]), Judgement::Released { released_for_ms: u64::MAX }, "the only owner");
     }
 }

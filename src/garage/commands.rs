@@ -2,9 +2,11 @@
 
 mod bucket;
 mod cluster;
+mod convert_db;
 mod json_api;
 mod key;
 mod layout;
+mod meta;
 
 use crate::args::{Command, Global, NodeCommand};
 use crate::connection::Daemon;
@@ -21,6 +23,8 @@ pub async fn run(global: &Global, command: Command) -> Result<(), CliError> {
     match command {
         Command::Server(args) => server::run(global, &args).await,
         Command::Node(NodeCommand::Id(args)) | Command::NodeId(args) => cluster::node_id(global, &args, output),
+        // Nothing else runs meanwhile.
+        Command::ConvertDb(args) => convert_db::run(&args, output),
         remote => {
             let daemon = Daemon::connect(&settings::target(global)?).await?;
             run_remote(&daemon, remote, output).await
@@ -36,8 +40,9 @@ async fn run_remote(daemon: &Daemon, command: Command, output: Output) -> Result
         Command::Bucket(command) => bucket::run(daemon, command, output).await,
         Command::Key(command) => key::run(daemon, command, output).await,
         Command::Stats(args) => cluster::stats(daemon, &args, output).await,
+        Command::Meta(command) => meta::run(daemon, command, output).await,
         Command::JsonApi(args) => json_api::run(daemon, &args).await,
-        Command::Server(_) | Command::Node(NodeCommand::Id(_)) | Command::NodeId(_) => Ok(()),
+        Command::Server(_) | Command::ConvertDb(_) | Command::Node(NodeCommand::Id(_)) | Command::NodeId(_) => Ok(()),
     }
 }
 

@@ -74,6 +74,8 @@ pub enum CliError {
     ZoneNeeded { node: NodeId },
     #[error("node {node} has no role yet: say how much it may store with -c SIZE, or make it a gateway with -g")]
     CapacityNeeded { node: NodeId },
+    #[error("no snapshot was made on {failed} of the nodes")]
+    NoSnapshot { failed: usize },
     #[error("some nodes did not answer")]
     Incomplete,
     #[error("{operation} does not take this JSON")]
@@ -92,6 +94,8 @@ pub enum CliError {
         #[source]
         source: io::Error,
     },
+    #[error("the metadata were not converted")]
+    Convert(#[from] garage_node::convert::ConversionError),
     #[error("the daemon stopped")]
     Daemon(#[source] garage_node::daemon::DaemonError),
 }

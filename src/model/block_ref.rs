@@ -1,11 +1,15 @@
 //! The block reference table: which versions need a block. Placed like the block itself, so that an owner counts its own references.
 //!
 //! Must stay true: the count of a block is the number of its live references here, changed in the same transaction; when it falls to
-//! zero the time is noted, and only a later check with every owner may delete the block.
+//! zero the time is noted, and only a later check with every owner may delete the block; when it leaves zero without the bytes, the
+//! block is queued to be fetched.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use garage_db::{DbError, Tree};
 use garage_table::error::TableError;
-use garage_table::store::RowTransaction;
+use garage_table::transaction::RowTransaction;
 use garage_table::wire::TableId;
 use garage_table::{Replication, Schema};
 use garage_types::codec::Format;
@@ -13,6 +17,7 @@ use garage_types::crdt::Crdt;
 use garage_types::{BlockHash, Placement, Timestamp, VersionId};
 use serde::{Deserialize, Serialize};
 
+use crate::resync_queue::{Queued, Reason};
 use crate::table_ids;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,16 +80,57 @@ impl RefCount {
     }
 }
 
-/// The trees beside the table: counts by block, and blocks to look at by due time.
+/// The trees beside the table: counts by block, blocks to look at by due time, and those that failed.
 #[derive(Clone, Copy, Debug)]
 pub struct BlockTrees {
     pub counts: Tree,
-    /// Key: due time (8 bytes, big-endian milliseconds), then the block's hash.
+    /// See [`crate::resync_queue`].
     pub resync: Tree,
+    pub errors: Tree,
 }
 
 /// After how long without references a block may be deleted.
 pub const RELEASE_DELAY_MS: u64 = 10 * 60 * 1000;
+/// After how long a block whose first reference came without its bytes is looked for.
+pub const FETCH_DELAY_MS: u64 = 30_000;
+
+/// Blocks whose bytes are here, or being made durable, while a reference to them is stored: nobody has to look for them. Clones are one set.
+#[derive(Clone, Debug, Default)]
+pub struct Arriving(Arc<Mutex<HashMap<BlockHash, usize>>>);
+
+/// Keeps a block among those arriving until it is dropped.
+pub struct Arrival {
+    set: Arriving,
+    block: BlockHash,
+}
+
+impl Arriving {
+    pub fn add(&self, block: BlockHash) -> Arrival {
+        *self.lock().entry(block).or_default() += 1;
+        Arrival { set: self.clone(), block }
+    }
+
+    fn contains(&self, block: &BlockHash) -> bool {
+        self.lock().contains_key(block)
+    }
+
+    /// Nothing that is done under the lock can panic half-way.
+    fn lock(&self) -> MutexGuard<'_, HashMap<BlockHash, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Arrival {
+    fn drop(&mut self) {
+        let mut set = self.set.lock();
+        if let Some(count) = set.get_mut(&self.block) {
+            *count -= 1;
+            if *count == 0 {
+                set.remove(&self.block);
+            }
+        }
+    }
+}
 
 impl BlockTrees {
     /// # Errors
@@ -93,35 +139,33 @@ impl BlockTrees {
         Ok(tx.raw().get(self.counts, block.as_bytes())?.and_then(|bytes| RefCount::decode(&bytes)))
     }
 
-    /// Queues a block to be looked at.
-    ///
-    /// # Errors
-    /// The metadata engine's.
-    pub fn schedule(&self, tx: &mut RowTransaction<'_, '_>, block: &BlockHash, due: Timestamp) -> Result<(), DbError> {
-        tx.raw().insert(self.resync, &resync_key(due, block), &[])
-    }
-
-    fn change(&self, tx: &mut RowTransaction<'_, '_>, block: &BlockHash, by: i64) -> Result<(), DbError> {
-        let present = self.count(tx, block)?;
-        let count = present.map_or(0, |present| present.count).saturating_add_signed(by);
+    fn change(&self, tx: &mut RowTransaction<'_, '_>, block: &BlockHash, by: i64, bytes: Bytes) -> Result<(), DbError> {
+        let before = self.count(tx, block)?.map_or(0, |present| present.count);
+        let count = before.saturating_add_signed(by);
         let now = tx.now();
         let released_at = if count == 0 { now } else { Timestamp::ZERO };
         tx.raw().insert(self.counts, block.as_bytes(), &RefCount { count, released_at }.encode())?;
-        if count == 0 { self.schedule(tx, block, now.plus_millis(RELEASE_DELAY_MS)) } else { Ok(()) }
+        let queued = match (before, count, bytes) {
+            (_, 0, _) => Queued::new(now.plus_millis(RELEASE_DELAY_MS), *block, Reason::Released),
+            (0, _, Bytes::Unknown) => Queued::new(now.plus_millis(FETCH_DELAY_MS), *block, Reason::Fetch),
+            _ => return Ok(()),
+        };
+        self.enqueue(tx.raw(), &queued)
     }
 }
 
-/// The key of a queued block.
-pub fn resync_key(due: Timestamp, block: &BlockHash) -> Vec<u8> {
-    let mut key = due.as_millis().to_be_bytes().to_vec();
-    key.extend_from_slice(block.as_bytes());
-    key
+/// Whether the bytes of a block are known to be here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Bytes {
+    Here,
+    Unknown,
 }
 
 /// The block reference table.
 #[derive(Debug)]
 pub struct BlockRefTable {
     pub trees: BlockTrees,
+    pub arriving: Arriving,
 }
 
 impl Schema for BlockRefTable {
@@ -147,8 +191,22 @@ impl Schema for BlockRefTable {
         let Some(row) = new.or(old) else { return Ok(()) };
         match count_change(old, new) {
             0 => Ok(()),
-            by => Ok(self.trees.change(tx, &row.block, by)?),
+            by => {
+                let bytes = if self.arriving.contains(&row.block) { Bytes::Here } else { Bytes::Unknown };
+                Ok(self.trees.change(tx, &row.block, by, bytes)?)
+            }
         }
+    }
+
+    fn dropped(&self, tx: &mut RowTransaction<'_, '_>, row: &BlockRefRow) -> Result<(), TableError> {
+        match count_change(Some(row), None) {
+            0 => Ok(()),
+            by => Ok(self.trees.change(tx, &row.block, by, Bytes::Here)?),
+        }
+    }
+
+    fn is_collectable(row: &BlockRefRow) -> bool {
+        row.deleted
     }
 }
 
@@ -156,7 +214,7 @@ impl Schema for BlockRefTable {
 mod tests {
     use garage_types::{BlockHash, VersionId};
 
-    use super::{BlockRefRow, count_change};
+    use super::{Arriving, BlockRefRow, count_change};
 
     #[test]
     fn only_live_references_count() {
@@ -166,5 +224,15 @@ mod tests {
         assert_eq!(count_change(Some(&live), Some(&released)), -1);
         assert_eq!(count_change(None, Some(&released)), 0, "a release that arrives first takes nothing away");
         assert_eq!(count_change(Some(&released), Some(&released)), 0);
+    }
+
+    #[test]
+    fn a_block_arrives_until_the_last_of_its_writers_is_done() {
+        let (set, block) = (Arriving::default(), BlockHash::from_bytes([1; 32]));
+        let (first, second) = (set.add(block), set.add(block));
+        drop(first);
+        assert!(set.contains(&block));
+        drop(second);
+        assert!(!set.contains(&block) && set.lock().is_empty());
     }
 }

@@ -6,16 +6,21 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use garage_block::{BlockError, Compression, Encoding, LocalStore, StoredBlock};
+use garage_db::{DbError, Transaction};
 use garage_rpc::cluster::Cluster;
 use garage_rpc::endpoint::{Caller, Class, Handler, Message, Request, Role};
 use garage_rpc::error::{ErrorCode, RpcError};
-use garage_table::wire::{Mode, Verdict, Write};
-use garage_table::{Schema, TableStore};
-use garage_types::{BlockHash, NodeId, Offload, Placement, VersionId, offload};
+use garage_rpc::layout::LayoutManager;
+use garage_table::wire::{EPOCH_OF_OWNER, Entry, Mode, Verdict, Write};
+use garage_table::{Schema, TableError, TableStore};
+use garage_types::planted::{Bug, is_planted};
+use garage_types::{BlockHash, Clock, NodeId, Offload, Placement, VersionId, chain, offload};
 use serde::{Deserialize, Serialize};
 
-use crate::block_ref::{BlockRefRow, BlockRefTable};
+use crate::background::MayDelete;
+use crate::block_ref::{Arriving, BlockRefRow, BlockRefTable, BlockTrees, RefCount};
 use crate::error::ModelError;
+use crate::resync_queue::{Queued, Reason};
 
 /// Store this block (attached) and the reference of a version to it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -84,7 +89,12 @@ impl Request for GetBlock {
 pub struct BlockService {
     pub blocks: LocalStore,
     pub tables: TableStore,
+    pub trees: BlockTrees,
+    pub arriving: Arriving,
+    pub clock: Arc<dyn Clock>,
     pub offload: Arc<dyn Offload>,
+    pub may_delete: Arc<dyn MayDelete>,
+    pub layout: Arc<LayoutManager>,
 }
 
 impl BlockService {
@@ -103,13 +113,58 @@ impl BlockService {
         if !locked.contains().await.map_err(block_error)? {
             return Err(block_error(BlockError::Missing { hash: request.hash }));
         }
+        if is_planted(Bug::CopyWithoutReference) {
+            return Ok(BlockStored {});
+        }
         let stored = self.refer_locked(request.layout, request.hash, request.version).await;
         drop(locked);
         stored
     }
 
+    /// The plain content of a block on this node; one that should be here and is not is queued to be fetched.
+    pub(crate) async fn read(&self, hash: BlockHash) -> Result<Bytes, RpcError> {
+        match self.blocks.read(hash).await {
+            Ok(plain) => Ok(plain),
+            Err(error) => Err(self.missed(hash, error).await),
+        }
+    }
+
+    async fn read_stored(&self, hash: BlockHash) -> Result<StoredBlock, RpcError> {
+        match self.blocks.read_stored(hash).await {
+            Ok(stored) => Ok(stored),
+            Err(error) => Err(self.missed(hash, error).await),
+        }
+    }
+
+    /// Notes that a block could not be read here.
+    async fn missed(&self, hash: BlockHash, error: BlockError) -> RpcError {
+        if matches!(error, BlockError::Missing { .. } | BlockError::Corrupt { .. })
+            && let Err(error) = self.queue_if_referenced(hash).await
+        {
+            tracing::warn!(block = %hash, error = %chain(&error), "a missing block could not be queued to be fetched");
+        }
+        block_error(error)
+    }
+
+    async fn queue_if_referenced(&self, hash: BlockHash) -> Result<(), TableError> {
+        // A block that is read over and over is queued once a minute.
+        let now = self.clock.now();
+        let due = now.minus_millis(now.as_millis() % 60_000);
+        let trees = self.trees;
+        let queue = move |tx: &mut Transaction<'_>| {
+            let count = tx.get(trees.counts, hash.as_bytes())?.as_deref().and_then(RefCount::decode);
+            match count {
+                Some(RefCount { count: 1.., .. }) => trees.enqueue(tx, &Queued::new(due, hash, Reason::Fetch)),
+                Some(_) | None => Ok::<_, DbError>(()),
+            }
+        };
+        Ok(self.tables.db().write(queue).await?)
+    }
+
     async fn refer_locked(&self, layout: u64, hash: BlockHash, version: VersionId) -> Result<BlockStored, RpcError> {
         let reference = BlockRefTable::entry(&BlockRefRow::live(hash, version), Mode::Replicate);
+        let reference = Entry { epoch: EPOCH_OF_OWNER, ..reference };
+        let _arrival = self.arriving.add(hash);
         match self.tables.write(Write { layout, entries: vec![reference] }).await? {
             Verdict::Won => Ok(BlockStored {}),
             verdict => {
@@ -166,7 +221,7 @@ impl Handler<GetBlock> for BlockService {
     fn handle(&self, _caller: Caller, request: Message<GetBlock>) -> BoxFuture<'static, Result<Message<BlockHeader>, RpcError>> {
         let service = self.clone();
         async move {
-            let block = service.blocks.read_stored(request.body.hash).await.map_err(block_error)?;
+            let block = service.read_stored(request.body.hash).await?;
             let header = BlockHeader { encoding: block.encoding(), plain_len: block.plain_len() };
             Ok(Message { body: header, data: block.bytes().clone() })
         }
@@ -178,7 +233,7 @@ impl Handler<GetBlock> for BlockService {
 #[derive(Clone)]
 pub struct Blocks {
     cluster: Cluster,
-    local: LocalStore,
+    local: BlockService,
     offload: Arc<dyn Offload>,
     compression: Compression,
 }
@@ -192,7 +247,7 @@ pub struct Encoded {
 }
 
 impl Blocks {
-    pub fn new(cluster: Cluster, local: LocalStore, offload: Arc<dyn Offload>, compression: Compression) -> Self {
+    pub fn new(cluster: Cluster, local: BlockService, offload: Arc<dyn Offload>, compression: Compression) -> Self {
         Blocks { cluster, local, offload, compression }
     }
 
@@ -251,19 +306,17 @@ impl Blocks {
         stored.map(drop).map_err(|source| ModelError::BlockNotStored { hash, source: Box::new(source) })
     }
 
-    /// The plain content of a block, from this node if it can, else from the nearest owner that has it.
+    /// The plain content of a block, from this node if it can, else from the nearest node that has it.
     ///
     /// # Errors
-    /// [`ModelError::BlockUnavailable`] with the last owner's error.
+    /// [`ModelError::BlockUnavailable`] with the last node's error.
     pub async fn get(&self, hash: BlockHash) -> Result<Bytes, ModelError> {
-        let layout = self.cluster.layout();
-        let owners = self.cluster.nearest_first(layout.read_nodes(Placement::from(hash)).to_vec());
-        let mut last = RpcError { code: ErrorCode::Unavailable, message: "no node owns it".to_owned() };
-        for node in owners {
+        let mut last = no_owner();
+        for node in self.holders(hash) {
             let got = if node == self.cluster.node_id() {
-                self.local.read(hash).await.map_err(block_error)
+                self.local.read(hash).await
             } else {
-                self.get_from(node, hash).await
+                self.get_from(node, hash).await.map(|(_stored, plain)| plain)
             };
             match got {
                 Ok(plain) => return Ok(plain),
@@ -276,12 +329,52 @@ impl Blocks {
         Err(ModelError::BlockUnavailable { hash, source: Box::new(last) })
     }
 
-    async fn get_from(&self, node: NodeId, hash: BlockHash) -> Result<Bytes, RpcError> {
+    /// A block as stored, verified, from the nearest other node that has it.
+    ///
+    /// # Errors
+    /// As [`Blocks::get`].
+    pub async fn fetch(&self, hash: BlockHash) -> Result<StoredBlock, ModelError> {
+        let mut last = no_owner();
+        let others = self.holders(hash).into_iter().filter(|node| *node != self.cluster.node_id());
+        for node in others {
+            match self.get_from(node, hash).await {
+                Ok((stored, _plain)) => return Ok(stored),
+                Err(error) => {
+                    tracing::debug!(%hash, %node, %error, "block not available from this node");
+                    last = error;
+                }
+            }
+        }
+        Err(ModelError::BlockUnavailable { hash, source: Box::new(last) })
+    }
+
+    /// The nodes that may have a block: those to read from first, then the other owners of live layout versions, then those of
+    /// versions still remembered, whose blocks may not have moved yet. Of each, the nearest first; whoever is down comes last.
+    pub fn holders(&self, hash: BlockHash) -> Vec<NodeId> {
+        let (layout, placement) = (self.cluster.layout(), Placement::from(hash));
+        let writes = layout.write_sets(placement).into_iter().flatten().collect();
+        let mut holders: Vec<NodeId> = Vec::new();
+        for nodes in [layout.read_nodes(placement).to_vec(), writes, layout.past_nodes(placement)] {
+            for node in self.cluster.nearest_first(nodes) {
+                if !holders.contains(&node) {
+                    holders.push(node);
+                }
+            }
+        }
+        holders.sort_by_key(|node| !self.cluster.mesh().is_up(*node));
+        holders
+    }
+
+    async fn get_from(&self, node: NodeId, hash: BlockHash) -> Result<(StoredBlock, Bytes), RpcError> {
         let message = Message::from(GetBlock { hash });
         let reply = self.cluster.mesh().call(node, message, self.cluster.timeouts().bulk).await?;
         let corrupt = |error: garage_block::ContentError| RpcError { code: ErrorCode::Corrupt, message: error.to_string() };
         let block = StoredBlock::new(reply.body.encoding, reply.body.plain_len, reply.data).map_err(corrupt)?;
-        let verified = offload::offload(&*self.offload, move || block.verify(hash)).await;
+        let verified = offload::offload(&*self.offload, move || block.verify(hash).map(|plain| (block, plain))).await;
         verified.map_err(|lost| RpcError::new(ErrorCode::Internal, lost.to_string()))?.map_err(corrupt)
     }
+}
+
+fn no_owner() -> RpcError {
+    RpcError { code: ErrorCode::Unavailable, message: "no other node owns it".to_owned() }
 }

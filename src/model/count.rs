@@ -49,6 +49,7 @@ pub struct CountService {
 
 impl CountService {
     async fn count(&self, bucket: BucketId) -> Result<Counted, TableError> {
+        self.tables.check_whole()?;
         let tree = self.counters.0;
         let read = move |tx: &garage_db::Snapshot<'_>| tx.get(tree, bucket.as_bytes());
         let counts: Option<Vec<u8>> = self.tables.db().read(read).await?;

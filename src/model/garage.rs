@@ -5,14 +5,17 @@ use std::sync::Arc;
 use garage_block::{Compression, LocalStore};
 use garage_db::{Db, DbError};
 use garage_rpc::cluster::Cluster;
+use garage_rpc::layout::LayoutManager;
 use garage_table::store::{Builder, LiveLayouts};
 use garage_table::{Table, TableStore};
 use garage_types::names::Punycode;
 use garage_types::{BucketId, Clock, KeyId, Offload, Random};
+use garage_worker::Workers;
 use tokio::sync::Semaphore;
 
 use crate::alias::{AliasRow, AliasScope, AliasTable};
-use crate::block_ref::{BlockRefTable, BlockTrees};
+use crate::background::{Background, MayDelete};
+use crate::block_ref::{Arriving, BlockRefTable, BlockTrees};
 use crate::blocks::{BlockService, Blocks};
 use crate::bucket::{BucketRow, BucketTable};
 use crate::cache::RowCache;
@@ -21,6 +24,7 @@ use crate::counters::BucketCounters;
 use crate::key::{KeyRow, KeyTable};
 use crate::object::ObjectTable;
 use crate::part::PartTable;
+use crate::resync::Resync;
 use crate::upload::UploadTable;
 use crate::version::VersionTable;
 
@@ -53,15 +57,15 @@ impl LocalModel {
     ///
     /// # Errors
     /// The metadata engine's.
-    pub fn open(
-        db: &Db,
-        blocks: LocalStore,
-        clock: Arc<dyn Clock>,
-        layouts: Arc<dyn LiveLayouts>,
-        offload: Arc<dyn Offload>,
-    ) -> Result<Self, DbError> {
+    pub fn open(parts: LocalParts<'_>) -> Result<Self, DbError> {
+        let LocalParts { db, blocks, clock, layouts, layout, offload, may_delete } = parts;
         let counters = BucketCounters(db.open_tree("bucket_counters")?);
-        let block_trees = BlockTrees { counts: db.open_tree("block_counts")?, resync: db.open_tree("block_resync")? };
+        let trees = BlockTrees {
+            counts: db.open_tree("block_counts")?,
+            resync: db.open_tree("block_resync")?,
+            errors: db.open_tree("block_errors")?,
+        };
+        let arriving = Arriving::default();
         let tables = Builder::new(db.clone())
             .with(Arc::new(BucketTable))?
             .with(Arc::new(AliasTable))?
@@ -70,10 +74,14 @@ impl LocalModel {
             .with(Arc::new(UploadTable { counters }))?
             .with(Arc::new(PartTable { counters }))?
             .with(Arc::new(VersionTable))?
-            .with(Arc::new(BlockRefTable { trees: block_trees }))?
-            .open(clock, layouts)?;
-        let blocks = BlockService { blocks, tables: tables.clone(), offload };
-        Ok(LocalModel { tables, blocks, counters, block_trees })
+            .with(Arc::new(BlockRefTable { trees, arriving: arriving.clone() }))?
+            .with_derived(counters.0)
+            .with_derived(trees.counts)
+            .with_derived(trees.resync)
+            .with_derived(trees.errors)
+            .open(clock.clone(), layouts)?;
+        let blocks = BlockService { blocks, tables: tables.clone(), trees, arriving, clock, offload, may_delete, layout };
+        Ok(LocalModel { tables, blocks, counters, block_trees: trees })
     }
 
     /// Answers how much buckets hold.
@@ -82,14 +90,28 @@ impl LocalModel {
     }
 }
 
+/// The capabilities a node's own half is built from.
+pub struct LocalParts<'a> {
+    pub db: &'a Db,
+    pub blocks: LocalStore,
+    pub clock: Arc<dyn Clock>,
+    pub layouts: Arc<dyn LiveLayouts>,
+    pub layout: Arc<LayoutManager>,
+    pub offload: Arc<dyn Offload>,
+    pub may_delete: Arc<dyn MayDelete>,
+}
+
 pub(crate) struct Inner {
     pub cluster: Cluster,
     pub clock: Arc<dyn Clock>,
     pub random: Arc<dyn Random>,
     pub offload: Arc<dyn Offload>,
+    pub workers: Workers,
     pub settings: Settings,
+    pub background: Background,
     pub local: LocalModel,
     pub blocks: Blocks,
+    pub resync: Resync,
     pub buckets: Table<BucketTable>,
     pub aliases: Table<AliasTable>,
     pub keys: Table<KeyTable>,
@@ -114,18 +136,21 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
     pub random: Arc<dyn Random>,
     pub offload: Arc<dyn Offload>,
+    pub workers: Workers,
     pub settings: Settings,
+    pub background: Background,
     pub local: LocalModel,
 }
 
 impl Garage {
     pub fn new(parts: Parts) -> Self {
-        let Parts { cluster, clock, random, offload, settings, local } = parts;
+        let Parts { cluster, clock, random, offload, workers, settings, background, local } = parts;
         let tables = &local.tables;
-        let blocks = Blocks::new(cluster.clone(), local.blocks.blocks.clone(), offload.clone(), settings.compression);
+        let blocks = Blocks::new(cluster.clone(), local.blocks.clone(), offload.clone(), settings.compression);
         let permits = (settings.block_ram_buffer_max / 1024).clamp(1, Semaphore::MAX_PERMITS);
         Garage(Arc::new(Inner {
             blocks,
+            resync: Resync::new(&background.settings),
             buckets: Table::new(tables.clone(), cluster.clone()),
             aliases: Table::new(tables.clone(), cluster.clone()),
             keys: Table::new(tables.clone(), cluster.clone()),
@@ -141,13 +166,25 @@ impl Garage {
             clock,
             random,
             offload,
+            workers,
             settings,
+            background,
             local,
         }))
     }
 
     pub fn cluster(&self) -> &Cluster {
         &self.0.cluster
+    }
+
+    /// The background jobs of this node.
+    pub fn workers(&self) -> &Workers {
+        &self.0.workers
+    }
+
+    /// What the background jobs may do and remember.
+    pub fn background(&self) -> &Background {
+        &self.0.background
     }
 
     pub fn settings(&self) -> &Settings {

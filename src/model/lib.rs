@@ -10,7 +10,10 @@
 //! It does not know HTTP, XML or any frontend.
 
 pub mod alias;
+pub mod background;
+pub mod block_need;
 pub mod block_ref;
+pub mod block_walk;
 pub mod blocks;
 pub mod bucket;
 pub mod buckets;
@@ -24,6 +27,7 @@ pub mod digest;
 pub mod error;
 pub mod garage;
 pub mod get;
+pub mod inspect;
 pub mod key;
 pub mod keys;
 pub mod list;
@@ -33,6 +37,12 @@ pub mod object;
 pub mod part;
 pub mod pipeline;
 pub mod put;
+pub mod resync;
+pub mod resync_queue;
+pub mod resync_worker;
+pub mod stale_uploads;
+pub mod state_file;
+mod superseded;
 pub mod upload;
 pub mod upload_end;
 pub mod version;

@@ -1,61 +1,36 @@
-//! Background work on what the tables say: sending queued deletions, giving up uploads whose coordinator is gone, deleting blocks
-//! that nothing needs.
+//! Background work on what the tables say: sending queued deletions, giving up uploads whose coordinator is gone. Also where all jobs
+//! of a node start; those on blocks are in [`crate::resync_worker`].
 
-use std::time::Duration;
-
-use futures_util::StreamExt;
-use futures_util::stream;
-use garage_block::LockedBlock;
-use garage_block::resync::{Decision, Duty, OnDisk, Refs, decide};
-use garage_db::{DbError, Direction, Snapshot};
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt, stream};
 use garage_table::queue::Item;
 use garage_table::table::Query;
 use garage_table::wire::{Order, Projection, TableId, Verdict};
-use garage_table::{Schema, Table, TableError};
-use garage_types::{BlockHash, Placement, Timestamp, chain};
-use std::ops::{Bound, ControlFlow};
+use garage_table::{Schema, Table};
+use garage_worker::{Status, Step, StepError, Worker};
 
-use crate::block_ref::{RefCount, resync_key};
+use crate::background::RESYNC_WORKERS_MAX;
 use crate::error::ModelError;
 use crate::garage::Garage;
 use crate::part::PartTable;
+use crate::resync_worker::{LayoutWalker, ResyncWorker};
 use crate::table_ids;
 use crate::upload::{UploadRow, UploadState, UploadTable};
+use crate::version::VersionTable;
 
 /// Queued deletions sent at once.
 const QUEUE_BATCH: usize = 256;
-/// How long a worker rests after an error.
-const PAUSE_AFTER_ERROR: Duration = Duration::from_secs(10);
-/// How often blocks due for deletion are looked for.
-const RESYNC_PERIOD: Duration = Duration::from_secs(10);
-/// How long a block that failed is put off.
-const RESYNC_RETRY_MS: u64 = 60_000;
-/// Blocks looked at between two pauses.
-const RESYNC_BATCH: usize = 100;
 
 impl Garage {
     /// Runs the background work of this node until the process ends.
     pub fn start_workers(&self) {
-        let spawn = self.0.cluster.spawn().clone();
-        let garage = self.clone();
-        spawn.spawn("queued deletions", Box::pin(async move { garage.send_queue_forever().await }));
-        let garage = self.clone();
-        spawn.spawn("block resync", Box::pin(async move { garage.resync_forever().await }));
-        let garage = self.clone();
-        spawn.spawn("upload reaper", Box::pin(async move { garage.reap_uploads_once_ready().await }));
-    }
-
-    async fn send_queue_forever(&self) {
-        loop {
-            match self.send_queue().await {
-                Ok(0) => self.0.local.tables.queue_changed().await,
-                Ok(_sent) => {}
-                Err(error) => {
-                    tracing::warn!(error = %chain(&error), "queued deletions could not be sent; trying again soon");
-                    tokio::time::sleep(PAUSE_AFTER_ERROR).await;
-                }
-            }
+        let workers = self.workers();
+        workers.start(QueueSender { garage: self.clone(), after: None, queue_length: 0 });
+        workers.start(UploadReaper { garage: self.clone(), given_up: 0 });
+        for number in 1..=RESYNC_WORKERS_MAX {
+            workers.start(ResyncWorker::new(self.clone(), number));
         }
+        workers.start(LayoutWalker::new(self.clone()));
     }
 
     /// Sends what is queued to its owners, until the queue is empty. Returns how many deletions were sent.
@@ -63,39 +38,49 @@ impl Garage {
     /// # Errors
     /// The first one that keeps an item from its owners; what was sent before stays sent.
     pub async fn send_queue(&self) -> Result<usize, ModelError> {
-        let tables = &self.0.local.tables;
         let mut sent = 0;
         loop {
-            let items = tables.queue_peek(None, QUEUE_BATCH).await?;
-            if items.is_empty() {
-                return Ok(sent);
-            }
-            let results: Vec<(Result<(), ModelError>, Item)> = stream::iter(items)
-                .map(|item| async move { (self.send_item(&item).await, item) })
-                .buffer_unordered(32)
-                .collect()
-                .await;
-            let mut failure = None;
-            let mut done = Vec::new();
-            for (result, item) in results {
-                match result {
-                    Ok(()) => done.push(item),
-                    Err(error) => failure = Some(error),
-                }
-            }
-            sent += done.len();
-            tables.queue_remove(done).await?;
-            if let Some(error) = failure {
-                return Err(error);
+            let batch = self.send_queue_batch(None).await?;
+            sent += batch.sent;
+            match batch.failure {
+                Some(error) => return Err(error),
+                None if batch.last.is_none() => return Ok(sent),
+                None => {}
             }
         }
+    }
+
+    /// Sends one batch of what is queued behind `after`. Items that cannot be sent stay in the queue.
+    async fn send_queue_batch(&self, after: Option<Vec<u8>>) -> Result<SentBatch, ModelError> {
+        let tables = &self.0.local.tables;
+        let items = tables.queue_peek(after, QUEUE_BATCH).await?;
+        let last = items.last().map(Item::position);
+        let results: Vec<(Result<(), ModelError>, Item)> = stream::iter(items)
+            .map(|item| async move { (self.send_item(&item).await, item) })
+            .buffer_unordered(32)
+            .collect()
+            .await;
+        let mut failure = None;
+        let mut done = Vec::new();
+        for (result, item) in results {
+            match result {
+                Ok(()) => done.push(item),
+                Err(error) => failure = Some(error),
+            }
+        }
+        let sent = done.len();
+        tables.queue_remove(done).await?;
+        Ok(SentBatch { sent, failure, last })
     }
 
     async fn send_item(&self, item: &Item) -> Result<(), ModelError> {
         let placement = item.entry.placement;
         let entries = vec![item.entry.clone()];
         let verdict = match item.entry.table {
-            table_ids::VERSION => self.0.versions.write(placement, entries).await?,
+            table_ids::VERSION => {
+                self.spread_what_superseded(VersionTable::decode(&item.entry.row)?.version).await?;
+                self.0.versions.write(placement, entries).await?
+            }
             table_ids::BLOCK_REF => {
                 Table::<crate::block_ref::BlockRefTable>::new(self.0.local.tables.clone(), self.0.cluster.clone())
                     .write(placement, entries)
@@ -110,23 +95,8 @@ impl Garage {
         }
     }
 
-    /// Gives up the simple uploads that an earlier run of this node left unfinished.
-    async fn reap_uploads_once_ready(&self) {
-        loop {
-            match self.reap_uploads().await {
-                Ok(0) => return,
-                Ok(count) => {
-                    tracing::info!(count, "gave up uploads that an earlier run left unfinished");
-                    return;
-                }
-                Err(error) => {
-                    tracing::warn!(error = %chain(&error), "unfinished uploads could not be given up; trying again soon");
-                    tokio::time::sleep(PAUSE_AFTER_ERROR).await;
-                }
-            }
-        }
-    }
-
+    /// Gives up the uploads that an earlier run of this node left unfinished. Returns how many.
+    ///
     /// # Errors
     /// [`ModelError::Table`].
     pub async fn reap_uploads(&self) -> Result<usize, ModelError> {
@@ -141,129 +111,6 @@ impl Garage {
             count += 1;
         }
         Ok(count + self.settle_claims().await? + self.reap_parts().await?)
-    }
-
-    async fn resync_forever(&self) {
-        loop {
-            match self.resync_due().await {
-                Ok(RESYNC_BATCH) => tokio::task::yield_now().await,
-                Ok(_fewer) => tokio::time::sleep(RESYNC_PERIOD).await,
-                Err(error) => {
-                    tracing::warn!(error = %chain(&error), "block resync failed; trying again soon");
-                    tokio::time::sleep(PAUSE_AFTER_ERROR).await;
-                }
-            }
-        }
-    }
-
-    /// Looks at the blocks whose time has come. Returns how many there were, at most a batch.
-    ///
-    /// A block that fails is put off, so that it holds up no other.
-    ///
-    /// # Errors
-    /// [`ModelError::Table`]: the queue itself cannot be read or written.
-    pub async fn resync_due(&self) -> Result<usize, ModelError> {
-        let due = self.due_blocks().await?;
-        let count = due.len();
-        for (time, block) in due {
-            self.resync_block(time, block).await?;
-        }
-        Ok(count)
-    }
-
-    async fn due_blocks(&self) -> Result<Vec<(Timestamp, BlockHash)>, ModelError> {
-        let tree = self.0.local.block_trees.resync;
-        let end = self.0.clock.now().next().as_millis().to_be_bytes();
-        let read = move |tx: &Snapshot<'_>| {
-            let mut due = Vec::new();
-            tx.range(tree, (Bound::Unbounded, Bound::Excluded(&end)), Direction::Forward, &mut |key, _value| {
-                if let Some((time, hash)) = key.split_first_chunk::<8>()
-                    && let Some(hash) = BlockHash::from_slice(hash)
-                {
-                    due.push((Timestamp::from_millis(u64::from_be_bytes(*time)), hash));
-                }
-                if due.len() < RESYNC_BATCH { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-            })?;
-            Ok::<_, DbError>(due)
-        };
-        Ok(self.0.local.tables.db().read(read).await.map_err(TableError::Db)?)
-    }
-
-    async fn resync_block(&self, due: Timestamp, block: BlockHash) -> Result<(), ModelError> {
-        // Held to the end: a reference that arrives meanwhile waits, and finds the block gone or staying.
-        let locked = self.0.local.blocks.blocks.lock(block).await;
-        let again = self.settle_block(&locked).await.unwrap_or_else(|error| {
-            tracing::warn!(%block, error = %chain(&error), "a block could not be looked after; trying again later");
-            Some(self.0.clock.now().plus_millis(RESYNC_RETRY_MS))
-        });
-        let trees = self.0.local.block_trees;
-        let requeue = move |tx: &mut garage_db::Transaction<'_>| {
-            tx.remove(trees.resync, &resync_key(due, &block))?;
-            match again {
-                Some(time) => tx.insert(trees.resync, &resync_key(time, &block), &[]),
-                None => Ok::<_, DbError>(()),
-            }
-        };
-        self.0.local.tables.db().write(requeue).await.map_err(TableError::Db)?;
-        drop(locked);
-        Ok(())
-    }
-
-    /// Does what is to be done about a block; returns when to look again, if at all.
-    async fn settle_block(&self, locked: &LockedBlock) -> Result<Option<Timestamp>, ModelError> {
-        let block = locked.hash();
-        let on_disk = if locked.contains().await? { OnDisk::Present } else { OnDisk::Absent };
-        let placement = Placement::from(block);
-        let duty =
-            if self.0.cluster.layout().is_owner(self.0.cluster.node_id(), placement) { Duty::Replica } else { Duty::NotReplica };
-        let refs = self.references(block).await?;
-        Ok(match decide(on_disk, refs, duty, self.0.clock.now()) {
-            Decision::Drop => {
-                locked.remove().await?;
-                tracing::debug!(%block, "deleted a block that nothing refers to any more");
-                self.forget_count(block).await?;
-                None
-            }
-            Decision::ForgetCounter => {
-                self.forget_count(block).await?;
-                None
-            }
-            Decision::WaitUntil(until) => Some(until),
-            // Other owners hold it too: asking them, and fetching from them, comes with the cluster's resync.
-            Decision::AskOwners => Some(self.0.clock.now().plus_millis(crate::block_ref::RELEASE_DELAY_MS)),
-            Decision::Fetch => {
-                tracing::error!(%block, "a referenced block is missing on this node");
-                None
-            }
-            Decision::Nothing => None,
-        })
-    }
-
-    async fn references(&self, block: BlockHash) -> Result<Refs, ModelError> {
-        let tree = self.0.local.block_trees.counts;
-        let read = move |tx: &Snapshot<'_>| tx.get(tree, block.as_bytes());
-        let bytes: Option<Vec<u8>> = self.0.local.tables.db().read(read).await.map_err(TableError::Db)?;
-        let damaged = || ModelError::Damaged(format!("the count of references to block {block}"));
-        let count = match bytes {
-            Some(bytes) => RefCount::decode(&bytes).ok_or_else(damaged)?,
-            None => RefCount { count: 0, released_at: Timestamp::ZERO },
-        };
-        Ok(if count.count > 0 {
-            Refs::Held
-        } else if self.0.cluster.decides_alone(&Placement::from(block)) {
-            Refs::ReleasedOnEveryOwner { until: count.released_at.plus_millis(crate::block_ref::RELEASE_DELAY_MS) }
-        } else {
-            Refs::ReleasedHere
-        })
-    }
-
-    async fn forget_count(&self, block: BlockHash) -> Result<(), ModelError> {
-        let tree = self.0.local.block_trees.counts;
-        let forget = move |tx: &mut garage_db::Transaction<'_>| {
-            let count = tx.get(tree, block.as_bytes())?.as_deref().and_then(RefCount::decode);
-            if count.is_some_and(|count| count.count == 0) { tx.remove(tree, block.as_bytes()) } else { Ok::<_, DbError>(()) }
-        };
-        Ok(self.0.local.tables.db().write(forget).await.map_err(TableError::Db)?)
     }
 
     /// The uploads of a bucket that are not finished, in the order of their keys; for tests and operators.
@@ -286,6 +133,83 @@ impl Garage {
                 None => return Ok(open),
             }
         }
+    }
+}
+
+/// What came of a batch of queued deletions.
+struct SentBatch {
+    sent: usize,
+    failure: Option<ModelError>,
+    /// The position of the last one looked at; `None` when there was none.
+    last: Option<Vec<u8>>,
+}
+
+/// Sends queued deletions to their owners.
+struct QueueSender {
+    garage: Garage,
+    /// Behind what was looked at; from the start again once the end is reached.
+    after: Option<Vec<u8>>,
+    queue_length: u64,
+}
+
+impl Worker for QueueSender {
+    fn name(&self) -> String {
+        "Queued deletions".to_owned()
+    }
+
+    fn status(&self) -> Status {
+        Status { queue_length: Some(self.queue_length), ..Status::default() }
+    }
+
+    fn step(&mut self) -> BoxFuture<'_, Result<Step, StepError>> {
+        async move {
+            let from_start = self.after.is_none();
+            let batch = self.garage.send_queue_batch(self.after.take()).await?;
+            self.queue_length = self.garage.0.local.tables.queue_len().await.map_err(ModelError::Table)?;
+            let at_end = batch.last.is_none();
+            self.after = batch.last;
+            match batch.failure {
+                Some(error) => Err(error.into()),
+                None if at_end && from_start => Ok(Step::Idle),
+                None => Ok(Step::Busy),
+            }
+        }
+        .boxed()
+    }
+
+    fn wait(&mut self) -> BoxFuture<'_, ()> {
+        async move { self.garage.0.local.tables.queue_changed().await }.boxed()
+    }
+}
+
+/// Gives up, once after the start, what an earlier run left unfinished.
+struct UploadReaper {
+    garage: Garage,
+    given_up: usize,
+}
+
+impl Worker for UploadReaper {
+    fn name(&self) -> String {
+        "Unfinished uploads of earlier runs".to_owned()
+    }
+
+    fn status(&self) -> Status {
+        Status { progress: Some(self.given_up.to_string()), ..Status::default() }
+    }
+
+    fn step(&mut self) -> BoxFuture<'_, Result<Step, StepError>> {
+        async move {
+            self.given_up = self.garage.reap_uploads().await?;
+            if self.given_up > 0 {
+                tracing::info!(count = self.given_up, "gave up uploads that an earlier run left unfinished");
+            }
+            Ok(Step::Done)
+        }
+        .boxed()
+    }
+
+    fn wait(&mut self) -> BoxFuture<'_, ()> {
+        std::future::pending().boxed()
     }
 }
 

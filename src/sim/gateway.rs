@@ -9,6 +9,7 @@ use futures_util::StreamExt;
 use garage_block::{Compression, DataDirectory, Durability, StoreOptions, Usage};
 use garage_db::{Db, MemoryEngine};
 use garage_model::Garage;
+use garage_model::background::BackgroundSettings;
 use garage_model::digest::ChecksumAlgorithm;
 use garage_model::garage::Settings;
 use garage_model::key::Permissions;
@@ -91,6 +92,8 @@ async fn start(network: &MemoryNetwork, number: u8) -> Machine {
                 block_ram_buffer_max: 1 << 20,
                 incarnation: 1,
             },
+            background: BackgroundSettings::default(),
+            collect_after: crate::world::COLLECT_AFTER,
             mesh: MeshSettings {
                 public_addresses: vec![address(number).to_string()],
                 bootstrap_peers: vec![bootstrap],

@@ -7,7 +7,7 @@ use super::bucket::BucketCommand;
 use super::key::KeyCommand;
 use super::layout::LayoutCommand;
 use super::value::{Limit, Redundancy};
-use super::{Cli, Command, NodeCommand};
+use super::{Cli, Command, MetaCommand, NodeCommand};
 
 fn parse(line: &str) -> Result<Command, String> {
     let words = std::iter::once("garage").chain(line.split_whitespace());
@@ -131,4 +131,26 @@ fn options_without_effect_are_accepted_and_not_offered() {
 fn options_of_a_single_node_need_it() {
     assert!(parse("server --dir x").unwrap_err().contains("--single-node"));
     assert!(parse("server --single-node --default-bucket --dir x --s3-bind 127.0.0.1:9000").is_ok());
+}
+
+#[test]
+fn the_long_version_names_the_engines_of_the_build() {
+    assert!(super::VERSION.ends_with(&garage_node::engine::BUILT_IN.join(", ")));
+}
+
+#[test]
+fn a_conversion_names_both_engines_and_both_places() {
+    let parsed = parse("convert-db -a lmdb -i /m/db.lmdb -b redb -o /m/db.redb --lmdb-map-size 2G");
+    let Ok(Command::ConvertDb(args)) = parsed else { panic!("{parsed:?}") };
+    assert_eq!((args.input_engine.as_str(), args.output_engine.as_str()), ("lmdb", "redb"));
+    assert_eq!((args.input.to_str(), args.output.to_str()), (Some("/m/db.lmdb"), Some("/m/db.redb")));
+    assert_eq!(args.lmdb_map_size, Some(2_000_000_000));
+    assert!(parse("convert-db -a lmdb -i /m/db.lmdb -b redb").is_err());
+}
+
+#[test]
+fn snapshots_are_of_one_node_or_all() {
+    for (line, expected) in [("meta snapshot", false), ("meta snapshot -a", true), ("meta snapshot --all", true)] {
+        assert!(matches!(parse(line), Ok(Command::Meta(MetaCommand::Snapshot { all_nodes })) if all_nodes == expected), "{line}");
+    }
 }

@@ -2,6 +2,7 @@
 
 use garage_admin::cluster::{ClusterNode, ClusterStatus, Role};
 use garage_admin::layout::Layout;
+use garage_admin::nodes::Multi;
 use garage_types::size::format_decimal;
 
 use super::{ago, heading, row, share, table, tags};
@@ -88,14 +89,22 @@ fn capacity(node: &ClusterNode, layout: &Layout) -> String {
     }
 }
 
+/// What came of asking nodes for a snapshot.
+pub fn snapshots(made: &Multi<()>) -> String {
+    let mut rows = vec![row(["Node", "Result"])];
+    rows.extend(made.success.keys().map(|node| vec![node.short(), "Snapshot created".to_owned()]));
+    rows.extend(made.error.iter().map(|(node, error)| vec![node.short(), format!("Error: {error}")]));
+    table(&rows)
+}
+
 #[cfg(test)]
 mod tests {
     use garage_admin::cluster::{ClusterNode, ClusterStatus, Role, StatusConflict};
     use garage_admin::layout::{Layout, LayoutParameters, RoleChange, ZoneRedundancy};
-    use garage_admin::nodes::Space;
+    use garage_admin::nodes::{Multi, Space};
     use garage_types::NodeId;
 
-    use super::status;
+    use super::{snapshots, status};
 
     fn node(byte: u8) -> ClusterNode {
         ClusterNode {
@@ -111,6 +120,17 @@ mod tests {
             data_partition: None,
             metadata_partition: None,
         }
+    }
+
+    #[test]
+    fn each_node_says_whether_it_made_a_snapshot() {
+        let made = Multi {
+            success: [(NodeId::from_bytes([1; 32]), ())].into(),
+            error: [(NodeId::from_bytes([2; 32]), "the disk is full".to_owned())].into(),
+        };
+        let expected =
+            "Node              Result\n0101010101010101  Snapshot created\n0202020202020202  Error: the disk is full\n";
+        assert_eq!(snapshots(&made), expected);
     }
 
     #[test]

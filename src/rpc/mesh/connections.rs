@@ -84,6 +84,7 @@ impl Mesh {
     /// Serves and watches a link until it ends, for whichever reason.
     async fn keep_link(self, link: Arc<Link>, origin: Option<String>, serving: impl Future<Output = ()>) {
         let reason = tokio::select! {
+            biased;
             () = serving => "the connection ended",
             () = self.ping_until_silent(&link, origin.as_deref()) => "it does not answer any more",
             () = superseded(&link) => "another connection took the place of this one",

@@ -34,6 +34,7 @@ impl Mesh {
             }
             let idle = Instant::now() + Duration::from_secs(3600);
             tokio::select! {
+                biased;
                 () = tokio::time::sleep_until(next.unwrap_or(idle)) => {}
                 () = self.0.state.wake.notified() => {}
             }

@@ -1,15 +1,15 @@
 //! From the text of the file to a [`Config`].
 
+use std::num::NonZeroU64;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use toml::{Table, Value};
-
-use std::time::Duration;
 
 use super::section::{BOOL, DURATION, Kind, LISTEN, PATH, SIZE, Section, TEXT, parsed};
 use super::{
     AdminConfig, Compression, Config, ConfigError, ConsistencyMode, ConsulApi, ConsulDiscovery, DataDir, DataDirPurpose,
-    DbEngine, K2vApiConfig, KubernetesDiscovery, Listen, Overrides, PeerAddress, Replication, Resolved, RpcConfig, S3ApiConfig,
+    K2vApiConfig, KubernetesDiscovery, Listen, Overrides, PeerAddress, Replication, Resolved, RpcConfig, S3ApiConfig,
     S3WebConfig, SecretFiles, SecretInput, SecretName, Warning,
 };
 use crate::names::Punycode;
@@ -19,6 +19,7 @@ const BLOCK_RAM_BUFFER_DEFAULT: u64 = 256 << 20;
 const INLINE_THRESHOLD_DEFAULT: u64 = 8192;
 /// Rows travel whole, also in listings that skip their content.
 const INLINE_THRESHOLD_MAX: u64 = 64 << 10;
+const DB_ENGINE_DEFAULT: &str = "lmdb";
 const LMDB_MAP_SIZE_DEFAULT: u64 = if cfg!(target_pointer_width = "64") { 1 << 40 } else { 1 << 30 };
 
 const ADDRESS: Kind<std::net::SocketAddr> =
@@ -30,6 +31,8 @@ const FACTOR: Kind<u16> = Kind { read: factor, expected: "the number of copies, 
 const MODE: Kind<ConsistencyMode> = Kind { read: mode, expected: "\"consistent\", \"degraded\" or \"dangerous\"" };
 const LEGACY_MODE: Kind<Replication> = Kind { read: legacy_mode, expected: "replication_factor = 1, 2 or 3 instead" };
 const COMPRESSION: Kind<Compression> = Kind { read: compression, expected: "a zstd level from -99 to 22, or \"none\"" };
+const BANDWIDTH: Kind<NonZeroU64> =
+    Kind { read: bandwidth, expected: "bytes a second above zero, such as \"20MB\"; without the key there is no limit" };
 const BLOCK_SIZE: Kind<u64> = Kind { read: block_size, expected: "a size from \"1KiB\" to \"1GiB\"; \"1MiB\" is the default" };
 const INLINE: Kind<u64> = Kind { read: inline_threshold, expected: "a size of at most \"64KiB\"; 8192 is the default" };
 const DOMAIN: Kind<String> = Kind { read: domain, expected: "a domain such as \".s3.example.com\"" };
@@ -74,6 +77,10 @@ fn block_size(value: &Value) -> Option<u64> {
     (SIZE.read)(value).filter(|size| (1 << 10..=1 << 30).contains(size))
 }
 
+fn bandwidth(value: &Value) -> Option<NonZeroU64> {
+    (SIZE.read)(value).and_then(NonZeroU64::new)
+}
+
 fn inline_threshold(value: &Value) -> Option<u64> {
     (SIZE.read)(value).filter(|size| *size <= INLINE_THRESHOLD_MAX)
 }
@@ -106,7 +113,7 @@ pub(super) fn resolve(text: &str, flags: &Overrides, environment: &Overrides) ->
         metadata_snapshots_dir: top.or("metadata_snapshots_dir", &PATH, metadata_dir.join("snapshots"))?,
         metadata_dir,
         metadata_auto_snapshot_interval: top.optional("metadata_auto_snapshot_interval", &DURATION)?,
-        db_engine: db_engine(&mut top)?,
+        db_engine: top.or("db_engine", &TEXT, DB_ENGINE_DEFAULT.to_owned())?,
         lmdb_map_size: top.or("lmdb_map_size", &SIZE, LMDB_MAP_SIZE_DEFAULT)?,
         metadata_fsync: top.or("metadata_fsync", &BOOL, true)?,
         data_fsync: top.or("data_fsync", &BOOL, true)?,
@@ -116,6 +123,7 @@ pub(super) fn resolve(text: &str, flags: &Overrides, environment: &Overrides) ->
         block_size: top.or("block_size", &BLOCK_SIZE, BLOCK_SIZE_DEFAULT)?,
         inline_threshold: top.or("inline_threshold", &INLINE, INLINE_THRESHOLD_DEFAULT)?,
         block_ram_buffer_max: top.or("block_ram_buffer_max", &SIZE, BLOCK_RAM_BUFFER_DEFAULT)?,
+        resync_bandwidth_limit: top.optional("resync_bandwidth_limit", &BANDWIDTH)?,
         compression: top.or("compression_level", &COMPRESSION, Compression::Zstd(1))?,
         punycode: if top.or("allow_punycode", &BOOL, false)? { Punycode::Allowed } else { Punycode::Refused },
         secret_files: secrets.files(allow_in_file),
@@ -227,18 +235,6 @@ fn data_dir(mut entry: Section, warnings: &mut Vec<Warning>) -> Result<DataDir, 
         }
     };
     Ok(DataDir { path, purpose })
-}
-
-fn db_engine(top: &mut Section) -> Result<DbEngine, ConfigError> {
-    let Some(name) = top.optional("db_engine", &TEXT)? else { return Ok(DbEngine::Lmdb) };
-    let reason = match name.as_str() {
-        "lmdb" => return Ok(DbEngine::Lmdb),
-        "sled" => "it was removed; convert the metadata to LMDB with the `convert-db` of a 0.9 version first",
-        "sqlite" => "it is not built in",
-        "memory" => "it keeps nothing and serves tests only",
-        _ => "no engine has this name",
-    };
-    Err(ConfigError::Engine { name, reason })
 }
 
 fn replication(top: &mut Section) -> Result<Replication, ConfigError> {

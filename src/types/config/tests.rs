@@ -104,6 +104,7 @@ block_size = "10M"
 inline_threshold = "4KiB"
 block_ram_buffer_max = "512MiB"
 lmdb_map_size = "2T"
+resync_bandwidth_limit = "20MB"
 compression_level = "none"
 rpc_secret = "s"
 rpc_bind_addr = "0.0.0.0:3901"
@@ -216,9 +217,6 @@ fn errors_name_the_key_and_what_to_write() {
         (with("rpc_public_addr_subnet = \"10.0.0.0/33\""), "`rpc_public_addr_subnet`"),
         (with("rpc_timeout_msec = 5"), "`rpc_timeout_msec` cannot be 5: write a number of milliseconds"),
         (with("rpc_ping_timeout_msec = \"2s\""), "`rpc_ping_timeout_msec`"),
-        (with("db_engine = \"sled\""), "db_engine = \"sled\" is not available (it was removed"),
-        (with("db_engine = \"sqlite\""), "db_engine = \"sqlite\" is not available (it is not built in)"),
-        (with("db_engine = \"memory\""), "db_engine = \"memory\" is not available"),
         (format!("{MINIMAL}api_bind_addr = \"[::]:3901\""), "`rpc_bind_addr` and `s3_api.api_bind_addr` are both [::]:3901"),
         (format!("{MINIMAL}api_bind_addr = \":3900\""), "`s3_api.api_bind_addr` cannot be \":3900\""),
         (format!("{MINIMAL}[s3_web]\nbind_addr = \"[::]:1\""), "`s3_web.root_domain` is missing"),

@@ -177,6 +177,12 @@ impl LayoutHistory {
                 self.trackers.sync_ack.raise(me, synced);
             }
         }
+        self.retire_synced();
+    }
+
+    /// Retires the versions that nobody needs any more.
+    pub fn retire_synced(&mut self) {
+        let Some(settled) = self.settled() else { return };
         self.live_from = self.live_from.max(self.min_sync_ack().min(settled.number));
         self.forget_old();
     }

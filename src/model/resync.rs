@@ -1,0 +1,452 @@
+//! Resync: brings single blocks to where they should be, and removes those that nothing needs.
+//!
+//! A shell around the pure rules of [`garage_block::resync`]. Must stay true: a block is removed under its lock, after its count was
+//! read again, and only if every owner of every live layout version has answered; bytes from elsewhere are stored only under
+//! the lock and while this node refers to them, so that nothing is left behind that no entry of the queue will find.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use garage_block::LockedBlock;
+use garage_block::rate::ByteRate;
+use garage_block::resync::{Answer, Decision, Duty, Judgement, OnDisk, Refs, decide, judge};
+use garage_db::{DbError, Transaction};
+use garage_rpc::endpoint::Message;
+use garage_rpc::error::RpcError;
+use garage_table::TableError;
+use garage_types::planted::{Bug, is_planted};
+use garage_types::{BlockHash, NodeId, Placement, Timestamp, chain};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::background::BackgroundSettings;
+use crate::block_need::{ASKED_MAX, AskNeeds, BlockGiven, GiveBlock, Need};
+use crate::block_ref::{RELEASE_DELAY_MS, RefCount};
+use crate::error::ModelError;
+use crate::garage::Garage;
+use crate::resync_queue::{Queued, Reason};
+
+/// Blocks looked at in one go.
+pub(crate) const RESYNC_BATCH: usize = 100;
+/// No block is moved after this in one go; the others wait for the next.
+const MOVING_MAX: Duration = Duration::from_secs(2);
+/// When a block that had to stay is looked at again.
+const KEPT_MS: u64 = RELEASE_DELAY_MS;
+
+/// What resync keeps in memory.
+pub(crate) struct Resync {
+    /// Blocks that a worker is busy with.
+    claimed: Mutex<HashSet<BlockHash>>,
+    /// Something was queued that is due now, or a setting changed.
+    pub(crate) wake: Notify,
+    rate: Option<Mutex<ByteRate>>,
+    moved: Mutex<Moved>,
+    began: Instant,
+}
+
+/// Blocks moved since resync last had nothing to move.
+#[derive(Clone, Copy, Debug, Default)]
+struct Moved {
+    since: Option<Timestamp>,
+    blocks: u64,
+    bytes: u64,
+}
+
+impl Resync {
+    pub(crate) fn new(settings: &BackgroundSettings) -> Self {
+        Resync {
+            claimed: Mutex::default(),
+            wake: Notify::new(),
+            rate: settings.resync_bandwidth_limit.map(|limit| Mutex::new(ByteRate::new(limit.get()))),
+            moved: Mutex::default(),
+            began: Instant::now(),
+        }
+    }
+}
+
+/// Blocks still to be moved to or from this node, and how fast that goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BlocksToMove {
+    /// Blocks that this node should have and perhaps has not.
+    pub fetch: u64,
+    /// Blocks that other nodes should have instead of this one.
+    pub hand_over: u64,
+    /// Blocks whose last try failed.
+    pub failed: u64,
+    /// Of all those to be moved, estimated from the blocks moved so far.
+    pub bytes_left: u64,
+    /// Since there was something to move; `None` while nothing has been.
+    pub bytes_per_second: Option<u64>,
+    /// Estimated.
+    pub seconds_left: Option<u64>,
+}
+
+/// What came of a look at a block.
+enum Outcome {
+    Settled,
+    Again(Timestamp, Reason),
+    Failed(ModelError),
+    /// It waits for its next try, which is in the queue too.
+    NotYet,
+    /// Out of time: it is still the first in the queue.
+    Untouched,
+}
+
+/// What becomes of an entry of the queue, which is taken off first.
+enum Change {
+    Drop,
+    Settle { again: Option<Queued> },
+    Fail(String),
+}
+
+/// What is known about a block on this node.
+struct Facts {
+    disk: OnDisk,
+    refs: Refs,
+    duty: Duty,
+}
+
+/// Holds the claims on blocks until it is dropped.
+struct Claims<'a> {
+    resync: &'a Resync,
+    queued: Vec<Queued>,
+}
+
+impl Drop for Claims<'_> {
+    fn drop(&mut self) {
+        let mut claimed = lock(&self.resync.claimed);
+        for queued in &self.queued {
+            claimed.remove(&queued.block);
+        }
+    }
+}
+
+impl Garage {
+    /// Looks at the blocks whose time has come. Returns how many there were, at most a batch.
+    ///
+    /// A block that fails is put off, so that it holds up no other.
+    ///
+    /// # Errors
+    /// [`ModelError::Table`]: the queue itself cannot be read or written.
+    pub async fn resync_due(&self) -> Result<usize, ModelError> {
+        let claims = self.claim_due().await?;
+        let outcomes = self.settle_blocks(&claims.queued).await?;
+        let moving = outcomes.iter().any(|outcome| matches!(outcome, Outcome::Untouched | Outcome::Again(_, Reason::HandOver)));
+        if claims.queued.is_empty() && !moving {
+            *lock(&self.0.resync.moved) = Moved::default();
+        }
+        self.record(&claims.queued, outcomes).await?;
+        Ok(claims.queued.len())
+    }
+
+    async fn claim_due(&self) -> Result<Claims<'_>, ModelError> {
+        let busy = lock(&self.0.resync.claimed).len();
+        // Those of other workers are passed over.
+        let due = self.due_blocks(self.0.clock.now(), RESYNC_BATCH + 2 * busy).await?;
+        let mut claimed = lock(&self.0.resync.claimed);
+        let queued = due.into_iter().filter(|queued| claimed.insert(queued.block)).take(RESYNC_BATCH).collect();
+        drop(claimed);
+        Ok(Claims { resync: &self.0.resync, queued })
+    }
+
+    async fn settle_blocks(&self, queued: &[Queued]) -> Result<Vec<Outcome>, ModelError> {
+        let waiting = self.waiting_for_next_try(queued).await?;
+        let mut to_ask = Vec::new();
+        for queued in queued.iter().filter(|queued| !waiting.contains(&queued.block)) {
+            // An error shows again below, where it is recorded.
+            if let Ok(facts) = self.facts(queued.block).await
+                && decide(facts.disk, facts.refs, facts.duty, self.0.clock.now()) == Decision::AskOwners
+            {
+                to_ask.push(queued.block);
+            }
+        }
+        let answers = self.ask_owners(&to_ask).await;
+        let began = Instant::now();
+        let mut outcomes = Vec::with_capacity(queued.len());
+        for queued in queued {
+            outcomes.push(if waiting.contains(&queued.block) {
+                Outcome::NotYet
+            } else if began.elapsed() > MOVING_MAX {
+                Outcome::Untouched
+            } else {
+                let settled = self.settle_block(queued, answers.get(&queued.block).map(Vec::as_slice)).await;
+                settled.unwrap_or_else(Outcome::Failed)
+            });
+        }
+        Ok(outcomes)
+    }
+
+    /// Blocks that failed and whose next try has not come.
+    async fn waiting_for_next_try(&self, queued: &[Queued]) -> Result<HashSet<BlockHash>, ModelError> {
+        let (trees, now) = (self.0.local.block_trees, self.0.clock.now());
+        let blocks: Vec<BlockHash> = queued.iter().map(|queued| queued.block).collect();
+        let read = move |tx: &garage_db::Snapshot<'_>| {
+            let mut waiting = HashSet::new();
+            for block in blocks {
+                if trees.failure(tx, &block)?.is_some_and(|failure| !failure.failures.is_due(now)) {
+                    waiting.insert(block);
+                }
+            }
+            Ok::<_, DbError>(waiting)
+        };
+        Ok(self.0.local.tables.db().read(read).await.map_err(TableError::Db)?)
+    }
+
+    async fn settle_block(&self, queued: &Queued, answers: Option<&[(NodeId, Answer)]>) -> Result<Outcome, ModelError> {
+        let block = queued.block;
+        // Held until it is decided and done: a reference that arrives meanwhile waits, and finds the block gone or staying.
+        let locked = self.0.local.blocks.blocks.lock(block).await;
+        let facts = self.facts(block).await?;
+        let now = self.0.clock.now();
+        match (decide(facts.disk, facts.refs, facts.duty, now), answers) {
+            (Decision::Nothing, _) => Ok(Outcome::Settled),
+            (Decision::WaitUntil(until), _) => Ok(Outcome::Again(until, Reason::Released)),
+            (Decision::ForgetCounter, _) => {
+                self.forget_count(block).await?;
+                Ok(Outcome::Settled)
+            }
+            (Decision::Fetch, _) => {
+                // Nothing is changed before the bytes are here; the lock is taken again then.
+                drop(locked);
+                self.fetch_missing(block).await
+            }
+            // The facts changed since the owners were, or were not, asked.
+            (Decision::AskOwners, None) => Ok(Outcome::Again(now, queued.reason)),
+            (Decision::AskOwners, Some(answers)) => self.carry_out(locked, &facts, answers).await,
+        }
+    }
+
+    /// What the owners' answers make of a block that is here.
+    async fn carry_out(&self, locked: LockedBlock, facts: &Facts, answers: &[(NodeId, Answer)]) -> Result<Outcome, ModelError> {
+        let (block, now) = (locked.hash(), self.0.clock.now());
+        let said: Vec<Answer> = answers.iter().map(|(_node, answer)| *answer).collect();
+        let reason = if facts.duty == Duty::NotReplica { Reason::HandOver } else { Reason::Released };
+        let kept = Outcome::Again(now.plus_millis(KEPT_MS), reason);
+        let held_here = facts.refs == Refs::Held;
+        let judgement = if is_planted(Bug::DeletesReferencedBlock) {
+            Judgement::Released { released_for_ms: u64::MAX }
+        } else {
+            judge(facts.duty, held_here, &said)
+        };
+        match judgement {
+            Judgement::Push => {
+                // Reading takes the lock when it finds the copy corrupt.
+                drop(locked);
+                let needy = answers.iter().filter(|(_node, answer)| *answer == Answer::Needed).map(|(node, _answer)| *node);
+                self.give(block, needy.collect()).await?;
+                Ok(Outcome::Again(now, Reason::HandOver))
+            }
+            Judgement::Keep => Ok(kept),
+            _gone if !self.0.background.may_delete.may_delete_blocks() => Ok(kept),
+            Judgement::Released { released_for_ms } if released_for_ms < RELEASE_DELAY_MS => {
+                Ok(Outcome::Again(now.plus_millis(RELEASE_DELAY_MS - released_for_ms), reason))
+            }
+            Judgement::Released { .. } => {
+                locked.remove().await?;
+                tracing::debug!(%block, "deleted a block that nothing refers to any more");
+                self.forget_count(block).await?;
+                Ok(Outcome::Settled)
+            }
+            Judgement::HandedOver => {
+                locked.remove().await?;
+                tracing::debug!(%block, "deleted a block that its owners have");
+                self.forget_count(block).await?;
+                Ok(Outcome::Settled)
+            }
+        }
+    }
+
+    async fn facts(&self, block: BlockHash) -> Result<Facts, ModelError> {
+        let store = &self.0.local.blocks.blocks;
+        let is_owner = self.0.cluster.layout().is_owner(self.0.cluster.node_id(), Placement::from(block));
+        Ok(Facts {
+            disk: if store.contains(block).await? { OnDisk::Present } else { OnDisk::Absent },
+            refs: self.references(block).await?,
+            duty: if is_owner { Duty::Replica } else { Duty::NotReplica },
+        })
+    }
+
+    async fn references(&self, block: BlockHash) -> Result<Refs, ModelError> {
+        let count = self.reference_count(block).await?;
+        Ok(match count {
+            Some(RefCount { count: 1.., .. }) if !is_planted(Bug::DeletesReferencedBlock) => Refs::Held,
+            Some(RefCount { released_at, .. }) => Refs::Released { until: released_at.plus_millis(RELEASE_DELAY_MS) },
+            None => Refs::Released { until: Timestamp::ZERO },
+        })
+    }
+
+    /// The references to a block that this node counts.
+    ///
+    /// # Errors
+    /// [`ModelError::Damaged`] when the count cannot be read.
+    pub async fn reference_count(&self, block: BlockHash) -> Result<Option<RefCount>, ModelError> {
+        let tree = self.0.local.block_trees.counts;
+        let read = move |tx: &garage_db::Snapshot<'_>| tx.get(tree, block.as_bytes());
+        let bytes: Option<Vec<u8>> = self.0.local.tables.db().read(read).await.map_err(TableError::Db)?;
+        let damaged = || ModelError::Damaged(format!("the count of references to block {block}"));
+        bytes.map(|bytes| RefCount::decode(&bytes).ok_or_else(damaged)).transpose()
+    }
+
+    async fn forget_count(&self, block: BlockHash) -> Result<(), ModelError> {
+        let tree = self.0.local.block_trees.counts;
+        let forget = move |tx: &mut Transaction<'_>| {
+            let count = tx.get(tree, block.as_bytes())?.as_deref().and_then(RefCount::decode);
+            if count.is_some_and(|count| count.count == 0) { tx.remove(tree, block.as_bytes()) } else { Ok::<_, DbError>(()) }
+        };
+        Ok(self.0.local.tables.db().write(forget).await.map_err(TableError::Db)?)
+    }
+
+    /// Asks all other owners about blocks; every block has an answer of each of its owners.
+    async fn ask_owners(&self, blocks: &[BlockHash]) -> HashMap<BlockHash, Vec<(NodeId, Answer)>> {
+        let (layout, own) = (self.0.cluster.layout(), self.0.cluster.node_id());
+        let mut by_owner: BTreeMap<NodeId, Vec<BlockHash>> = BTreeMap::new();
+        let mut answers: HashMap<BlockHash, Vec<(NodeId, Answer)>> = HashMap::new();
+        for block in blocks {
+            answers.insert(*block, Vec::new());
+            let owners: HashSet<NodeId> = layout.write_sets(Placement::from(*block)).into_iter().flatten().collect();
+            for owner in owners.into_iter().filter(|owner| *owner != own) {
+                by_owner.entry(owner).or_default().push(*block);
+            }
+        }
+        let version = layout.version();
+        let calls = by_owner.into_iter().flat_map(|(owner, blocks)| {
+            let chunks: Vec<Vec<BlockHash>> = blocks.chunks(ASKED_MAX).map(<[BlockHash]>::to_vec).collect();
+            chunks.into_iter().map(move |blocks| async move {
+                let reply = self.0.cluster.call(owner, AskNeeds { layout: version, blocks: blocks.clone() }).await;
+                (owner, blocks, reply.map(|reply| reply.needs))
+            })
+        });
+        for (owner, blocks, reply) in join_all(calls).await {
+            let said: Vec<Answer> = answers_of(owner, blocks.len(), reply);
+            for (block, answer) in blocks.into_iter().zip(said) {
+                answers.entry(block).or_default().push((owner, answer));
+            }
+        }
+        answers
+    }
+
+    /// Gets a block that this node should have.
+    async fn fetch_missing(&self, block: BlockHash) -> Result<Outcome, ModelError> {
+        let stored = self.0.blocks.fetch(block).await?;
+        let bytes = u64::from(stored.stored_len());
+        let locked = self.0.local.blocks.blocks.lock(block).await;
+        if self.references(block).await? != Refs::Held {
+            // The last reference went meanwhile, and has queued the block.
+            return Ok(Outcome::Settled);
+        }
+        locked.write(stored).await?;
+        drop(locked);
+        tracing::debug!(%block, bytes, "fetched a block that was missing here");
+        self.moved(bytes).await;
+        Ok(Outcome::Settled)
+    }
+
+    /// Sends a block to owners that need it.
+    async fn give(&self, block: BlockHash, owners: Vec<NodeId>) -> Result<(), ModelError> {
+        let stored = self.0.local.blocks.blocks.read_stored(block).await?;
+        for owner in owners {
+            let give = GiveBlock { hash: block, encoding: stored.encoding(), plain_len: stored.plain_len() };
+            let message = Message::with_data(give, stored.bytes().clone());
+            let reply = self.0.cluster.mesh().call(owner, message, self.0.cluster.timeouts().bulk).await;
+            let given = reply.map_err(|source| ModelError::BlockUnavailable { hash: block, source: Box::new(source) })?.body;
+            tracing::debug!(%block, node = %owner, ?given, "gave a block to its new owner");
+            if given == BlockGiven::Stored {
+                self.moved(u64::from(stored.stored_len())).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts bytes that crossed the network, and waits as long as the limit demands.
+    async fn moved(&self, bytes: u64) {
+        let resync = &self.0.resync;
+        {
+            let mut moved = lock(&resync.moved);
+            moved.since.get_or_insert(self.0.clock.now());
+            moved.blocks += 1;
+            moved.bytes += bytes;
+        }
+        if let Some(rate) = &resync.rate {
+            let wait = lock(rate).pay(bytes, resync.began.elapsed());
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// Takes settled blocks off the queue, and puts back those to be looked at again, in one transaction.
+    async fn record(&self, queued: &[Queued], outcomes: Vec<Outcome>) -> Result<(), ModelError> {
+        let (trees, now) = (self.0.local.block_trees, self.0.clock.now());
+        let mut changes: Vec<(Queued, Change)> = Vec::with_capacity(queued.len());
+        for (queued, outcome) in queued.iter().zip(outcomes) {
+            let change = match outcome {
+                Outcome::Untouched => continue,
+                Outcome::NotYet => Change::Drop,
+                Outcome::Settled => Change::Settle { again: None },
+                Outcome::Again(due, reason) => Change::Settle { again: Some(Queued::new(due, queued.block, reason)) },
+                Outcome::Failed(error) => {
+                    let message = chain(&error).to_string();
+                    tracing::warn!(block = %queued.block, error = message, "a block could not be looked after; trying again later");
+                    Change::Fail(message)
+                }
+            };
+            changes.push((*queued, change));
+        }
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let write = move |tx: &mut Transaction<'_>| {
+            changes.iter().try_for_each(|(queued, change)| {
+                trees.dequeue(tx, queued)?;
+                match change {
+                    Change::Drop => Ok(()),
+                    Change::Settle { again } => {
+                        trees.succeeded(tx, &queued.block)?;
+                        again.as_ref().map_or(Ok(()), |again| trees.enqueue(tx, again))
+                    }
+                    Change::Fail(message) => trees.failed(tx, queued, message, now),
+                }
+            })
+        };
+        Ok(self.0.local.tables.db().write::<_, DbError>(write).await.map_err(TableError::Db)?)
+    }
+
+    /// How much is still to be moved to and from this node.
+    ///
+    /// # Errors
+    /// [`ModelError::Table`].
+    pub async fn blocks_to_move(&self) -> Result<BlocksToMove, ModelError> {
+        let counts = self.resync_queue_counts().await?;
+        let moved = *lock(&self.0.resync.moved);
+        let left = counts.fetch + counts.hand_over;
+        let average = moved.bytes.checked_div(moved.blocks).unwrap_or(self.0.settings.block_size as u64);
+        let elapsed_ms = moved.since.map(|since| self.0.clock.now().as_millis().saturating_sub(since.as_millis()));
+        let bytes_per_second = elapsed_ms.map(|elapsed| moved.bytes.saturating_mul(1000) / elapsed.max(1000));
+        let bytes_left = left.saturating_mul(average);
+        Ok(BlocksToMove {
+            fetch: counts.fetch,
+            hand_over: counts.hand_over,
+            failed: counts.failed,
+            bytes_left,
+            bytes_per_second,
+            seconds_left: bytes_per_second.and_then(|rate| bytes_left.checked_div(rate)),
+        })
+    }
+}
+
+/// One answer a block, whatever came back.
+fn answers_of(owner: NodeId, blocks: usize, reply: Result<Vec<Need>, RpcError>) -> Vec<Answer> {
+    match reply {
+        Ok(needs) if needs.len() == blocks => needs.into_iter().map(Answer::from).collect(),
+        Ok(_another_number) => vec![Answer::CannotSay; blocks],
+        Err(error) => {
+            tracing::debug!(node = %owner, %error, "an owner cannot be asked about blocks; they stay");
+            vec![Answer::Unreachable; blocks]
+        }
+    }
+}
+
+/// Every change under these locks is one assignment or insertion.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

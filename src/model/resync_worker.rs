@@ -1,0 +1,142 @@
+//! The background jobs on blocks: resync, several at once, and the walk that follows a change of the layout.
+
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use garage_rpc::layout::ClusterLayout;
+use garage_types::hash::blake2b;
+use garage_worker::{Status, Step, StepError, Worker};
+use std::sync::Arc;
+use tokio::sync::watch;
+
+use crate::background::Walked;
+use crate::block_walk::{BlockWalk, Walk};
+use crate::garage::Garage;
+
+/// How often blocks that have become due are looked for.
+const RESYNC_PERIOD: Duration = Duration::from_secs(10);
+
+/// Looks at queued blocks, beside others of its kind.
+pub(crate) struct ResyncWorker {
+    garage: Garage,
+    /// From 1; idle while the operator wants fewer.
+    number: u32,
+    queue_length: u64,
+    failed: u64,
+}
+
+impl ResyncWorker {
+    pub(crate) fn new(garage: Garage, number: u32) -> Self {
+        ResyncWorker { garage, number, queue_length: 0, failed: 0 }
+    }
+}
+
+impl Worker for ResyncWorker {
+    fn name(&self) -> String {
+        format!("Block resync #{}", self.number)
+    }
+
+    fn status(&self) -> Status {
+        let variables = self.garage.0.background.variables.get();
+        if self.number > variables.resync_worker_count {
+            return Status { messages: vec!["not in use: see resync-worker-count".to_owned()], ..Status::default() };
+        }
+        Status {
+            tranquility: Some(variables.resync_tranquility),
+            queue_length: Some(self.queue_length),
+            persistent_errors: Some(self.failed),
+            ..Status::default()
+        }
+    }
+
+    fn step(&mut self) -> BoxFuture<'_, Result<Step, StepError>> {
+        async move {
+            if self.number > self.garage.0.background.variables.get().resync_worker_count {
+                return Ok(Step::Idle);
+            }
+            let looked_at = self.garage.resync_due().await?;
+            (self.queue_length, self.failed) = self.garage.resync_lengths().await?;
+            Ok(if looked_at > 0 { Step::Busy } else { Step::Idle })
+        }
+        .boxed()
+    }
+
+    fn wait(&mut self) -> BoxFuture<'_, ()> {
+        async move {
+            tokio::select! {
+                () = tokio::time::sleep(RESYNC_PERIOD) => {}
+                () = self.garage.0.resync.wake.notified() => {}
+            }
+        }
+        .boxed()
+    }
+}
+
+/// Looks at every block once the live layout versions have changed, also when that was before a restart.
+pub(crate) struct LayoutWalker {
+    garage: Garage,
+    changes: watch::Receiver<Arc<ClusterLayout>>,
+    /// The layout that the present walk is for.
+    walk: Option<(String, BlockWalk)>,
+}
+
+impl LayoutWalker {
+    pub(crate) fn new(garage: Garage) -> Self {
+        let changes = garage.0.cluster.layout_manager().subscribe();
+        LayoutWalker { garage, changes, walk: None }
+    }
+}
+
+/// Names the live versions; empty when there are none.
+fn name_of(layout: &ClusterLayout) -> String {
+    let mut bytes = Vec::new();
+    for key in layout.live_versions() {
+        bytes.extend(key.number.to_be_bytes());
+        bytes.extend(format!("{:?}", key.digest).as_bytes());
+    }
+    if bytes.is_empty() { String::new() } else { hex::encode(&blake2b(&bytes)[..16]) }
+}
+
+impl Worker for LayoutWalker {
+    fn name(&self) -> String {
+        "Blocks after a layout change".to_owned()
+    }
+
+    fn status(&self) -> Status {
+        let progress = self.walk.as_ref().map(|(_layout, walk)| walk.progress());
+        Status { tranquility: Some(1), progress, ..Status::default() }
+    }
+
+    fn step(&mut self) -> BoxFuture<'_, Result<Step, StepError>> {
+        async move {
+            let layout = name_of(&self.changes.borrow_and_update().clone());
+            let walked = &self.garage.0.background.walked;
+            if layout == walked.get().layout {
+                self.walk = None;
+                return Ok(Step::Idle);
+            }
+            // Begun for another layout, a walk begins anew.
+            let walk = match &mut self.walk {
+                Some((begun_for, walk)) if *begun_for == layout => walk,
+                _ => &mut self.walk.insert((layout.clone(), BlockWalk::new())).1,
+            };
+            if walk.step(&self.garage).await? == Walk::Ended {
+                tracing::info!(blocks = walk.looked_at, queued = walk.queued, "looked at every block for the new layout");
+                walked.change(|walked| *walked = Walked { layout }).await?;
+                self.walk = None;
+            }
+            Ok(Step::Busy)
+        }
+        .boxed()
+    }
+
+    fn wait(&mut self) -> BoxFuture<'_, ()> {
+        async move {
+            if self.changes.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+        .boxed()
+    }
+}

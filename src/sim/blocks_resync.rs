@@ -1,0 +1,183 @@
+//! Blocks find their way to their owners, and leave only when no owner needs them.
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use garage_model::put::Preconditions;
+use garage_model::{Garage, ModelError};
+use garage_types::{BucketId, ObjectKey};
+
+use crate::blocks_world::{Cluster, body, store, until};
+
+const HOUR_MS: u64 = 3_600_000;
+
+async fn fetch(garage: &Garage, bucket: BucketId, key: &str) -> Result<Bytes, ModelError> {
+    let object = garage.object(bucket, &ObjectKey::parse(key).unwrap()).await?;
+    let mut stream = garage.read_object(&object, 0..object.meta.size).await?;
+    let mut body = Vec::new();
+    while let Some(bytes) = stream.next().await {
+        body.extend_from_slice(&bytes?);
+    }
+    Ok(body.into())
+}
+
+async fn delete(cluster: &Cluster, bucket: BucketId, key: &str) {
+    cluster.garage(0).delete_object(bucket, &ObjectKey::parse(key).unwrap(), Preconditions::default()).await.unwrap();
+}
+
+/// Sends queued deletions until no machine that is up has any.
+async fn settle_queues(cluster: &Cluster, machines: &[usize]) {
+    until(async || {
+        let mut left = 0;
+        for machine in machines {
+            let garage = cluster.garage(*machine);
+            drop(garage.send_queue().await);
+            left += garage.local().tables.queue_len().await.unwrap();
+        }
+        left == 0
+    })
+    .await;
+}
+
+async fn three_nodes() -> (Cluster, BucketId) {
+    let cluster = Cluster::of(3, 3).await;
+    cluster.lay_out(&[0, 1, 2]).await;
+    let bucket = cluster.garage(0).create_bucket("pictures").await.unwrap();
+    (cluster, bucket)
+}
+
+/// Also the copy that the background part of the write brings.
+async fn until_everywhere(cluster: &Cluster, block: garage_types::BlockHash, machines: &[usize]) {
+    until(async || cluster.holders(block).await == machines).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_block_that_a_node_lost_is_read_elsewhere_and_fetched_again() {
+    let (cluster, bucket) = three_nodes().await;
+    let (content, blocks) = body(1, 3);
+    store(cluster.garage(0), bucket, "a", content.clone()).await;
+    for block in &blocks {
+        until_everywhere(&cluster, *block, &[0, 1, 2]).await;
+        cluster.garage(1).local().blocks.blocks.remove(*block).await.unwrap();
+    }
+    assert_eq!(fetch(cluster.garage(1), bucket, "a").await.unwrap(), content, "the others have it");
+    assert_eq!(cluster.garage(1).blocks_to_move().await.unwrap().fetch, 3, "the reads have queued what they missed");
+    cluster.resync(1).await;
+    for block in &blocks {
+        assert_eq!(cluster.holders(*block).await, [0, 1, 2]);
+    }
+    let left = cluster.garage(1).blocks_to_move().await.unwrap();
+    assert_eq!((left.fetch, left.failed), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stored_block_is_not_queued() {
+    let (cluster, bucket) = three_nodes().await;
+    let (content, blocks) = body(1, 3);
+    store(cluster.garage(0), bucket, "a", content).await;
+    for block in &blocks {
+        until_everywhere(&cluster, *block, &[0, 1, 2]).await;
+    }
+    for machine in 0..3 {
+        let counts = cluster.garage(machine).resync_queue_counts().await.unwrap();
+        assert_eq!(counts, Default::default(), "machine {machine}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deleted_block_stays_while_an_owner_cannot_be_asked_and_goes_afterwards() {
+    let (mut cluster, bucket) = three_nodes().await;
+    let (content, blocks) = body(2, 1);
+    store(cluster.garage(0), bucket, "a", content).await;
+    until_everywhere(&cluster, blocks[0], &[0, 1, 2]).await;
+    cluster.take_down(2).await;
+    delete(&cluster, bucket, "a").await;
+    settle_queues(&cluster, &[0, 1]).await;
+    cluster.clock.advance_millis(HOUR_MS);
+    cluster.resync(0).await;
+    cluster.resync(1).await;
+    assert_eq!(cluster.holders(blocks[0]).await, [0, 1, 2], "machine 2 is silent");
+    cluster.bring_back(2).await;
+    cluster.clock.advance_millis(HOUR_MS);
+    cluster.resync(0).await;
+    cluster.resync(1).await;
+    assert_eq!(cluster.holders(blocks[0]).await, [0, 1, 2], "machine 2 did not hear of the deletion and still refers to it");
+    cluster.copy_references(0, 2).await;
+    cluster.clock.advance_millis(5 * 60 * 1000);
+    cluster.resync(0).await;
+    assert_eq!(cluster.holders(blocks[0]).await, [0, 1, 2], "machine 2 released it less than ten minutes ago");
+    cluster.clock.advance_millis(HOUR_MS);
+    for machine in 0..3 {
+        cluster.resync(machine).await;
+    }
+    assert!(cluster.holders(blocks[0]).await.is_empty());
+    for machine in 0..3 {
+        let counts = cluster.garage(machine).resync_queue_counts().await.unwrap();
+        assert_eq!(counts, Default::default(), "nothing is left to do on machine {machine}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_leaves_gives_its_blocks_to_the_new_owners_before_it_lets_go() {
+    let cluster = Cluster::of(4, 2).await;
+    cluster.lay_out(&[0, 1]).await;
+    let bucket = cluster.garage(0).create_bucket("pictures").await.unwrap();
+    let (content, blocks) = body(3, 8);
+    store(cluster.garage(0), bucket, "a", content).await;
+    for block in &blocks {
+        until_everywhere(&cluster, *block, &[0, 1]).await;
+    }
+    cluster.lay_out(&[2, 3]).await;
+    for (from, to) in [(0, 2), (0, 3)] {
+        cluster.copy_references(from, to).await;
+    }
+    cluster.finish_layout_change().await;
+    // The bytes are still with the owners of before.
+    let block = cluster.garage(2).local().blocks.blocks.contains(blocks[0]).await.unwrap();
+    assert!(!block);
+    cluster.garage(2).queue_misplaced_blocks().await.unwrap();
+    cluster.garage(0).queue_misplaced_blocks().await.unwrap();
+    // One fetches what it needs, another is given it.
+    cluster.resync(2).await;
+    for block in &blocks {
+        assert_eq!(cluster.holders(*block).await, [0, 1, 2]);
+    }
+    cluster.resync(0).await;
+    for block in &blocks {
+        assert_eq!(cluster.holders(*block).await, [1, 2, 3], "given to 3, then dropped by 0");
+    }
+    cluster.take_down(3).await;
+    cluster.garage(1).queue_misplaced_blocks().await.unwrap();
+    cluster.resync(1).await;
+    for block in &blocks {
+        assert_eq!(cluster.holders(*block).await, [1, 2, 3], "kept while an owner is silent");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_block_that_nobody_has_is_listed_with_its_failures_and_tried_again_later_and_on_command() {
+    let (cluster, bucket) = three_nodes().await;
+    let (content, blocks) = body(4, 1);
+    store(cluster.garage(0), bucket, "a", content).await;
+    until_everywhere(&cluster, blocks[0], &[0, 1, 2]).await;
+    let stored = cluster.garage(1).local().blocks.blocks.read_stored(blocks[0]).await.unwrap();
+    for machine in 0..3 {
+        cluster.garage(machine).local().blocks.blocks.remove(blocks[0]).await.unwrap();
+    }
+    assert!(matches!(fetch(cluster.garage(0), bucket, "a").await, Err(ModelError::BlockUnavailable { .. })));
+    cluster.resync(0).await;
+    let failed = cluster.garage(0).failed_blocks().await.unwrap();
+    assert_eq!(failed.len(), 1);
+    assert_eq!((failed[0].block, failed[0].references, failed[0].failure.failures.count), (blocks[0], 1, 1));
+    assert!(failed[0].failure.message.contains("could not be had"), "{}", failed[0].failure.message);
+    cluster.clock.advance_millis(59_000);
+    cluster.resync(0).await;
+    assert_eq!(cluster.garage(0).failed_blocks().await.unwrap()[0].failure.failures.count, 1, "not before a minute is over");
+    cluster.clock.advance_millis(1_000);
+    cluster.resync(0).await;
+    assert_eq!(cluster.garage(0).failed_blocks().await.unwrap()[0].failure.failures.count, 2);
+    cluster.garage(1).local().blocks.blocks.write(blocks[0], stored).await.unwrap();
+    assert_eq!(cluster.garage(0).retry_blocks(None).await.unwrap(), 1);
+    cluster.resync(0).await;
+    assert!(cluster.garage(0).failed_blocks().await.unwrap().is_empty());
+    assert_eq!(cluster.holders(blocks[0]).await, [0, 1]);
+}
