@@ -199,7 +199,7 @@ impl Node {
             peer_list: settings.metadata_dir.join("peer_list"),
             public_addresses: settings.mesh.public_addresses,
             bootstrap: settings.mesh.bootstrap_peers,
-            timing: Timing::default(),
+            timing: Timing { ping_timeout: settings.timeouts.ping, ..Timing::default() },
             windows: settings.mesh.windows,
             incoming_bytes_max: INCOMING_BYTES_MAX,
         };

@@ -122,6 +122,13 @@ fn global_options_are_read_and_secrets_stay_hidden() {
 }
 
 #[test]
+fn options_without_effect_are_accepted_and_not_offered() {
+    assert!(parse("status --admin-token x --metrics-token-file /y").is_ok());
+    let help = Cli::command().render_long_help().to_string();
+    assert!(help.contains("--rpc-secret-file") && !help.contains("admin-token") && !help.contains("metrics-token"), "{help}");
+}
+
+#[test]
 fn options_of_a_single_node_need_it() {
     assert!(parse("server --dir x").unwrap_err().contains("--single-node"));
     assert!(parse("server --single-node --default-bucket --dir x --s3-bind 127.0.0.1:9000").is_ok());

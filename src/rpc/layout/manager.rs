@@ -15,7 +15,7 @@ use garage_types::{Clock, Disk, NodeId};
 use tokio::sync::{Notify, watch};
 
 use super::error::LayoutError;
-use super::history::{LayoutHistory, Merged, MissingData, OlderWrites, Preview, Skipped, resolve};
+use super::history::{Conflict, LayoutHistory, Merged, MissingData, OlderWrites, Preview, Skipped, resolve};
 use super::report::Report;
 use super::standing::{SharedStanding, Standing, StartFacts, at_start, with_layout};
 use super::version::{LayoutParameters, NodeRole, VersionKey};
@@ -105,6 +105,7 @@ impl LayoutManager {
             move || load(&*disk, &path, replication_factor)
         };
         let history = Arc::new(offload(&*pool, load).await.map_err(LayoutError::Interrupted)??);
+        warn_of_conflicts(&history.conflicts());
         let layout = Arc::new(ClusterLayout::of(history.clone()));
         let writes_ended = Arc::new(Notify::new());
         let generation = Arc::new(Generation { ended: writes_ended.clone() });
@@ -254,9 +255,7 @@ impl LayoutManager {
     /// As there, and those of saving.
     pub async fn merge_remote(&self, remote: LayoutHistory) -> Result<Merged, LayoutError> {
         let merged = self.change(move |history| history.merge(&remote)).await?;
-        for conflict in &merged.new_conflicts {
-            tracing::error!(number = conflict.number, digests = ?conflict.digests, "different layouts have one number");
-        }
+        warn_of_conflicts(&merged.new_conflicts);
         Ok(merged)
     }
 
@@ -355,6 +354,12 @@ impl Changes {
     fn older_writes(&mut self) -> OlderWrites {
         self.draining.retain(|generation| generation.strong_count() > 0);
         if self.draining.is_empty() { OlderWrites::Done } else { OlderWrites::Running }
+    }
+}
+
+fn warn_of_conflicts(conflicts: &[Conflict]) {
+    for Conflict { number, digests } in conflicts {
+        tracing::error!(number, ?digests, "different layouts have one number; choose one with `garage layout resolve`");
     }
 }
 

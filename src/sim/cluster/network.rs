@@ -124,7 +124,7 @@ impl Network {
     }
 
     pub fn address(machine: usize) -> String {
-        format!("machine-{machine}")
+        format!("machine-{machine}:3901")
     }
 
     /// Every chunk takes up to this long from now on.
