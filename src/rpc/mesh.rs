@@ -4,7 +4,7 @@
 //! whose key was asked for, wherever it is; clients are never called and never listed; a peer that does not answer pings is down,
 //! and calls to it fail at once; whoever is known to one peer becomes known to all.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -134,13 +134,17 @@ struct Shared {
     table: Mutex<State>,
     /// Changes whenever a link comes or goes.
     links_changed: watch::Sender<()>,
+    /// The same for the mesh's own waiters, who are woken in the order in which they came: a simulated run must repeat itself.
+    links_came_or_went: Notify,
+    /// The addresses may have to be saved.
+    to_save: Notify,
     /// Something may be due earlier than it was.
     wake: Notify,
 }
 
 struct State {
     peers: PeerTable,
-    links: HashMap<(NodeId, Class), Arc<Link>>,
+    links: BTreeMap<(NodeId, Class), Arc<Link>>,
 }
 
 impl Mesh {
@@ -162,8 +166,10 @@ impl Mesh {
         let shared = Arc::new(Shared {
             us: PeerAddresses { id, addresses: options.public_addresses.clone() },
             clock: options.clock.clone(),
-            table: Mutex::new(State { peers: PeerTable::new(id, options.timing.backoff), links: HashMap::new() }),
+            table: Mutex::new(State { peers: PeerTable::new(id, options.timing.backoff), links: BTreeMap::new() }),
             links_changed: watch::Sender::new(()),
+            links_came_or_went: Notify::new(),
+            to_save: Notify::new(),
             wake: Notify::new(),
         });
         shared.learn(&saved.peers);
@@ -316,9 +322,9 @@ impl Mesh {
 
     /// The link for a class. A peer that is up but lacks this one is just being connected: that is waited for.
     async fn link(&self, to: NodeId, class: Class, deadline: Instant) -> Result<Arc<Link>, RpcError> {
-        let mut changes = self.0.state.links_changed.subscribe();
         let unavailable = |reason: &str| RpcError::new(ErrorCode::Unavailable, format!("node {to:?} {reason}"));
         loop {
+            let change = self.0.state.links_came_or_went.notified();
             if self.0.shutdown.is_cancelled() {
                 return Err(unavailable("cannot be called: this node is stopping"));
             }
@@ -331,7 +337,7 @@ impl Mesh {
                 _ if !any => return Err(unavailable("is not connected")),
                 _ => {}
             }
-            if !matches!(tokio::time::timeout_at(deadline, changes.changed()).await, Ok(Ok(()))) {
+            if tokio::time::timeout_at(deadline, change).await.is_err() {
                 return Err(unavailable("has no connection for this kind of call"));
             }
         }
@@ -497,13 +503,10 @@ impl Mesh {
     }
 
     async fn keep_saving(self) {
-        let mut changes = self.0.state.links_changed.subscribe();
         loop {
             self.save().await;
             tokio::time::sleep(SAVE_PAUSE).await;
-            if changes.changed().await.is_err() {
-                return;
-            }
+            self.0.state.to_save.notified().await;
         }
     }
 
@@ -550,7 +553,13 @@ impl Shared {
 
     fn learn(&self, told: &[PeerAddresses]) {
         self.update(|state, now| told.iter().for_each(|peer| state.peers.learn(peer, now)));
+        self.tell_of_links();
+    }
+
+    fn tell_of_links(&self) {
         self.links_changed.send_replace(());
+        self.links_came_or_went.notify_waiters();
+        self.to_save.notify_one();
     }
 
     fn has_link(&self, peer: NodeId, class: Class) -> bool {
@@ -570,7 +579,7 @@ impl Shared {
             state.peers.linked(key.0, key.1, address, now);
             Duplicate::KeepNew
         });
-        self.links_changed.send_replace(());
+        self.tell_of_links();
         decision
     }
 
@@ -583,7 +592,7 @@ impl Shared {
                 state.peers.unlinked(key.0, key.1, now, jitter);
             }
         });
-        self.links_changed.send_replace(());
+        self.tell_of_links();
     }
 
     /// What we tell a peer: ourselves, and whom we can reach.
