@@ -23,8 +23,9 @@ use garage_types::config::HostPort;
 use garage_types::disk::{Disk, FileError};
 use garage_types::offload::{Lost, Offload};
 use garage_types::{Clock, NodeId, Random};
+use garage_worker::Watch;
 use garage_worker::spawn::Spawn;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -254,8 +255,8 @@ impl Mesh {
     }
 
     /// Marked as changed whenever connections come or go, or addresses are learnt.
-    pub fn watch(&self) -> watch::Receiver<()> {
-        self.0.state.links_changed.subscribe()
+    pub fn watch(&self) -> Watch {
+        self.0.state.links_changed.watch()
     }
 
     /// Connects to a peer now and remembers it.
@@ -310,7 +311,7 @@ impl Mesh {
 
     /// The link for a class. A peer that is up but lacks this one is just being connected: that is waited for.
     async fn link(&self, to: NodeId, class: Class, deadline: Instant) -> Result<Arc<Link>, RpcError> {
-        let mut changes = self.0.state.links_changed.subscribe();
+        let mut changes = self.0.state.links_changed.watch();
         let unavailable = |reason: &str| RpcError::new(ErrorCode::Unavailable, format!("node {to:?} {reason}"));
         loop {
             if self.0.shutdown.is_cancelled() {
@@ -325,7 +326,7 @@ impl Mesh {
                 _ if !any => return Err(unavailable("is not connected")),
                 _ => {}
             }
-            if !matches!(tokio::time::timeout_at(deadline, changes.changed()).await, Ok(Ok(()))) {
+            if tokio::time::timeout_at(deadline, changes.changed()).await.is_err() {
                 return Err(unavailable("has no connection for this kind of call"));
             }
         }

@@ -200,7 +200,7 @@ pub(crate) async fn until(mesh: &Mesh, condition: impl Fn(&Mesh) -> bool) {
     let mut changes = mesh.watch();
     let wait = async {
         while !condition(mesh) {
-            changes.changed().await.unwrap();
+            changes.changed().await;
         }
     };
     tokio::time::timeout(Duration::from_secs(600), wait).await.expect("the condition never came true");

@@ -75,7 +75,11 @@ async fn counters_agree(world: &World, machine: &Machine) {
     let (count, bytes) = live.fold((0, 0), |(count, bytes), meta| (count + 1, bytes + meta.size as i64));
     let open = |row: &UploadRow| matches!(row.state, UploadState::Simple(_) | UploadState::Multipart(_));
     let uploads = rows::<UploadTable>(machine).await.iter().filter(|row| open(row)).count() as i64;
-    let counts: Counts = machine.garage().expect("the machine runs").bucket_counts(world.bucket).await.unwrap();
+    let local = machine.garage().expect("the machine runs").local().clone();
+    let (tree, bucket) = (local.counters.0, world.bucket);
+    let read = move |tx: &garage_db::Snapshot<'_>| tx.get(tree, bucket.as_bytes());
+    let stored: Result<Option<Vec<u8>>, garage_db::DbError> = local.tables.db().read(read).await;
+    let counts = stored.unwrap().map_or_else(Counts::default, |bytes| Counts::decode(&bytes));
     if (counts.objects, counts.bytes, counts.uploads) != (count, bytes, uploads) {
         world.history.violation(format!(
             "machine {}: counted {counts:?}, but there are {count} objects of {bytes} bytes and {uploads} uploads",

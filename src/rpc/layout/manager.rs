@@ -12,7 +12,8 @@ use garage_types::codec::{decode, encode};
 use garage_types::disk::{Access, read_state, replace_atomically};
 use garage_types::offload::{Offload, offload};
 use garage_types::{Clock, Disk, NodeId};
-use tokio::sync::{Notify, watch};
+use garage_worker::{Changes as ToldChanges, Watch};
+use tokio::sync::Notify;
 
 use super::error::LayoutError;
 use super::history::{Conflict, LayoutHistory, Merged, MissingData, OlderWrites, Preview, Skipped, resolve};
@@ -63,7 +64,7 @@ struct Shared {
     changes: Mutex<Changes>,
     published: RwLock<Published>,
     current: ArcSwap<ClusterLayout>,
-    watched: watch::Sender<Arc<ClusterLayout>>,
+    changed: ToldChanges,
     writes_ended: Arc<Notify>,
     standing: SharedStanding,
 }
@@ -116,7 +117,7 @@ impl LayoutManager {
             path,
             changes: Mutex::new(Changes { history, draining: Vec::new() }),
             current: ArcSwap::new(layout.clone()),
-            watched: watch::Sender::new(layout.clone()),
+            changed: ToldChanges::default(),
             published: RwLock::new(Published { layout, generation }),
             writes_ended,
             standing,
@@ -147,8 +148,8 @@ impl LayoutManager {
     }
 
     /// Tells of every change: of versions, of staged changes, of trackers.
-    pub fn subscribe(&self) -> watch::Receiver<Arc<ClusterLayout>> {
-        self.shared.watched.subscribe()
+    pub fn watch(&self) -> Watch {
+        self.shared.changed.watch()
     }
 
     /// Begins a write.
@@ -344,8 +345,8 @@ impl Shared {
                 changes.draining.push(Arc::downgrade(&superseded));
             }
         }
-        self.current.store(layout.clone());
-        self.watched.send_replace(layout);
+        self.current.store(layout);
+        self.changed.tell();
         Ok(())
     }
 }

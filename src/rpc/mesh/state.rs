@@ -1,11 +1,12 @@
 //! What a mesh knows at one moment: its peers and its links, changed under one lock.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use garage_net::Class;
 use garage_types::{Clock, NodeId};
-use tokio::sync::{Notify, watch};
+use garage_worker::Changes;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::endpoints::Exchange;
@@ -20,14 +21,14 @@ pub(super) struct Shared {
     pub clock: Arc<dyn Clock>,
     pub table: Mutex<State>,
     /// Changes whenever a link comes or goes.
-    pub links_changed: watch::Sender<()>,
+    pub links_changed: Changes,
     /// Something may be due earlier than it was.
     pub wake: Notify,
 }
 
 pub(super) struct State {
     pub peers: PeerTable,
-    pub links: HashMap<(NodeId, Class), Arc<Link>>,
+    pub links: BTreeMap<(NodeId, Class), Arc<Link>>,
 }
 
 impl Shared {
@@ -37,8 +38,8 @@ impl Shared {
             us,
             port: OnceLock::new(),
             clock,
-            table: Mutex::new(State { peers, links: HashMap::new() }),
-            links_changed: watch::Sender::new(()),
+            table: Mutex::new(State { peers, links: BTreeMap::new() }),
+            links_changed: Changes::default(),
             wake: Notify::new(),
         }
     }
@@ -61,7 +62,7 @@ impl Shared {
 
     pub(super) fn learn(&self, told: &[PeerAddresses]) {
         self.update(|state, now| told.iter().for_each(|peer| state.peers.learn(peer, now)));
-        self.links_changed.send_replace(());
+        self.links_changed.tell();
     }
 
     pub(super) fn has_link(&self, peer: NodeId, class: Class) -> bool {
@@ -81,7 +82,7 @@ impl Shared {
             state.peers.linked(key.0, key.1, address, now);
             Duplicate::KeepNew
         });
-        self.links_changed.send_replace(());
+        self.links_changed.tell();
         decision
     }
 
@@ -94,7 +95,7 @@ impl Shared {
                 state.peers.unlinked(key.0, key.1, now, jitter);
             }
         });
-        self.links_changed.send_replace(());
+        self.links_changed.tell();
     }
 
     /// What we tell a peer: ourselves, and whom we can reach.
