@@ -25,8 +25,7 @@ pub async fn rows<S: Schema>(machine: &Machine) -> Vec<S::Row> {
     let rows = Arc::new(Mutex::new(Vec::new()));
     let collected = rows.clone();
     tables.scan::<S>(None, usize::MAX, move |row| collected.lock().unwrap().push(row)).await.unwrap();
-    let rows = std::mem::take(&mut *rows.lock().unwrap());
-    rows
+    std::mem::take(&mut *rows.lock().unwrap())
 }
 
 /// Waits until the cluster is at rest, then reads everything through every machine and looks at what each of them has.
