@@ -23,6 +23,8 @@ pub(super) struct Shared {
     pub links_changed: watch::Sender<()>,
     /// Something may be due earlier than it was.
     pub wake: Notify,
+    /// There may be something to save. Not `links_changed`: of its several waiters, any may be woken first, and saving delays others.
+    pub unsaved: Notify,
 }
 
 pub(super) struct State {
@@ -40,6 +42,7 @@ impl Shared {
             table: Mutex::new(State { peers, links: HashMap::new() }),
             links_changed: watch::Sender::new(()),
             wake: Notify::new(),
+            unsaved: Notify::new(),
         }
     }
 
@@ -56,6 +59,7 @@ impl Shared {
         let now = self.now();
         let result = self.with(|state| work(state, now));
         self.wake.notify_one();
+        self.unsaved.notify_one();
         result
     }
 
