@@ -71,14 +71,19 @@ impl Mesh {
         // Not bound to the shutdown: it ends by itself once the connection is closed, and says so to the peer.
         self.0.options.spawn.spawn("mesh-driver", log_end(driver).boxed());
         let link = Arc::new(Link::new(connection.clone(), caller_id));
-        if self.0.state.add(&link, address) == Duplicate::KeepOld {
-            tracing::debug!(?peer, "dropped a connection: there is one already");
-            return;
-        }
-        tracing::info!(?peer, remote, class = ?link.class(), "connected");
+        let decision = self.0.state.add(&link, address);
         let caller = Caller { node: peer, role: Role::Node };
         let serving = serve(self.service(), caller, incoming, connection);
-        self.0.options.spawn.spawn("mesh-link", self.clone().keep_link(link, origin, serving).boxed());
+        match decision {
+            Duplicate::KeepNew => {
+                tracing::info!(?peer, remote, class = ?link.class(), "connected");
+                self.0.options.spawn.spawn("mesh-link", self.clone().keep_link(link, origin, serving).boxed());
+            }
+            Duplicate::KeepOld => {
+                tracing::debug!(?peer, "a connection is not used: there is one already");
+                self.spawn("mesh-duplicate", serve_duplicate(link, serving));
+            }
+        }
     }
 
     /// Serves and watches a link until it ends, for whichever reason.
@@ -137,6 +142,13 @@ impl Mesh {
         }
         Ok(())
     }
+}
+
+/// Serves a connection that we do not use. The other side may, until it gets the one that we do.
+async fn serve_duplicate(link: Arc<Link>, serving: impl Future<Output = ()>) {
+    // Whether it ended by itself does not matter.
+    drop(tokio::time::timeout(SUPERSEDED_GRACE, serving).await);
+    link.close().await;
 }
 
 /// The host a connection comes from, when it was made by the other side.

@@ -34,11 +34,8 @@ pub(super) async fn load(options: &MeshOptions) -> Result<PeerList, MeshError> {
 impl Mesh {
     /// Saves every change at once, unless the one before was a moment ago. Never returns.
     pub(super) async fn keep_saving(self) {
-        let mut changes = self.0.state.links_changed.watch();
-        // What was learnt before we began to listen.
-        changes.mark_changed();
         loop {
-            changes.changed().await;
+            self.0.state.unsaved.notified().await;
             match self.save().await {
                 Saved::Nothing => {}
                 Saved::Changes => tokio::time::sleep(SAVE_PAUSE).await,
@@ -55,7 +52,7 @@ impl Mesh {
             tracing::warn!(error = &error as &dyn std::error::Error, "cannot save the peer list");
             self.0.state.with(|state| state.peers.still_unsaved());
             // Tried again after the pause, not only at the next change.
-            self.0.state.links_changed.tell();
+            self.0.state.unsaved.notify_one();
             return Saved::Failed;
         }
         Saved::Changes

@@ -24,6 +24,8 @@ pub(super) struct Shared {
     pub links_changed: Changes,
     /// Something may be due earlier than it was.
     pub wake: Notify,
+    /// There may be something to save. Not `links_changed`: of its several waiters, any may be woken first, and saving delays others.
+    pub unsaved: Notify,
 }
 
 pub(super) struct State {
@@ -41,6 +43,7 @@ impl Shared {
             table: Mutex::new(State { peers, links: BTreeMap::new() }),
             links_changed: Changes::default(),
             wake: Notify::new(),
+            unsaved: Notify::new(),
         }
     }
 
@@ -57,6 +60,7 @@ impl Shared {
         let now = self.now();
         let result = self.with(|state| work(state, now));
         self.wake.notify_one();
+        self.unsaved.notify_one();
         result
     }
 
