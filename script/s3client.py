@@ -27,7 +27,7 @@ class S3Error(Exception):
 
     def __init__(self, method, key, answer):
         super().__init__(f"{method} {key!r}: {answer.status} {answer.body[:300]!r}")
-        self.status = answer.status
+        self.status, self.body = answer.status, answer.body
 
 
 class S3Client:
@@ -45,13 +45,14 @@ class S3Client:
         path = "/" + quote(self.bucket) + ("/" + quote(key) if key else "")
         pairs = sorted((quote(name, safe=""), quote(str(value), safe="")) for name, value in (query or {}).items())
         query_text = "&".join(f"{name}={value}" for name, value in pairs)
-        signed = self._sign(method, path, query_text, hashlib.sha256(body).hexdigest(), headers or {})
+        signed = self.sign(method, path, query_text, hashlib.sha256(body).hexdigest(), headers or {})
         answer = self._send(method, path + ("?" + query_text if query_text else ""), body, signed)
         if answer.status >= 300:
             raise S3Error(method, key, answer)
         return answer
 
-    def _sign(self, method, path, query, digest, headers):
+    def sign(self, method, path, query, digest, headers):
+        """The headers of a signed request, for those who send it themselves."""
         now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%SZ")
         sent = {"host": self.host, "x-amz-content-sha256": digest, "x-amz-date": now, **headers}
         sent = {name: value if isinstance(value, bytes) else value.encode() for name, value in sent.items()}

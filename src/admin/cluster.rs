@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use garage_rpc::layout::history::LayoutHistory;
-use garage_rpc::layout::version::NodeRole;
+use garage_rpc::layout::history::{Conflict, LayoutHistory};
+use garage_rpc::layout::version::{LayoutDigest, NodeRole};
 use garage_rpc::peers::{PeerInfo, PeerState};
 use garage_types::config::PeerAddress;
 use garage_types::{NodeId, Timestamp};
@@ -26,7 +26,7 @@ pub struct Role {
     pub capacity: Option<u64>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ClusterNode {
     pub id: NodeId,
@@ -35,6 +35,9 @@ pub struct ClusterNode {
     pub hostname: Option<String>,
     pub is_up: bool,
     pub last_seen_secs_ago: Option<u64>,
+    /// Smoothed round trip from the contacted node; `None` for that node itself, and until it was measured.
+    #[serde(default)]
+    pub latency_ms: Option<f64>,
     pub role: Option<Role>,
     /// It has no role any more, and stores partitions of an older live layout version.
     pub draining: bool,
@@ -42,12 +45,23 @@ pub struct ClusterNode {
     pub metadata_partition: Option<Space>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ClusterStatus {
     pub layout_version: u64,
     /// By ascending id.
     pub nodes: Vec<ClusterNode>,
+    /// Different live layouts with one number: an operator has to choose.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layout_conflicts: Vec<StatusConflict>,
+}
+
+/// Which layouts contradict each other; [`crate::layout_history`] shows what is in them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusConflict {
+    pub version: u64,
+    /// 64 hexadecimal digits each.
+    pub digests: Vec<String>,
 }
 
 /// A node as the mesh sees it, this one included.
@@ -57,6 +71,7 @@ struct Seen {
     is_up: bool,
     /// How long ago it was last connected; `None` when it never was, or is now.
     last_seen: Option<Duration>,
+    latency: Option<Duration>,
 }
 
 /// Joins what the mesh, the nodes and the layout say.
@@ -81,20 +96,33 @@ fn status_of(seen: &BTreeMap<NodeId, Seen>, told: &BTreeMap<NodeId, NodeStatus>,
             hostname: told.map(|told| told.hostname.clone()),
             is_up: seen.is_up,
             last_seen_secs_ago: seen.last_seen.map(|ago| ago.as_secs()),
+            latency_ms: seen.latency.map(|latency| latency.as_secs_f64() * 1000.0),
             draining: role.is_none() && storing.contains(&id),
             role,
             data_partition: told.and_then(|told| told.data),
             metadata_partition: told.and_then(|told| told.metadata),
         }
     };
-    ClusterStatus { layout_version: history.current_number(), nodes: listed.into_iter().map(node).collect() }
+    let conflict = |found: Conflict| {
+        let digests = found.digests.iter().map(LayoutDigest::hex).collect();
+        StatusConflict { version: found.number, digests }
+    };
+    ClusterStatus {
+        layout_version: history.current_number(),
+        nodes: listed.into_iter().map(node).collect(),
+        layout_conflicts: history.conflicts().into_iter().map(conflict).collect(),
+    }
 }
 
 /// Everyone who is connected or has a role, by ascending id.
 pub(crate) fn known_nodes(service: &AdminService) -> Vec<NodeId> {
-    let connected = seen(service).into_iter().filter(|(_id, seen)| seen.is_up).map(|(id, _seen)| id);
     let members = service.layout().current().history().members();
-    connected.chain(members).collect::<BTreeSet<_>>().into_iter().collect()
+    connected_nodes(service).union(&members).copied().collect()
+}
+
+/// This node and everyone it can call.
+pub(crate) fn connected_nodes(service: &AdminService) -> BTreeSet<NodeId> {
+    seen(service).into_iter().filter(|(_id, seen)| seen.is_up).map(|(id, _seen)| id).collect()
 }
 
 impl Operation for GetClusterStatus {
@@ -190,7 +218,7 @@ impl Operation for GetClusterHealth {
     type Reply = ClusterHealth;
 
     async fn run(self, service: &AdminService) -> Result<ClusterHealth, AdminError> {
-        let connected = seen(service).into_iter().filter(|(_id, seen)| seen.is_up).map(|(id, _seen)| id).collect();
+        let connected = connected_nodes(service);
         let quorum = service.garage.cluster().quorums().write;
         Ok(health_of(service.layout().current().history(), &connected, quorum))
     }
@@ -233,7 +261,12 @@ fn seen(service: &AdminService) -> BTreeMap<NodeId, Seen> {
 fn seen_as(peer: PeerInfo, now: Timestamp) -> Seen {
     let is_up = peer.is_self || matches!(peer.state, PeerState::Up { .. });
     let ago = |last: Timestamp| Duration::from_millis(now.as_millis().saturating_sub(last.as_millis()));
-    Seen { address: peer.addresses.into_iter().next(), is_up, last_seen: if is_up { None } else { peer.last_seen.map(ago) } }
+    Seen {
+        address: peer.addresses.into_iter().next(),
+        is_up,
+        last_seen: if is_up { None } else { peer.last_seen.map(ago) },
+        latency: peer.latency.filter(|_measured| is_up && !peer.is_self),
+    }
 }
 
 /// # Errors
@@ -322,13 +355,16 @@ mod tests {
             id: id(1),
             addresses: vec!["host:1".into(), "other:1".into()],
             state,
-            latency: None,
+            latency: Some(Duration::from_micros(1500)),
+            throughput: None,
             last_seen: Some(Timestamp::from_millis(4000)),
             is_self: false,
         };
         let up = seen_as(peer(PeerState::Up { since: now }), now);
         assert_eq!((up.address.as_deref(), up.is_up, up.last_seen), (Some("host:1"), true, None));
+        assert_eq!(up.latency, Some(Duration::from_micros(1500)));
         let down = seen_as(peer(PeerState::Down { since: now }), now);
         assert_eq!((down.is_up, down.last_seen), (false, Some(Duration::from_secs(6))));
+        assert_eq!(down.latency, None, "what was measured long ago says nothing");
     }
 }

@@ -6,7 +6,7 @@ use garage_rpc::layout::LayoutError;
 use garage_table::TableError;
 use garage_types::KeyId;
 use garage_types::config::AddressError;
-use garage_types::names::KeyIdError;
+use garage_types::names::{KeyIdError, ObjectKeyError};
 use serde::{Deserialize, Serialize};
 
 use crate::search::SearchError;
@@ -22,6 +22,8 @@ pub enum AdminError {
     Search(#[from] SearchError),
     #[error(transparent)]
     KeyId(#[from] KeyIdError),
+    #[error(transparent)]
+    ObjectKey(#[from] ObjectKeyError),
     #[error(transparent)]
     Address(#[from] AddressError),
     #[error("give exactly one of {0}")]
@@ -94,6 +96,7 @@ impl AdminError {
             AdminError::Search(SearchError::Bucket { found: 0, .. }) => Class("NoSuchBucket", 404),
             AdminError::Search(SearchError::Key { .. } | SearchError::Bucket { .. }) => INVALID_REQUEST,
             AdminError::KeyId(_)
+            | AdminError::ObjectKey(_)
             | AdminError::Address(_)
             | AdminError::ExactlyOneOf(_)
             | AdminError::Exclusive { .. }
@@ -125,8 +128,9 @@ fn class_of_model(error: &ModelError) -> Class {
         ModelError::Table(_)
         | ModelError::BlockUnavailable { .. }
         | ModelError::BlockNotStored { .. }
+        | ModelError::Superseded
         | ModelError::ShuttingDown => UNAVAILABLE,
-        // No operation here writes or reads an object.
+        // No operation here writes an object or reads its bytes.
         ModelError::NoSuchUpload
         | ModelError::Complete(_)
         | ModelError::PartChecksumAlgorithm { .. }
@@ -150,6 +154,7 @@ fn class_of_layout(error: &LayoutError) -> Class {
         LayoutError::Assign(_)
         | LayoutError::WrongVersion { .. }
         | LayoutError::NoConflict
+        | LayoutError::DigestPrefix { .. }
         | LayoutError::UnknownVersion { .. }
         | LayoutError::CapacityTooSmall { .. }
         | LayoutError::ZoneWithoutName

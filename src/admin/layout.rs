@@ -1,13 +1,12 @@
 //! Operations on the cluster layout.
 
-use std::collections::BTreeMap;
-
-use garage_rpc::layout::history::{LayoutHistory, VersionStatus as Status};
+use garage_rpc::layout::history::LayoutHistory;
 use garage_rpc::layout::version::{LayoutParameters as Parameters, LayoutVersion, NodeRole, ZoneRedundancy as Redundancy};
 use garage_types::NodeId;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{AdminError, ApiError};
+use crate::layout_plan::{LayoutPlan, layout_plan};
 use crate::operations::{AdminService, Operation};
 use crate::report;
 
@@ -118,7 +117,7 @@ pub struct Layout {
 }
 
 /// The part of a [`Layout`] that a version fixes.
-fn version_as_layout(version: &LayoutVersion) -> Layout {
+pub(crate) fn version_as_layout(version: &LayoutVersion) -> Layout {
     let assignment = version.assignment();
     let partition_size = assignment.partition_size();
     let role = |(id, role): (&NodeId, &NodeRole)| {
@@ -225,6 +224,9 @@ pub struct LayoutPreview {
     /// Lines for people.
     pub message: Vec<String>,
     pub new_layout: Option<Layout>,
+    /// What it would move.
+    #[serde(default)]
+    pub plan: Option<LayoutPlan>,
 }
 
 impl Operation for PreviewClusterLayoutChanges {
@@ -237,6 +239,7 @@ impl Operation for PreviewClusterLayoutChanges {
                 error: None,
                 message: report::lines(&preview.report, preview.version.roles()),
                 new_layout: Some(version_as_layout(&preview.version)),
+                plan: Some(layout_plan(service, &preview).await),
             }),
             Err(error) => {
                 let error = ApiError::from(AdminError::Layout(error));
@@ -244,7 +247,7 @@ impl Operation for PreviewClusterLayoutChanges {
                 if error.status >= 500 {
                     return Err(AdminError::Elsewhere(error));
                 }
-                Ok(LayoutPreview { error: Some(error.message), message: Vec::new(), new_layout: None })
+                Ok(LayoutPreview { error: Some(error.message), message: Vec::new(), new_layout: None, plan: None })
             }
         }
     }
@@ -290,82 +293,6 @@ impl Operation for RevertClusterLayout {
     }
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct GetClusterLayoutHistory;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum VersionStatus {
-    Current,
-    Draining,
-    Historical,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct VersionInfo {
-    pub version: u64,
-    pub status: VersionStatus,
-    pub storage_nodes: usize,
-    pub gateway_nodes: usize,
-}
-
-/// Up to which version a node has come; 0 before any.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct TrackerInfo {
-    pub ack: u64,
-    pub sync: u64,
-    pub sync_ack: u64,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct LayoutHistoryInfo {
-    pub current_version: u64,
-    pub min_ack: u64,
-    /// Newest first.
-    pub versions: Vec<VersionInfo>,
-    /// Only while several versions are live.
-    pub update_trackers: Option<BTreeMap<NodeId, TrackerInfo>>,
-}
-
-/// What there is to know of past and live versions.
-pub fn history_of(history: &LayoutHistory) -> LayoutHistoryInfo {
-    let versions = history.summaries().into_iter().map(|summary| VersionInfo {
-        version: summary.key.number,
-        status: match summary.status {
-            Status::Current => VersionStatus::Current,
-            Status::Draining => VersionStatus::Draining,
-            Status::Historical => VersionStatus::Historical,
-        },
-        storage_nodes: summary.storage_nodes,
-        gateway_nodes: summary.gateway_nodes,
-    });
-    let trackers = history.trackers();
-    let tracker = |node: NodeId| {
-        let number = |key: Option<garage_rpc::layout::VersionKey>| key.map_or(0, |key| key.number);
-        let ack = number(trackers.ack.get(node));
-        let sync = number(trackers.sync.get(node));
-        (node, TrackerInfo { ack, sync, sync_ack: number(trackers.sync_ack.get(node)) })
-    };
-    let several_live = history.live().nth(1).is_some();
-    LayoutHistoryInfo {
-        current_version: history.current_number(),
-        min_ack: history.min_ack(),
-        versions: versions.collect(),
-        update_trackers: several_live.then(|| history.members().into_iter().map(tracker).collect()),
-    }
-}
-
-impl Operation for GetClusterLayoutHistory {
-    const ENDPOINT: &'static str = "admin.GetClusterLayoutHistory/1";
-    type Reply = LayoutHistoryInfo;
-
-    async fn run(self, service: &AdminService) -> Result<LayoutHistoryInfo, AdminError> {
-        Ok(history_of(service.layout().current().history()))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use garage_rpc::layout::history::LayoutHistory;
@@ -373,7 +300,7 @@ mod tests {
     use garage_types::{NodeId, Timestamp};
     use serde_json::json;
 
-    use super::{Change, Layout, RoleChange, UpdateClusterLayout, VersionStatus, ZoneRedundancy, history_of, layout_of};
+    use super::{Change, Layout, RoleChange, UpdateClusterLayout, ZoneRedundancy, layout_of};
 
     fn node(byte: u8) -> NodeId {
         NodeId::from_bytes([byte; 32])
@@ -425,17 +352,5 @@ mod tests {
         assert_eq!((layout.roles[1].capacity, layout.roles[1].stored_partitions), (None, None));
         assert_eq!(layout.staged_role_changes, [RoleChange::removal(node(2))]);
         assert_eq!(layout.staged_parameters, None);
-    }
-
-    #[test]
-    fn trackers_are_shown_only_while_several_versions_are_live() {
-        let mut history = LayoutHistory::new(1);
-        for version in 1..=2 {
-            history.stage_role(Timestamp::from_millis(version), node(1), role(Some(version << 20))).unwrap();
-            history.apply(version).unwrap();
-            let shown = history_of(&history);
-            assert_eq!(shown.update_trackers.is_some(), version == 2);
-            assert_eq!(shown.versions[0].status, VersionStatus::Current);
-        }
     }
 }

@@ -11,10 +11,14 @@ pub mod date;
 pub mod error;
 pub mod keys;
 pub mod layout;
+pub mod layout_history;
+pub mod layout_plan;
 pub mod nodes;
+pub mod objects;
 pub mod operations;
 pub mod report;
 pub mod search;
+pub mod snapshots;
 pub mod workers;
 
 pub use date::Date;

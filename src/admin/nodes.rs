@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures_util::future::join_all;
+use garage_rpc::endpoint::Message;
 use garage_types::NodeId;
 use serde::{Deserialize, Serialize};
 
@@ -92,7 +93,11 @@ pub(crate) async fn ask<O: Operation>(service: &AdminService, node: NodeId, ques
     if node == service.garage.cluster().node_id() {
         return question.run(service).await.map_err(|error| ApiError::from(error).to_string());
     }
-    match service.garage.cluster().call(node, Call(question)).await {
+    let answer = match O::PATIENCE {
+        None => service.garage.cluster().call(node, Call(question)).await,
+        Some(timeout) => service.mesh().call(node, Message::from(Call(question)), timeout).await.map(|message| message.body),
+    };
+    match answer {
         Ok(answer) => answer.map_err(|refusal| refusal.to_string()),
         Err(error) => Err(with_causes(&error)),
     }

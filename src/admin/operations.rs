@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -14,12 +15,14 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{AdminError, ApiError};
-use crate::{blocks, buckets, cluster, keys, layout, nodes, workers};
+use crate::{blocks, buckets, cluster, keys, layout, layout_history, nodes, objects, snapshots, workers};
 
 /// Something an operator may ask.
 pub trait Operation: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// `admin.<name>/<version>`.
     const ENDPOINT: &'static str;
+    /// How long it may take, where that is longer than usual.
+    const PATIENCE: Option<Duration> = None;
     type Reply: Serialize + DeserializeOwned + Send + Sync + 'static;
 
     fn run(self, service: &AdminService) -> impl Future<Output = Result<Self::Reply, AdminError>> + Send;
@@ -42,7 +45,9 @@ pub fn visit_all(visitor: &mut impl Visitor) {
     visitor.visit::<cluster::GetClusterHealth>();
     visitor.visit::<cluster::ConnectClusterNodes>();
     visitor.visit::<layout::GetClusterLayout>();
-    visitor.visit::<layout::GetClusterLayoutHistory>();
+    visitor.visit::<layout_history::GetClusterLayoutHistory>();
+    visitor.visit::<layout_history::ClusterLayoutSkipDeadNodes>();
+    visitor.visit::<layout_history::ResolveClusterLayout>();
     visitor.visit::<layout::UpdateClusterLayout>();
     visitor.visit::<layout::PreviewClusterLayoutChanges>();
     visitor.visit::<layout::ApplyClusterLayout>();
@@ -62,6 +67,8 @@ pub fn visit_all(visitor: &mut impl Visitor) {
     visitor.visit::<buckets::DenyBucketKey>();
     visitor.visit::<buckets::AddBucketAlias>();
     visitor.visit::<buckets::RemoveBucketAlias>();
+    visitor.visit::<objects::InspectObject>();
+    visitor.visit::<objects::CleanupIncompleteUploads>();
     visitor.visit::<nodes::GetNodeInfo>();
     visitor.visit::<nodes::GetNodeStatistics>();
     visitor.visit::<workers::ListWorkers>();
@@ -73,6 +80,7 @@ pub fn visit_all(visitor: &mut impl Visitor) {
     visitor.visit::<blocks::GetBlockInfo>();
     visitor.visit::<blocks::RetryBlockResync>();
     visitor.visit::<blocks::PurgeBlocks>();
+    visitor.visit::<snapshots::CreateMetadataSnapshot>();
 }
 
 /// Runs operations on one node.
@@ -80,6 +88,7 @@ pub fn visit_all(visitor: &mut impl Visitor) {
 pub struct AdminService {
     pub garage: Garage,
     pub node: nodes::Facts,
+    pub snapshots: snapshots::SharedSnapshots,
 }
 
 impl AdminService {
@@ -145,5 +154,6 @@ pub fn register(builder: RouterBuilder, service: AdminService) -> RouterBuilder 
     nodes::visit_internal(&mut registration);
     workers::visit_internal(&mut registration);
     blocks::visit_internal(&mut registration);
+    snapshots::visit_internal(&mut registration);
     registration.builder
 }

@@ -3,12 +3,13 @@
 use std::ops::Bound::{self, Excluded, Included, Unbounded};
 use std::ops::ControlFlow;
 use std::ops::RangeBounds;
+use std::path::Path;
 use std::sync::Arc;
 
 use garage_types::offload::Inline;
 use tempfile::TempDir;
 
-use crate::{Db, DbError, Direction, KEY_LENGTH_MAX, LmdbOptions, MemoryEngine, Transaction, Tree};
+use crate::{Db, DbError, Direction, Durability, Engine, EngineOptions, KEY_LENGTH_MAX, MemoryEngine, Transaction, Tree};
 
 /// An empty database and what keeps its files.
 struct Fixture {
@@ -21,16 +22,20 @@ impl Fixture {
         Fixture { db: Db::open_memory(MemoryEngine::new()).unwrap(), _directory: None }
     }
 
-    fn lmdb() -> Self {
+    fn on_disk(engine: Engine) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let db = Db::open_lmdb(&directory.path().join("db.lmdb"), LmdbOptions::default(), Arc::new(Inline)).unwrap();
+        let db = open(engine, &directory.path().join(engine.directory_name()));
         Fixture { db, _directory: Some(directory) }
     }
 }
 
+fn open(engine: Engine, path: &Path) -> Db {
+    Db::open(engine, path, &EngineOptions::default(), Arc::new(Inline)).unwrap()
+}
+
 /// One of each engine; a failing assertion names it.
 fn every_engine() -> Vec<Fixture> {
-    vec![Fixture::memory(), Fixture::lmdb()]
+    std::iter::once(Fixture::memory()).chain(Engine::ALL.iter().copied().map(Fixture::on_disk)).collect()
 }
 
 /// An error type of a caller, to see that both kinds of error arrive.
@@ -368,5 +373,105 @@ async fn closed_database_refuses_writes_and_still_reads() {
         let error = insert(&db, tree, b"key", b"2").await.unwrap_err();
         assert!(matches!(error, DbError::Closed), "{}: {error}", db.engine_name());
         assert_eq!(get(&db, tree, b"key").await.as_deref(), Some(&b"1"[..]), "{}", db.engine_name());
+    }
+}
+
+#[tokio::test]
+async fn closed_database_opens_again_with_its_rows_and_only_once_at_a_time() {
+    for engine in Engine::ALL.iter().copied() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("db");
+        let db = open(engine, &path);
+        let tree = db.open_tree("rows").unwrap();
+        insert(&db, tree, b"key", b"1").await.unwrap();
+        let again = Db::open(engine, &path, &EngineOptions::default(), Arc::new(Inline));
+        assert!(again.is_err(), "{}", engine.name());
+        db.close().await.unwrap();
+        drop(db);
+        let db = open(engine, &path);
+        let tree = db.open_tree("rows").unwrap();
+        assert_eq!(get(&db, tree, b"key").await.as_deref(), Some(&b"1"[..]), "{}", engine.name());
+    }
+}
+
+#[tokio::test]
+async fn closing_brings_unsynced_commits_to_disk() {
+    for engine in Engine::ALL.iter().copied() {
+        let directory = tempfile::tempdir().unwrap();
+        let options = EngineOptions { sync: Durability::Unsynced, ..EngineOptions::default() };
+        let db = Db::open(engine, directory.path(), &options, Arc::new(Inline)).unwrap();
+        let tree = db.open_tree("rows").unwrap();
+        insert(&db, tree, b"key", b"1").await.unwrap();
+        db.close().await.unwrap();
+        drop(db);
+        let db = open(engine, directory.path());
+        let tree = db.open_tree("rows").unwrap();
+        assert_eq!(get(&db, tree, b"key").await.as_deref(), Some(&b"1"[..]), "{}", engine.name());
+    }
+}
+
+#[test]
+fn reader_that_stays_sees_its_own_rows_whatever_is_written_meanwhile() {
+    for Fixture { db, _directory } in every_engine() {
+        let tree = db.open_tree("rows").unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let write = |round: u32| {
+            db.write::<_, DbError>(move |transaction| {
+                (0..200_u32).try_for_each(|key| match (key + round) % 3 {
+                    0 => transaction.remove(tree, &key.to_be_bytes()),
+                    _ => transaction.insert(tree, &key.to_be_bytes(), &round.to_be_bytes()),
+                })
+            })
+        };
+        let rows = |snapshot: &crate::Snapshot<'_>, direction| {
+            let mut rows = Vec::new();
+            let bounds = (Unbounded, Unbounded);
+            snapshot.range(tree, bounds, direction, &mut |key, value| {
+                rows.push((key.to_vec(), value.to_vec()));
+                ControlFlow::Continue(())
+            })?;
+            Ok::<_, DbError>(rows)
+        };
+        runtime.block_on(write(1)).unwrap();
+        let outcome = db.read_blocking::<_, DbError>(|snapshot| {
+            let before = rows(snapshot, Direction::Forward)?;
+            for round in 2..20 {
+                runtime.block_on(write(round))?;
+                assert_eq!(rows(snapshot, Direction::Forward)?, before, "{} round {round}", db.engine_name());
+                let mut backward = rows(snapshot, Direction::Backward)?;
+                backward.reverse();
+                assert_eq!(backward, before, "{} round {round}", db.engine_name());
+                assert_eq!(snapshot.count(tree)?, before.len() as u64, "{}", db.engine_name());
+                for (key, value) in &before {
+                    assert_eq!(snapshot.get(tree, key)?.as_ref(), Some(value), "{}", db.engine_name());
+                }
+            }
+            Ok(before)
+        });
+        assert_eq!(outcome.unwrap().len(), 134, "{}", db.engine_name());
+    }
+}
+
+#[tokio::test]
+async fn snapshot_opens_like_the_original_and_has_its_rows() {
+    for engine in Engine::ALL.iter().copied() {
+        let directory = tempfile::tempdir().unwrap();
+        let db = open(engine, &directory.path().join("db"));
+        let trees = ["first", "second", "empty"].map(|name| db.open_tree(name).unwrap());
+        for tree in &trees[..2] {
+            insert(&db, *tree, b"key", b"1").await.unwrap();
+        }
+        let copy = directory.path().join("copies/1");
+        db.snapshot_to(&copy).await.unwrap();
+        insert(&db, trees[0], b"later", b"1").await.unwrap();
+        let refused = db.snapshot_to(&copy).await;
+        assert!(matches!(refused, Err(DbError::Io { .. })), "{}: {refused:?}", engine.name());
+
+        let copied = open(engine, &copy);
+        assert_eq!(copied.storage.tree_names().unwrap(), ["empty", "first", "second"], "{}", engine.name());
+        for (name, expected) in [("first", 1), ("second", 1), ("empty", 0)] {
+            let tree = copied.open_tree(name).unwrap();
+            assert_eq!(keys(&copied, tree, (Unbounded, Unbounded), Direction::Forward).len(), expected, "{}", engine.name());
+        }
     }
 }

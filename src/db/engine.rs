@@ -12,36 +12,92 @@ use crate::error::DbError;
 /// The longest key in bytes, the same for every engine: what LMDB takes with its usual pages of 4 KiB.
 pub const KEY_LENGTH_MAX: usize = 1982;
 
-/// The longest value in bytes: what LMDB takes.
-pub const VALUE_LENGTH_MAX: usize = u32::MAX as usize;
+/// The longest value in bytes, the same for every engine, so that each can take over the rows of another.
+pub const VALUE_LENGTH_MAX: usize = 1 << 30;
 
 /// The engines of this build, as named by `db_engine` in the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Engine {
     Lmdb,
+    Redb,
+    #[cfg(feature = "sled")]
+    Sled,
 }
 
 impl Engine {
+    /// All there are.
+    pub const ALL: &'static [Engine] = &[
+        Engine::Lmdb,
+        Engine::Redb,
+        #[cfg(feature = "sled")]
+        Engine::Sled,
+    ];
+
     /// The names [`Engine::parse`] takes.
-    pub const BUILT_IN: &'static [&'static str] = &["lmdb"];
+    pub const BUILT_IN: &'static [&'static str] = &[
+        "lmdb",
+        "redb",
+        #[cfg(feature = "sled")]
+        "sled",
+    ];
 
     /// The engine of that name.
     ///
     /// # Errors
     /// [`DbError::UnknownEngine`] lists those that are built in.
     pub fn parse(name: &str) -> Result<Self, DbError> {
-        match name {
-            "lmdb" => Ok(Engine::Lmdb),
-            _ => Err(DbError::UnknownEngine { name: name.to_owned(), built_in: Self::BUILT_IN }),
-        }
+        let named = Self::ALL.iter().find(|engine| engine.name() == name);
+        named.copied().ok_or_else(|| DbError::UnknownEngine { name: name.to_owned(), built_in: Self::BUILT_IN })
     }
 
     /// The name in the configuration.
     pub fn name(self) -> &'static str {
         match self {
             Engine::Lmdb => "lmdb",
+            Engine::Redb => "redb",
+            #[cfg(feature = "sled")]
+            Engine::Sled => "sled",
         }
     }
+
+    /// What an operator has to know before trusting it; `None` when there is nothing.
+    pub fn caution(self) -> Option<&'static str> {
+        match self {
+            Engine::Lmdb | Engine::Redb => None,
+            #[cfg(feature = "sled")]
+            Engine::Sled => Some(crate::sled_engine::CAUTION),
+        }
+    }
+
+    /// The directory of its files within the metadata directory.
+    pub fn directory_name(self) -> &'static str {
+        match self {
+            Engine::Lmdb => "db.lmdb",
+            Engine::Redb => "db.redb",
+            #[cfg(feature = "sled")]
+            Engine::Sled => "db.sled",
+        }
+    }
+}
+
+impl Engine {
+    /// The file within its directory without which there is no database.
+    pub(crate) fn main_file(self) -> &'static str {
+        match self {
+            Engine::Lmdb => crate::lmdb::FILE_NAME,
+            Engine::Redb => crate::redb_engine::FILE_NAME,
+            #[cfg(feature = "sled")]
+            Engine::Sled => "db",
+        }
+    }
+}
+
+/// How to open an engine.
+#[derive(Clone, Debug, Default)]
+pub struct EngineOptions {
+    pub sync: Durability,
+    /// Address space for LMDB's file in bytes, to begin with; its own default when `None`. Other engines have no use for it.
+    pub lmdb_map_size: Option<u64>,
 }
 
 /// When a commit counts as done.
@@ -107,6 +163,9 @@ pub(crate) trait Storage: Send + Sync + 'static {
     /// The tree of that name, created durably when missing. The same name gives the same tree.
     fn open_tree(&self, name: &str) -> Result<Tree, DbError>;
 
+    /// The names of all trees there are, opened or not, in their order.
+    fn tree_names(&self) -> Result<Vec<String>, DbError>;
+
     /// Runs `body` once on a consistent view, unless an error is returned.
     fn read(&self, body: &mut dyn FnMut(&dyn ReadRows)) -> Result<(), DbError>;
 
@@ -117,7 +176,8 @@ pub(crate) trait Storage: Send + Sync + 'static {
     /// Brings everything committed to stable storage.
     fn sync(&self) -> Result<(), DbError>;
 
-    /// Writes a consistent copy into `directory`, which is created when missing; on success it is on stable storage.
+    /// Writes a consistent copy into `directory`, which does not exist. The caller brings it to stable storage, or removes what a
+    /// failure leaves.
     fn snapshot_to(&self, directory: &Path) -> Result<(), DbError>;
 }
 
@@ -136,6 +196,7 @@ mod tests {
     fn unknown_engine_error_lists_the_engines_there_are() {
         let error = Engine::parse("sqlite").unwrap_err();
         assert!(matches!(error, DbError::UnknownEngine { .. }));
-        assert_eq!(error.to_string(), "there is no metadata engine \"sqlite\" in this build; there are: lmdb");
+        let list = Engine::BUILT_IN.join(", ");
+        assert_eq!(error.to_string(), format!("there is no metadata engine \"sqlite\" in this build; there are: {list}"));
     }
 }

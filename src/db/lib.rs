@@ -3,19 +3,26 @@
 //! - [`Db::write`] runs a closure in a transaction over any trees and resolves once that is durable. Many closures share one commit
 //!   and one fsync (`writer.rs`), so a closure may run more than once and touches nothing but its transaction.
 //! - [`Db::read`] runs a closure on a consistent snapshot, off the async threads.
-//! - Engines: LMDB ([`Db::open_lmdb`]), and one in memory that knows what a power cut would take ([`MemoryEngine`]). One contract
+//! - Engines: those of [`Engine`] ([`Db::open`]), and one in memory that knows what a power cut would take ([`MemoryEngine`]). One contract
 //!   suite runs against each of them.
 //!
 //! What must stay true: nothing is answered before it is durable; async code never blocks on the engine; a closure that fails leaves
 //! nothing behind. This room knows nothing of what the bytes mean.
 
 mod bounds;
+pub mod convert;
+mod copy;
 mod engine;
 mod error;
 mod files;
 mod lmdb;
 mod memory;
 mod overlay;
+mod redb_engine;
+#[cfg(feature = "sled")]
+mod sled_engine;
+#[cfg(feature = "sled")]
+mod sled_versions;
 mod transaction;
 mod writer;
 
@@ -30,7 +37,7 @@ use std::sync::Arc;
 use garage_types::Offload;
 use garage_types::offload::{Inline, offload};
 
-pub use engine::{Bounds, Direction, Durability, Engine, KEY_LENGTH_MAX, Tree, VALUE_LENGTH_MAX, Visit};
+pub use engine::{Bounds, Direction, Durability, Engine, EngineOptions, KEY_LENGTH_MAX, Tree, VALUE_LENGTH_MAX, Visit};
 pub use error::{DbError, EngineError, Limit};
 pub use lmdb::LmdbOptions;
 pub use memory::MemoryEngine;
@@ -38,6 +45,7 @@ pub use transaction::{Snapshot, Transaction};
 
 use engine::Storage;
 use lmdb::LmdbEngine;
+use redb_engine::RedbEngine;
 use writer::{Writer, panic_message};
 
 /// An open database; clones share it. When the last one is dropped the writer finishes its queue and ends.
@@ -55,6 +63,16 @@ impl fmt::Debug for Db {
 }
 
 impl Db {
+    /// Opens the database of `engine` in the directory `path`, which is created when missing. Blocks.
+    ///
+    /// # Errors
+    /// [`DbError::AlreadyOpen`], and whatever keeps its files from being opened.
+    pub fn open(engine: Engine, path: &Path, options: &EngineOptions, offload: Arc<dyn Offload>) -> Result<Db, DbError> {
+        let storage = open_storage(engine, path, options)?;
+        let writer = Arc::new(Writer::spawn(storage.clone())?);
+        Ok(Db { storage, writer, offload })
+    }
+
     /// Opens the LMDB database in the directory `path`, which is created when missing. Blocks.
     ///
     /// # Errors
@@ -135,15 +153,24 @@ impl Db {
         self.storage.name()
     }
 
-    /// Writes a consistent, compacted copy of the database into `directory` (created when missing), durably, while reads and writes
-    /// go on. The copy opens like the original.
+    /// Writes a consistent, compacted copy of the database into `directory` (new or empty) while reads and writes go on. It opens
+    /// like the original. The directory has its name only once it is whole and on stable storage.
     ///
     /// # Errors
-    /// [`DbError::Io`] when there is a database already; [`DbError::Full`]; [`DbError::Unsupported`] in memory.
+    /// [`DbError::Io`] when there is something already; [`DbError::Full`]; [`DbError::Unsupported`] in memory. No copy is left then.
     pub async fn snapshot_to(&self, directory: &Path) -> Result<(), DbError> {
         let storage = self.storage.clone();
         let directory = directory.to_owned();
-        offload(&*self.offload, move || storage.snapshot_to(&directory)).await?
+        offload(&*self.offload, move || copy::make_whole(&directory, |partial| storage.snapshot_to(partial))).await?
+    }
+
+    /// Brings what was committed without syncing to stable storage.
+    ///
+    /// # Errors
+    /// What the engine reports; [`DbError::Lost`].
+    pub async fn sync(&self) -> Result<(), DbError> {
+        let storage = self.storage.clone();
+        offload(&*self.offload, move || storage.sync()).await?
     }
 
     /// Ends writing: what was asked before is finished and brought to stable storage, later writes get [`DbError::Closed`]. Reads
@@ -154,6 +181,18 @@ impl Db {
     pub async fn close(&self) -> Result<(), DbError> {
         self.writer.close().await
     }
+}
+
+fn open_storage(engine: Engine, path: &Path, options: &EngineOptions) -> Result<Arc<dyn Storage>, DbError> {
+    Ok(match engine {
+        Engine::Lmdb => {
+            let map_size = options.lmdb_map_size.unwrap_or(LmdbOptions::default().map_size);
+            Arc::new(LmdbEngine::open(path, LmdbOptions { map_size, sync: options.sync })?)
+        }
+        Engine::Redb => Arc::new(RedbEngine::open(path, options.sync)?),
+        #[cfg(feature = "sled")]
+        Engine::Sled => Arc::new(sled_engine::SledEngine::open(path, options.sync)?),
+    })
 }
 
 fn read<T, E: From<DbError>>(storage: &dyn Storage, body: impl FnOnce(&Snapshot<'_>) -> Result<T, E>) -> Result<T, E> {

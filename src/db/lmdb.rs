@@ -11,13 +11,13 @@
 //! Reopening waits for the readers, a running snapshot among them, and new readers wait for it; with the map's usual size it never
 //! happens. It is preferred to LMDB's own way of resizing, after whose failure there is no map left to read from.
 
-use std::fs::{self, OpenOptions};
+use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use heed::types::Bytes;
+use heed::types::{Bytes, DecodeIgnore, Str};
 use heed::{CommitOrAbort, CompactionOption, Database, Env, EnvFlags, EnvOpenOptions, MdbError, RoTxn, RwTxn, WithoutTls};
 
 use crate::engine::{Bounds, Direction, Durability, KEY_LENGTH_MAX, ReadRows, Storage, Tree, Visit, WriteRows};
@@ -48,10 +48,7 @@ const TREES_MAX: u32 = 128;
 const READERS_MAX: u32 = 1024;
 
 /// LMDB's name for the file within the environment's directory.
-const FILE_NAME: &str = "data.mdb";
-
-/// A copy that is not finished.
-const PARTIAL_NAME: &str = "data.mdb.partial";
+pub(crate) const FILE_NAME: &str = "data.mdb";
 
 type Rows = Database<'static, Bytes, Bytes>;
 
@@ -203,6 +200,20 @@ impl Storage for LmdbEngine {
         }
     }
 
+    fn tree_names(&self) -> Result<Vec<String>, DbError> {
+        let state = self.state();
+        let Environment { env, .. } = state.environment()?;
+        let txn = env.read_txn().map_err(of_lmdb("begin a read transaction"))?;
+        // The unnamed tree has the names of the others for keys, and no more than that: rows of ours have trees of their own.
+        let root = env.open_databases_and_commit(txn, |opener, txn| {
+            opener.open_database::<Str, DecodeIgnore>(txn, None).map(CommitOrAbort::<_, ()>::Commit)
+        });
+        let Some(Some(root)) = root.map_err(of_lmdb("list the trees"))?.commit() else { return Ok(Vec::new()) };
+        let txn = env.read_txn().map_err(of_lmdb("begin a read transaction"))?;
+        let names = root.iter(&txn).map_err(of_lmdb("list the trees"))?;
+        names.map(|row| row.map(|(name, _tree)| name.to_owned()).map_err(of_lmdb("list the trees"))).collect()
+    }
+
     fn read(&self, body: &mut dyn FnMut(&dyn ReadRows)) -> Result<(), DbError> {
         let state = self.state();
         let Environment { env, trees } = state.environment()?;
@@ -230,19 +241,7 @@ impl Storage for LmdbEngine {
 
     fn snapshot_to(&self, directory: &Path) -> Result<(), DbError> {
         create_directories(directory)?;
-        let file = directory.join(FILE_NAME);
-        if file.try_exists().map_err(io_error("look for", &file))? {
-            return Err(io_error("copy the database to", &file)(io::ErrorKind::AlreadyExists.into()));
-        }
-        let partial = directory.join(PARTIAL_NAME);
-        let copied = self.copy_to(&partial);
-        if copied.is_err() {
-            // Best effort, to give its space back; the copy's own error is the one to hear about.
-            drop(fs::remove_file(&partial));
-        }
-        copied?;
-        fs::rename(&partial, &file).map_err(io_error("rename", &partial))?;
-        sync_directory(directory)
+        self.copy_to(&directory.join(FILE_NAME))
     }
 }
 
@@ -250,7 +249,7 @@ impl LmdbEngine {
     fn copy_to(&self, path: &Path) -> Result<(), DbError> {
         let mut options = OpenOptions::new();
         // The copy holds the same secrets as the original.
-        options.write(true).create(true).truncate(true).mode(0o600);
+        options.write(true).create_new(true).mode(0o600);
         let mut file = options.open(path).map_err(io_error("create", path))?;
         let state = self.state();
         let copied = state.environment()?.env.copy_to_file(&mut file, CompactionOption::Enabled);

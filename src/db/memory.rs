@@ -67,6 +67,21 @@ impl MemoryEngine {
         self.state().failing_commits = count;
     }
 
+    /// A copy as it is now, which no longer follows this one.
+    #[must_use]
+    pub fn copy(&self) -> MemoryEngine {
+        let state = self.state();
+        let copy =
+            State { names: state.names.clone(), trees: state.trees.clone(), durability: state.durability, ..State::default() };
+        MemoryEngine(Arc::new(Mutex::new(copy)))
+    }
+
+    /// The content of another takes the place of this one's, as when a backup is put back. Not while a database is open on it.
+    pub fn become_copy_of(&self, other: &MemoryEngine) {
+        let copied = std::mem::take(&mut *other.copy().state());
+        *self.state() = copied;
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().expect("nothing panics while holding the memory engine")
     }
@@ -118,6 +133,12 @@ impl Storage for MemoryEngine {
             }
         };
         Ok(Tree(u32::try_from(index).expect("fewer than 2^32 trees")))
+    }
+
+    fn tree_names(&self) -> Result<Vec<String>, DbError> {
+        let mut names = self.state().names.clone();
+        names.sort();
+        Ok(names)
     }
 
     fn read(&self, body: &mut dyn FnMut(&dyn ReadRows)) -> Result<(), DbError> {

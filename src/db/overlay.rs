@@ -56,6 +56,14 @@ impl Overlay {
         }
     }
 
+    /// All changes, in the order of trees and keys.
+    #[cfg(feature = "sled")]
+    pub(crate) fn changes(&self) -> impl Iterator<Item = (Tree, &[u8], Change<'_>)> {
+        self.trees
+            .iter()
+            .flat_map(|(tree, changes)| changes.iter().map(move |(key, value)| (*tree, key.as_slice(), change(value))))
+    }
+
     /// Writes the changes to the engine's transaction and returns the bytes of keys and values written.
     pub(crate) fn apply(&self, rows: &mut dyn WriteRows) -> Result<usize, DbError> {
         let mut bytes = 0;

@@ -298,6 +298,10 @@ mod tests {
             self.memory.open_tree(name)
         }
 
+        fn tree_names(&self) -> Result<Vec<String>, DbError> {
+            self.memory.tree_names()
+        }
+
         fn read(&self, body: &mut dyn FnMut(&dyn ReadRows)) -> Result<(), DbError> {
             self.memory.read(body)
         }

@@ -16,13 +16,20 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use garage_types::config::{Overrides, PeerAddress, SecretFiles, SecretInput};
 use garage_types::{Secret, config};
 
+/// What `--version` says; `-V` says the number alone.
+const VERSION: &str = if cfg!(feature = "sled") {
+    concat!(env!("CARGO_PKG_VERSION"), "\nmetadata engines: lmdb, redb, sled")
+} else {
+    concat!(env!("CARGO_PKG_VERSION"), "\nmetadata engines: lmdb, redb")
+};
+
 /// A self-hosted, geo-distributed object store that speaks S3.
 ///
 /// To try it on one machine: `garage server --single-node --default-bucket`. To run it on several: write the same
 /// `rpc_secret` in /etc/garage.toml on each, start `garage server`, connect them with `garage node connect`, and tell them
 /// what to store with `garage layout assign` and `garage layout apply`.
 #[derive(Debug, Parser)]
-#[command(name = "garage", version, propagate_version = true, disable_help_flag = true, arg_required_else_help = true)]
+#[command(name = "garage", version, long_version = VERSION, propagate_version = true, disable_help_flag = true, arg_required_else_help = true)]
 pub struct Cli {
     #[command(flatten)]
     pub global: Global,
@@ -113,6 +120,11 @@ pub enum Command {
     Block(worker::BlockCommand),
     /// Call an operation of the administration interface, JSON in and out
     JsonApi(JsonApiArgs),
+    /// Copies of the metadata
+    #[command(subcommand)]
+    Meta(MetaCommand),
+    /// Move the metadata of a stopped node to another engine
+    ConvertDb(ConvertDbArgs),
     /// Spelling of versions up to 0.4
     #[command(hide = true)]
     NodeId(NodeIdArgs),
@@ -155,6 +167,16 @@ pub struct NodeIdArgs {
     pub quiet: bool,
 }
 
+#[derive(Debug, Subcommand)]
+pub enum MetaCommand {
+    /// Copy the metadata of the contacted node into its snapshots, of which the newest two are kept
+    Snapshot {
+        /// Of every node
+        #[arg(short, long = "all", alias = "all-nodes")]
+        all_nodes: bool,
+    },
+}
+
 #[derive(Debug, Clone, Args)]
 pub struct StatsArgs {
     /// Ask every node instead of the contacted one
@@ -163,6 +185,25 @@ pub struct StatsArgs {
     /// Accepted as older versions did: details are always shown
     #[arg(short, long, hide = true)]
     pub detailed: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct ConvertDbArgs {
+    /// Engine of the database there is
+    #[arg(short = 'a', long, value_name = "ENGINE")]
+    pub input_engine: String,
+    /// Its directory, such as /var/lib/garage/meta/db.lmdb; it is not changed
+    #[arg(short = 'i', long, value_name = "PATH")]
+    pub input: PathBuf,
+    /// Engine of the new database
+    #[arg(short = 'b', long, value_name = "ENGINE")]
+    pub output_engine: String,
+    /// Its directory, such as /var/lib/garage/meta/db.redb, which must not exist
+    #[arg(short = 'o', long, value_name = "PATH")]
+    pub output: PathBuf,
+    /// Address space for LMDB's file, as `lmdb_map_size` in the configuration
+    #[arg(long, value_name = "SIZE", value_parser = garage_types::size::parse_size)]
+    pub lmdb_map_size: Option<u64>,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -2,9 +2,11 @@
 
 mod bucket;
 mod cluster;
+mod convert_db;
 mod json_api;
 mod key;
 mod layout;
+mod meta;
 mod worker;
 
 use crate::args::{Command, Global, NodeCommand};
@@ -22,6 +24,8 @@ pub async fn run(global: &Global, command: Command) -> Result<(), CliError> {
     match command {
         Command::Server(args) => server::run(global, &args).await,
         Command::Node(NodeCommand::Id(args)) | Command::NodeId(args) => cluster::node_id(global, &args, output),
+        // Nothing else runs meanwhile.
+        Command::ConvertDb(args) => convert_db::run(&args, output),
         remote => {
             let daemon = Daemon::connect(&settings::target(global)?).await?;
             run_remote(&daemon, remote, output).await
@@ -40,8 +44,9 @@ async fn run_remote(daemon: &Daemon, command: Command, output: Output) -> Result
         Command::Worker(command) => worker::worker(daemon, command, output).await,
         Command::Repair(args) => worker::repair(daemon, args, output).await,
         Command::Block(command) => worker::block(daemon, command, output).await,
+        Command::Meta(command) => meta::run(daemon, command, output).await,
         Command::JsonApi(args) => json_api::run(daemon, &args).await,
-        Command::Server(_) | Command::Node(NodeCommand::Id(_)) | Command::NodeId(_) => Ok(()),
+        Command::Server(_) | Command::ConvertDb(_) | Command::Node(NodeCommand::Id(_)) | Command::NodeId(_) => Ok(()),
     }
 }
 

@@ -46,7 +46,7 @@ impl Daemon {
     /// # Errors
     /// [`CliError::Call`] when no answer came, [`CliError::Refused`] when it was an error.
     pub async fn call<O: Operation>(&self, operation: O) -> Result<O::Reply, CliError> {
-        let reply = self.client.call(Call(operation).into(), TIMEOUT).await;
+        let reply = self.client.call(Call(operation).into(), O::PATIENCE.unwrap_or(TIMEOUT)).await;
         let reply = reply.map_err(|source| CliError::Call { operation: name_of::<O>(), source })?;
         reply.body.map_err(|error| CliError::Refused { operation: name_of::<O>(), error })
     }

@@ -76,6 +76,8 @@ pub enum CliError {
     CapacityNeeded { node: NodeId },
     #[error("{0}")]
     Node(String),
+    #[error("no snapshot was made on {failed} of the nodes")]
+    NoSnapshot { failed: usize },
     #[error("some nodes did not answer, or refused")]
     Incomplete,
     #[error("{operation} does not take this JSON")]
@@ -94,6 +96,8 @@ pub enum CliError {
         #[source]
         source: io::Error,
     },
+    #[error("the metadata were not converted")]
+    Convert(#[from] garage_node::convert::ConversionError),
     #[error("the daemon stopped")]
     Daemon(#[source] garage_node::daemon::DaemonError),
 }

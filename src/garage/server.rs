@@ -3,12 +3,16 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use futures_util::future::BoxFuture;
 use garage_admin::error::with_causes;
 use garage_admin::nodes::{Facts, FreeSpace, Space};
+use garage_admin::snapshots::TakeSnapshot;
 use garage_admin::{AdminService, register};
 use garage_node::daemon::{self, DaemonOptions, Ready, Setup};
+use garage_node::engine;
 use garage_node::node::Node;
 use garage_node::single::DefaultBucket;
+use garage_node::snapshots::Snapshots;
 use garage_rpc::endpoint::Router;
 use garage_types::config::{Config, parse_rpc_secret};
 use garage_types::{KeyId, Secret};
@@ -59,7 +63,7 @@ pub async fn run(global: &Global, args: &ServerArgs) -> Result<(), CliError> {
         let name = stop.received().await;
         tracing::info!(signal = name, "told to stop");
     };
-    daemon::run(options, |node| admin(node, facts), ready, shutdown).await.map_err(CliError::Daemon)
+    daemon::run(options, |node, snapshots| admin(node, snapshots, facts), ready, shutdown).await.map_err(CliError::Daemon)
 }
 
 /// The configuration file: for a single node that nobody configured, one is made.
@@ -125,9 +129,9 @@ fn facts(config: &Config) -> Facts {
     Facts {
         hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        features: vec!["lmdb".to_owned()],
+        features: engine::BUILT_IN.iter().map(|name| (*name).to_owned()).collect(),
         rust_version: env!("CARGO_PKG_RUST_VERSION").to_owned(),
-        db_engine: "LMDB".to_owned(),
+        db_engine: config.db_engine.clone(),
         space: Arc::new(FileSystems {
             metadata: config.metadata_dir.clone(),
             data: config.data_dirs.iter().map(|dir| dir.path.clone()).collect(),
@@ -165,8 +169,19 @@ impl FreeSpace for FileSystems {
 }
 
 /// What operators may ask of the node.
-fn admin(node: &Node, facts: Facts) -> Router {
-    register(Router::builder(), AdminService { garage: node.garage.clone(), node: facts }).build()
+fn admin(node: &Node, snapshots: &Snapshots, facts: Facts) -> Router {
+    let snapshots = Arc::new(SnapshotsOf(snapshots.clone()));
+    register(Router::builder(), AdminService { garage: node.garage.clone(), node: facts, snapshots }).build()
+}
+
+/// The node's snapshots, for operators.
+struct SnapshotsOf(Snapshots);
+
+impl TakeSnapshot for SnapshotsOf {
+    fn take(&self) -> BoxFuture<'static, Result<(), String>> {
+        let snapshots = self.0.clone();
+        Box::pin(async move { snapshots.take().await.map(|_path| ()).map_err(|error| with_causes(&error)) })
+    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,8 @@ pub mod bucket;
 pub mod cluster;
 pub mod key;
 pub mod layout;
+pub mod layout_history;
+pub mod object;
 pub mod stats;
 pub mod worker;
 
@@ -74,8 +76,13 @@ fn local(date: Date, zone: &TimeZone) -> Option<jiff::Zoned> {
     jiff::Timestamp::from_millisecond(millis).ok().map(|instant| instant.to_zoned(zone.clone()))
 }
 
-/// `4 hours ago`: one unit is enough to see what is going on.
+/// `4 hours ago`
 pub fn ago(seconds: u64) -> String {
+    format!("{} ago", duration(seconds))
+}
+
+/// `4 hours`: one unit is enough to see what is going on.
+pub fn duration(seconds: u64) -> String {
     let (count, unit) = match seconds {
         0..60 => (seconds, "second"),
         60..3600 => (seconds / 60, "minute"),
@@ -83,7 +90,7 @@ pub fn ago(seconds: u64) -> String {
         _ => (seconds / 86_400, "day"),
     };
     let plural = if count == 1 { "" } else { "s" };
-    format!("{count} {unit}{plural} ago")
+    format!("{count} {unit}{plural}")
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 
 use garage_table::error::TableError;
 use garage_table::schema::{Admission, Admit};
-use garage_table::store::RowTransaction;
+use garage_table::transaction::RowTransaction;
 use garage_table::wire::{Mode, TableId, Verdict};
 use garage_table::{Replication, Schema};
 use garage_types::codec::Format;

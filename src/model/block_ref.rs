@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use garage_db::{DbError, Tree};
 use garage_table::error::TableError;
-use garage_table::store::RowTransaction;
+use garage_table::transaction::RowTransaction;
 use garage_table::wire::TableId;
 use garage_table::{Replication, Schema};
 use garage_types::codec::Format;
@@ -196,6 +196,17 @@ impl Schema for BlockRefTable {
                 Ok(self.trees.change(tx, &row.block, by, bytes)?)
             }
         }
+    }
+
+    fn dropped(&self, tx: &mut RowTransaction<'_, '_>, row: &BlockRefRow) -> Result<(), TableError> {
+        match count_change(Some(row), None) {
+            0 => Ok(()),
+            by => Ok(self.trees.change(tx, &row.block, by, Bytes::Here)?),
+        }
+    }
+
+    fn is_collectable(row: &BlockRefRow) -> bool {
+        row.deleted
     }
 }
 

@@ -11,8 +11,9 @@ use garage_rpc::cluster::Cluster;
 use garage_rpc::endpoint::{Caller, Class, Handler, Message, Request, Role};
 use garage_rpc::error::{ErrorCode, RpcError};
 use garage_rpc::layout::LayoutManager;
-use garage_table::wire::{Mode, Verdict, Write};
+use garage_table::wire::{EPOCH_OF_OWNER, Entry, Mode, Verdict, Write};
 use garage_table::{Schema, TableError, TableStore};
+use garage_types::planted::{Bug, is_planted};
 use garage_types::{BlockHash, Clock, NodeId, Offload, Placement, VersionId, chain, offload};
 use serde::{Deserialize, Serialize};
 
@@ -112,6 +113,9 @@ impl BlockService {
         if !locked.contains().await.map_err(block_error)? {
             return Err(block_error(BlockError::Missing { hash: request.hash }));
         }
+        if is_planted(Bug::CopyWithoutReference) {
+            return Ok(BlockStored {});
+        }
         let stored = self.refer_locked(request.layout, request.hash, request.version).await;
         drop(locked);
         stored
@@ -159,6 +163,7 @@ impl BlockService {
 
     async fn refer_locked(&self, layout: u64, hash: BlockHash, version: VersionId) -> Result<BlockStored, RpcError> {
         let reference = BlockRefTable::entry(&BlockRefRow::live(hash, version), Mode::Replicate);
+        let reference = Entry { epoch: EPOCH_OF_OWNER, ..reference };
         let _arrival = self.arriving.add(hash);
         match self.tables.write(Write { layout, entries: vec![reference] }).await? {
             Verdict::Won => Ok(BlockStored {}),

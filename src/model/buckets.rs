@@ -11,7 +11,6 @@ use garage_types::{BucketId, BucketName, KeyId, Timestamp};
 
 use crate::alias::{AliasRow, AliasScope, AliasTable, key_of};
 use crate::bucket::{BucketRow, BucketState, BucketTable, Quotas};
-use crate::counters::Counts;
 use crate::error::ModelError;
 use crate::garage::Garage;
 use crate::key::Permissions;
@@ -250,10 +249,11 @@ impl Garage {
         Ok(self.0.buckets.merge(&row).await?)
     }
 
-    /// Deletes an empty bucket, its names and the permissions on it.
+    /// Deletes an empty bucket, its names and the permissions on it. Open multipart uploads go with it: they are no objects, and
+    /// hardly any client lists them to find out why a bucket without objects cannot be deleted.
     ///
     /// # Errors
-    /// [`ModelError::BucketNotEmpty`].
+    /// [`ModelError::BucketNotEmpty`]; [`ModelError::Conflict`] while an upload is being completed.
     pub async fn delete_bucket(&self, id: BucketId) -> Result<(), ModelError> {
         self.bucket(id).await?;
         // From here on owners refuse new objects, so that none can slip in between the look and the deletion.
@@ -262,6 +262,11 @@ impl Garage {
         if !self.bucket_is_empty(id).await? {
             self.edit_bucket(id, |state, now| state.closing_until.update(now, None)).await?;
             return Err(ModelError::BucketNotEmpty);
+        }
+        // Before the bucket goes: afterwards nothing would lead to their parts any more.
+        if let Err(error) = self.abort_all_uploads(id).await {
+            self.edit_bucket(id, |state, now| state.closing_until.update(now, None)).await?;
+            return Err(error);
         }
         self.0.buckets.merge(&BucketRow { id, state: Deletable::Deleted }).await?;
         for alias in self.aliases().await?.into_iter().filter(|alias| alias.bucket == id) {
@@ -291,17 +296,6 @@ impl Garage {
                 None => return Ok(true),
             }
         }
-    }
-
-    /// What a bucket holds, as this node has counted it.
-    ///
-    /// # Errors
-    /// [`ModelError::Table`].
-    pub async fn bucket_counts(&self, id: BucketId) -> Result<Counts, ModelError> {
-        let tree = self.0.local.counters.0;
-        let read = move |tx: &garage_db::Snapshot<'_>| tx.get(tree, id.as_bytes());
-        let bytes: Option<Vec<u8>> = self.0.local.tables.db().read(read).await.map_err(TableError::Db)?;
-        Ok(bytes.map_or_else(Counts::default, |bytes| Counts::decode(&bytes)))
     }
 
     pub fn punycode(&self) -> Punycode {

@@ -20,7 +20,7 @@ use crate::get::{ByteStream, Object};
 use crate::multipart::{PartWritten, PutPart};
 use crate::object::{Content, ObjectMeta};
 use crate::pipeline::{InMemory, Source};
-use crate::put::{PUT_SIZE_MAX, PutObject, Ready, Written, won};
+use crate::put::{PUT_SIZE_MAX, PutObject, Ready, Registered, Written, won};
 use crate::version::{Backlink, Piece, SEGMENT_PIECES_MAX, Segment, VersionContent, VersionRow};
 
 /// References registered at once.
@@ -105,32 +105,41 @@ impl Garage {
         let version = VersionId::random(&*self.0.random);
         let upload = self.simple_upload(&put, version);
         won(self.0.uploads.commit(&upload).await?)?;
-        let result = match self.refer_all(&source, &put, version).await {
-            Ok(content) => {
-                let meta = ObjectMeta {
-                    content,
-                    headers: put.headers.clone(),
-                    owner: put.owner.clone(),
-                    upload: None,
-                    unknown: Unknown::new(),
-                    ..source.meta.clone()
-                };
-                self.commit(Ready { put: &put, meta, upload: Some(upload.clone()) }).await
-            }
+        let registered = match self.blocks_of_object(&source).await {
+            Ok(blocks) => self.register(&blocks, &put, version).await.map(|()| blocks),
             Err(error) => Err(error),
         };
-        if result.is_err() {
-            self.abort_upload_row(&upload).await;
-        }
-        result
+        let blocks = match registered {
+            Ok(blocks) => blocks,
+            Err(error) => {
+                self.abort_upload_row(&upload).await;
+                return Err(error);
+            }
+        };
+        let first = blocks.first().copied();
+        let content = first.map_or(Content::Inline(serde_bytes::ByteBuf::new()), |(first, first_length)| Content::Blocks {
+            first,
+            first_length,
+        });
+        let meta = ObjectMeta {
+            content,
+            headers: put.headers.clone(),
+            owner: put.owner.clone(),
+            upload: None,
+            unknown: Unknown::new(),
+            ..source.meta.clone()
+        };
+        self.commit(Ready { put: &put, meta, stored: Some(Registered { upload, blocks }) }).await
     }
 
-    /// Registers all blocks of `source` under `version`. The lists come first, so that giving up the version releases what was done.
-    async fn refer_all(&self, source: &Object, put: &PutObject, version: VersionId) -> Result<Content, ModelError> {
-        let blocks = self.blocks_of_object(source).await?;
-        let Some((first, first_length)) = blocks.first().copied() else {
-            return Ok(Content::Inline(serde_bytes::ByteBuf::new()));
-        };
+    /// Registers blocks that are stored already under `version`. The lists come first, so that giving up the version releases what
+    /// was done.
+    pub(crate) async fn register(
+        &self,
+        blocks: &[(BlockHash, u64)],
+        put: &PutObject,
+        version: VersionId,
+    ) -> Result<(), ModelError> {
         let backlink = Backlink { bucket: put.bucket, key: put.key.clone() };
         for (index, blocks) in blocks.chunks(SEGMENT_PIECES_MAX).enumerate() {
             let pieces = blocks.iter().map(|(hash, length)| Piece::Block { hash: *hash, length: *length }).collect();
@@ -138,10 +147,9 @@ impl Garage {
             self.0.versions.merge(&VersionRow { version, content: VersionContent::Segment(segment) }).await?;
         }
         // One reference a block, however often it is repeated.
-        let distinct: BTreeMap<BlockHash, u64> = blocks.into_iter().collect();
+        let distinct: BTreeMap<BlockHash, u64> = blocks.iter().copied().collect();
         let refer = |(hash, _length)| self.refer_block(hash, version);
-        stream::iter(distinct).map(Ok).try_for_each_concurrent(REFERENCES_IN_FLIGHT, refer).await?;
-        Ok(Content::Blocks { first, first_length })
+        stream::iter(distinct).map(Ok).try_for_each_concurrent(REFERENCES_IN_FLIGHT, refer).await
     }
 
     async fn refer_block(&self, hash: BlockHash, version: VersionId) -> Result<(), ModelError> {

@@ -1,7 +1,7 @@
 //! How much a bucket holds on this node: counted in the transactions that change it, so never off by a crash.
 
 use garage_db::{DbError, Tree};
-use garage_table::store::RowTransaction;
+use garage_table::transaction::RowTransaction;
 use garage_types::BucketId;
 
 /// What is in a bucket, or a change of it.
@@ -23,6 +23,11 @@ impl Counts {
 
     fn of_fields([objects, bytes, uploads, multipart_uploads, multipart_bytes]: [i64; 5]) -> Self {
         Counts { objects, bytes, uploads, multipart_uploads, multipart_bytes }
+    }
+
+    /// An object of so many bytes.
+    pub fn of_object(size: u64) -> Counts {
+        Counts { objects: 1, bytes: i64::try_from(size).unwrap_or(i64::MAX), ..Counts::default() }
     }
 
     #[must_use]

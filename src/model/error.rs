@@ -32,6 +32,8 @@ pub enum ModelError {
     KeyExists(KeyId),
     #[error("the key does not exist")]
     NoSuchKey,
+    #[error("the object was overwritten or deleted while it was being read")]
+    Superseded,
     #[error("the upload does not exist or has ended")]
     NoSuchUpload,
     #[error(transparent)]

@@ -19,6 +19,7 @@ use crate::block_ref::{Arriving, BlockRefTable, BlockTrees};
 use crate::blocks::{BlockService, Blocks};
 use crate::bucket::{BucketRow, BucketTable};
 use crate::cache::RowCache;
+use crate::count::CountService;
 use crate::counters::BucketCounters;
 use crate::key::{KeyRow, KeyTable};
 use crate::object::ObjectTable;
@@ -74,9 +75,18 @@ impl LocalModel {
             .with(Arc::new(PartTable { counters }))?
             .with(Arc::new(VersionTable))?
             .with(Arc::new(BlockRefTable { trees, arriving: arriving.clone() }))?
+            .with_derived(counters.0)
+            .with_derived(trees.counts)
+            .with_derived(trees.resync)
+            .with_derived(trees.errors)
             .open(clock.clone(), layouts)?;
         let blocks = BlockService { blocks, tables: tables.clone(), trees, arriving, clock, offload, may_delete, layout };
         Ok(LocalModel { tables, blocks, counters, block_trees: trees })
+    }
+
+    /// Answers how much buckets hold.
+    pub fn count_service(&self) -> CountService {
+        CountService { counters: self.counters, tables: self.tables.clone() }
     }
 }
 

@@ -132,7 +132,8 @@ impl Garage {
     /// The bytes `range` of an object; `range` lies within it.
     ///
     /// # Errors
-    /// [`ModelError`] before the first byte; later ones come through the stream.
+    /// [`ModelError`] before the first byte, of them [`ModelError::Superseded`] when the object has to be found again; later ones
+    /// come through the stream.
     pub async fn read_object(&self, object: &Object, range: Range<u64>) -> Result<ByteStream, ModelError> {
         if range.is_empty() {
             return Ok(stream::empty().boxed());
@@ -152,7 +153,7 @@ impl Garage {
                 let blocks = self.blocks_of(object.version).await?;
                 let total: u64 = blocks.iter().map(|(_hash, length)| length).sum();
                 if total != object.meta.size {
-                    return Err(ModelError::Damaged(format!("{} lists {total} of {} bytes", object.key, object.meta.size)));
+                    return Err(self.incomplete(object, format!("lists {total} of {} bytes", object.meta.size)).await);
                 }
                 Ok(self.stream_slices(slices(&blocks, &range)))
             }
@@ -167,7 +168,7 @@ impl Garage {
     /// The parts of an object that was uploaded in parts, in order; none of any other.
     ///
     /// # Errors
-    /// [`ModelError::Damaged`] when they are not as many bytes as the object.
+    /// [`ModelError::Damaged`] when they are not as many bytes as the object; [`ModelError::Superseded`].
     pub async fn object_parts(&self, object: &Object) -> Result<Vec<ObjectPart>, ModelError> {
         let Content::Parts { count } = object.meta.content else { return Ok(Vec::new()) };
         let segments = self.segments(object.version).await?;
@@ -175,10 +176,8 @@ impl Garage {
         let end = parts.last().map_or(0, |part| part.bytes.end);
         if parts.len() != count as usize || end != object.meta.size {
             let listed = parts.len();
-            return Err(ModelError::Damaged(format!(
-                "{} lists {listed} of {count} parts, {end} of {} bytes",
-                object.key, object.meta.size
-            )));
+            let what = format!("lists {listed} of {count} parts, {end} of {} bytes", object.meta.size);
+            return Err(self.incomplete(object, what).await);
         }
         Ok(parts)
     }
@@ -195,9 +194,18 @@ impl Garage {
         let blocks = listed.concat();
         let total: u64 = blocks.iter().map(|(_hash, length)| length).sum();
         if total != object.meta.size {
-            return Err(ModelError::Damaged(format!("{} lists {total} of {} bytes", object.key, object.meta.size)));
+            return Err(self.incomplete(object, format!("lists {total} of {} bytes", object.meta.size)).await);
         }
         Ok(blocks)
+    }
+
+    /// Why the lists of an object's content are not complete: it is released since it was found, or they are damaged.
+    async fn incomplete(&self, object: &Object, what: String) -> ModelError {
+        match self.object(object.bucket, &object.key).await {
+            Ok(now) if now.version == object.version => ModelError::Damaged(format!("{} {what}", object.key)),
+            Ok(_) | Err(ModelError::NoSuchKey) => ModelError::Superseded,
+            Err(error) => error,
+        }
     }
 
     /// The blocks of a part are looked up while those before it are being sent.
@@ -243,7 +251,7 @@ impl Garage {
         stream::once(fetch(only.clone())).boxed()
     }
 
-    async fn blocks_of(&self, version: VersionId) -> Result<Vec<(BlockHash, u64)>, ModelError> {
+    pub(crate) async fn blocks_of(&self, version: VersionId) -> Result<Vec<(BlockHash, u64)>, ModelError> {
         let segments = self.segments(version).await?;
         let block = |piece: &Piece| match piece {
             Piece::Block { hash, length } => Ok((*hash, *length)),
@@ -259,10 +267,14 @@ impl Garage {
         loop {
             let query = Query { from, to: None, order: Order::Forward, limit: 100, projection: Projection::Whole };
             let page = self.0.versions.range(version.into(), query).await?;
-            segments.extend(page.rows.into_iter().filter_map(|row| match row.content {
-                VersionContent::Segment(segment) if !segment.deleted && !segment.withdrawn => Some(segment),
-                VersionContent::Segment(_) | VersionContent::Deleted => None,
-            }));
+            for row in page.rows {
+                match row.content {
+                    // The mark comes first; rows behind it may still wait for their turn to be deleted.
+                    VersionContent::Deleted => return Ok(Vec::new()),
+                    VersionContent::Segment(segment) if segment.deleted || segment.withdrawn => {}
+                    VersionContent::Segment(segment) => segments.push(segment),
+                }
+            }
             match page.last {
                 Some(mut last) => {
                     last.push(0);

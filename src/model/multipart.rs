@@ -259,7 +259,10 @@ impl Garage {
         for row in rows {
             let PartEntry::Attempt(attempt) = &row.entry else { continue };
             let AttemptState::Pending { coordinator, incarnation } = attempt.state else { continue };
-            if coordinator == own && incarnation != current {
+            // With other owners one of them may have it finished, and acknowledged, or a completion may be taking it over: it is left
+            // to the end of its upload.
+            let decidable = self.0.cluster.decides_alone(&row.upload.into());
+            if coordinator == own && incarnation != current && decidable {
                 self.0.parts.merge(&row.with_state(attempt, AttemptState::Gone(Fate::Released))).await?;
                 count += 1;
             }

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use garage_table::error::TableError;
 use garage_table::schema::{Admission, Admit};
-use garage_table::store::RowTransaction;
+use garage_table::transaction::RowTransaction;
 use garage_table::wire::{Entry, Mode, TableId, Verdict};
 use garage_table::{Replication, Schema};
 use garage_types::codec::{self, Format, Unknown};
@@ -137,7 +137,7 @@ impl ObjectRow {
 
     /// What this row adds to its bucket.
     fn counts(&self) -> Counts {
-        self.live().map_or_else(Counts::default, |meta| Counts { objects: 1, bytes: meta.size as i64, ..Counts::default() })
+        self.live().map_or_else(Counts::default, |meta| Counts::of_object(meta.size))
     }
 
     fn age(&self) -> (Timestamp, VersionId) {
@@ -350,6 +350,14 @@ impl Schema for ObjectTable {
             tx.enqueue(&entry)?;
         }
         Ok(())
+    }
+
+    fn dropped(&self, tx: &mut RowTransaction<'_, '_>, row: &ObjectRow) -> Result<(), TableError> {
+        Ok(self.counters.add(tx, &row.bucket, &Counts::default().minus(&row.counts()))?)
+    }
+
+    fn is_collectable(row: &ObjectRow) -> bool {
+        row.state == ObjectState::Tombstone
     }
 
     fn summary(mut row: ObjectRow) -> ObjectRow {

@@ -10,8 +10,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use garage_table::error::TableError;
-use garage_table::schema::{Admission, Admit};
-use garage_table::store::RowTransaction;
+use garage_table::schema::{Admission, Admit, Collection};
+use garage_table::transaction::RowTransaction;
 use garage_table::wire::{Mode, TableId};
 use garage_table::{Replication, Schema};
 use garage_types::codec::Format;
@@ -185,6 +185,7 @@ impl Schema for PartTable {
     const ID: TableId = table_ids::PART;
     const NAME: &'static str = "part";
     const REPLICATION: Replication = Replication::Sharded;
+    const COLLECTION: Collection = Collection::Late;
     type Row = PartRow;
 
     fn placement(row: &PartRow) -> Placement {
@@ -232,6 +233,17 @@ impl Schema for PartTable {
             tx.enqueue(&VersionTable::entry(&VersionRow::deleted(version), Mode::Replicate))?;
         }
         Ok(())
+    }
+
+    fn dropped(&self, tx: &mut RowTransaction<'_, '_>, row: &PartRow) -> Result<(), TableError> {
+        Ok(self.counters.add(tx, &row.bucket, &Counts::default().minus(&row.counts()))?)
+    }
+
+    fn is_collectable(row: &PartRow) -> bool {
+        match &row.entry {
+            PartEntry::Ended(_) => true,
+            PartEntry::Attempt(attempt) => attempt.state.is_gone(),
+        }
     }
 }
 

@@ -58,6 +58,8 @@ pub(crate) struct StoredBody {
     pub digested: Digested,
     /// None of an empty body.
     pub first: Option<FirstBlock>,
+    /// All blocks with their lengths, in order.
+    pub blocks: Vec<(BlockHash, u64)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +94,8 @@ struct Pipeline {
     pieces: VecDeque<Option<Piece>>,
     /// Blocks before `pieces[0]`, whose rows are complete.
     pieces_before: usize,
+    /// What these blocks are.
+    blocks: Vec<(BlockHash, u64)>,
     listed: usize,
     steps: FuturesUnordered<Step>,
     encoding: usize,
@@ -116,6 +120,7 @@ pub(crate) async fn store(
         plan,
         pieces: VecDeque::new(),
         pieces_before: 0,
+        blocks: Vec::new(),
         listed: 0,
         steps: FuturesUnordered::new(),
         encoding: 0,
@@ -250,7 +255,8 @@ impl Pipeline {
             self.steps.push(async move { Ok(garage.0.versions.merge(&row).await.map(|()| Done::Listed)?) }.boxed());
             self.listed = segment_end;
             if segment_end == segment_start + SEGMENT_PIECES_MAX {
-                self.pieces.drain(..segment_end - self.pieces_before);
+                let complete = self.pieces.drain(..segment_end - self.pieces_before).flatten();
+                self.blocks.extend(complete.filter_map(|piece| piece.block()));
                 self.pieces_before = segment_end;
             }
         }
@@ -259,13 +265,12 @@ impl Pipeline {
     /// Waits for everything on its way, lists what was stored, and judges the whole.
     async fn finish(mut self, source: &mut dyn Source) -> Result<StoredBody, ModelError> {
         loop {
-            if self.encoding == 0 && self.listed < self.known() {
+            // After a failure nobody knows what is still being encoded: whatever is known is listed as it comes.
+            if (self.encoding == 0 || self.failure.is_some()) && self.listed < self.known() {
                 self.list();
             }
             let Some(done) = self.steps.next().await else { break };
             if let Err(error) = done.and_then(|done| self.advance(done)) {
-                // A failed step leaves its counter as it is; with nothing left on its way that no longer matters.
-                self.encoding = 0;
                 self.failure.get_or_insert(error);
             }
         }
@@ -274,10 +279,10 @@ impl Pipeline {
         }
         let digested = self.digests.ok_or(ModelError::ShuttingDown)?.finish();
         source.expected().map_err(ModelError::Source)?.check(&digested)?;
-        match self.first {
-            Some(Piece::Block { hash, length }) => Ok(StoredBody { digested, first: Some(FirstBlock { hash, length }) }),
-            Some(Piece::Part { .. }) | None => Ok(StoredBody { digested, first: None }),
-        }
+        let mut blocks = self.blocks;
+        blocks.extend(self.pieces.into_iter().flatten().filter_map(|piece| piece.block()));
+        let first = self.first.and_then(|piece| piece.block()).map(|(hash, length)| FirstBlock { hash, length });
+        Ok(StoredBody { digested, first, blocks })
     }
 }
 

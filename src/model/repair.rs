@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use garage_block::Relocated;
-use garage_table::store::RowTransaction;
+use garage_table::transaction::RowTransaction;
 use garage_table::{Schema, Table, TableError};
 use garage_types::{BlockHash, Timestamp, VersionId};
 use garage_worker::{Status, Step, StepError, Worker, WorkerId};

@@ -16,6 +16,7 @@ use garage_db::{DbError, Transaction};
 use garage_rpc::endpoint::Message;
 use garage_rpc::error::RpcError;
 use garage_table::TableError;
+use garage_types::planted::{Bug, is_planted};
 use garage_types::{BlockHash, NodeId, Placement, Timestamp, chain};
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -224,7 +225,12 @@ impl Garage {
         let reason = if facts.duty == Duty::NotReplica { Reason::HandOver } else { Reason::Released };
         let kept = Outcome::Again(now.plus_millis(KEPT_MS), reason);
         let held_here = facts.refs == Refs::Held;
-        match judge(facts.duty, held_here, &said) {
+        let judgement = if is_planted(Bug::DeletesReferencedBlock) {
+            Judgement::Released { released_for_ms: u64::MAX }
+        } else {
+            judge(facts.duty, held_here, &said)
+        };
+        match judgement {
             Judgement::Push => {
                 // Reading takes the lock when it finds the copy corrupt.
                 drop(locked);
@@ -265,7 +271,7 @@ impl Garage {
     async fn references(&self, block: BlockHash) -> Result<Refs, ModelError> {
         let count = self.reference_count(block).await?;
         Ok(match count {
-            Some(RefCount { count: 1.., .. }) => Refs::Held,
+            Some(RefCount { count: 1.., .. }) if !is_planted(Bug::DeletesReferencedBlock) => Refs::Held,
             Some(RefCount { released_at, .. }) => Refs::Released { until: released_at.plus_millis(RELEASE_DELAY_MS) },
             None => Refs::Released { until: Timestamp::ZERO },
         })

@@ -8,8 +8,8 @@
 use std::collections::BTreeMap;
 
 use garage_table::error::TableError;
-use garage_table::schema::{Admission, Admit};
-use garage_table::store::RowTransaction;
+use garage_table::schema::{Admission, Admit, Collection};
+use garage_table::transaction::RowTransaction;
 use garage_table::wire::{Mode, TableId};
 use garage_table::{Replication, Schema};
 use garage_types::codec::{Format, Unknown};
@@ -252,6 +252,7 @@ impl Schema for UploadTable {
     const ID: TableId = table_ids::UPLOAD;
     const NAME: &'static str = "upload";
     const REPLICATION: Replication = Replication::Sharded;
+    const COLLECTION: Collection = Collection::Late;
     type Row = UploadRow;
 
     fn placement(row: &UploadRow) -> Placement {
@@ -291,6 +292,17 @@ impl Schema for UploadTable {
             tx.enqueue(&PartTable::entry(&end, Mode::Replicate))?;
         }
         Ok(())
+    }
+
+    fn dropped(&self, tx: &mut RowTransaction<'_, '_>, row: &UploadRow) -> Result<(), TableError> {
+        Ok(self.counters.add(tx, &row.bucket, &Counts::default().minus(&row.counts()))?)
+    }
+
+    fn is_collectable(row: &UploadRow) -> bool {
+        match &row.state {
+            UploadState::Simple(_) | UploadState::Multipart(_) => false,
+            UploadState::Aborted | UploadState::Done | UploadState::Completed { .. } => true,
+        }
     }
 }
 

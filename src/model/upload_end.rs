@@ -118,46 +118,73 @@ impl Garage {
     }
 
     async fn complete(&self, complete: CompleteUpload) -> Result<Written, ModelError> {
-        let CompleteUpload { upload: name, whole, preconditions } = complete;
-        let row = match self.upload_row(&name).await? {
+        let row = match self.upload_row(&complete.upload).await? {
             Some(row) if row.multipart().is_some() => row,
-            Some(UploadRow { state: UploadState::Completed { .. }, .. }) | None => {
-                return self.completed_before(&name, &whole).await;
-            }
-            Some(_) => return Err(ModelError::NoSuchUpload),
+            ended => return self.completed_before(&complete.upload, &complete.whole, ended).await,
         };
+        let error = match self.complete_open(&row, &complete).await {
+            Err(error @ (ModelError::NoSuchUpload | ModelError::Complete(_))) => error,
+            done => return done,
+        };
+        // The upload may have ended under our hands: by the same completion, of which this one is a retry that came early.
+        match self.upload_row(&complete.upload).await? {
+            Some(now) if now.multipart().is_some() => Err(error),
+            ended => self.completed_before(&complete.upload, &complete.whole, ended).await,
+        }
+    }
+
+    async fn complete_open(&self, row: &UploadRow, complete: &CompleteUpload) -> Result<Written, ModelError> {
         let multipart = row.multipart().ok_or(ModelError::NoSuchUpload)?.clone();
-        let put = final_put(&row, &multipart, preconditions);
+        let put = final_put(row, &multipart, complete.preconditions.clone());
         self.check_conditions_available(&put)?;
-        let parts = newest_parts(self.part_attempts(name.id, 0, None).await?);
-        let assembled = assemble(&whole, &parts, multipart.checksum)?;
+        let parts = newest_parts(self.part_attempts(complete.upload.id, 0, None).await?);
+        let assembled = assemble(&complete.whole, &parts, multipart.checksum)?;
         let version = VersionId::random(&*self.0.random);
         let completion = Completion {
-            timestamp: self.later_than_known(&name).await?,
+            timestamp: self.later_than_known(&complete.upload).await?,
             size: assembled.size,
             etag: assembled.etag.clone(),
             checksum: assembled.checksum.clone(),
             parts: assembled.parts.len() as u32,
         };
-        let finish = Finish { row: &row, put, version, completion };
+        let finish = Finish { row, put, version, completion };
         self.list_and_claim(&finish, &assembled).await?;
         self.finish(&finish).await
     }
 
     /// The answer of a completion that succeeded before: its object is still the current one, and of the same parts.
-    async fn completed_before(&self, name: &UploadName, whole: &ListedWhole) -> Result<Written, ModelError> {
+    /// `ended`: the upload's row as it was read, if there still is one.
+    async fn completed_before(
+        &self,
+        name: &UploadName,
+        whole: &ListedWhole,
+        ended: Option<UploadRow>,
+    ) -> Result<Written, ModelError> {
         let object = match self.object(name.bucket, &name.key).await {
-            Ok(object) => object,
-            Err(ModelError::NoSuchKey) => return Err(ModelError::NoSuchUpload),
+            Ok(object) => Some(object).filter(|object| object.meta.upload == Some(name.id)),
+            Err(ModelError::NoSuchKey) => None,
             Err(error) => return Err(error),
         };
+        let Some(object) = object else { return Err(self.completed_elsewhere(ended).await?) };
         let etags: Vec<&str> = whole.parts.iter().map(|part| part.etag.as_str()).collect();
-        let same_parts = combine::etag(&etags).is_ok_and(|etag| etag == object.meta.etag);
-        if object.meta.upload != Some(name.id) || !same_parts {
+        if !combine::etag(&etags).is_ok_and(|etag| etag == object.meta.etag) {
             return Err(ModelError::NoSuchUpload);
         }
         let ObjectMeta { size, etag, checksum, .. } = object.meta;
         Ok(Written { etag, checksum, size, timestamp: object.timestamp })
+    }
+
+    /// Why there is no object of an upload that has ended. The first owners may know of a completion that is still on its way to
+    /// the others: then the object will be there, and "no such upload" would be a lie that makes a client start over.
+    async fn completed_elsewhere(&self, ended: Option<UploadRow>) -> Result<ModelError, ModelError> {
+        let Some(UploadRow { state: UploadState::Completed { version }, .. }) = ended else {
+            return Ok(ModelError::NoSuchUpload);
+        };
+        if self.segments(version).await?.is_empty() {
+            // Superseded or deleted since.
+            return Ok(ModelError::NoSuchUpload);
+        }
+        Ok(ModelError::Conflict("the upload is being completed by another request; try again".to_owned()))
     }
 
     async fn later_than_known(&self, name: &UploadName) -> Result<Timestamp, ModelError> {
@@ -245,7 +272,7 @@ impl Garage {
 
     /// Makes a claimed completion visible.
     async fn finish(&self, finish: &Finish<'_>) -> Result<Written, ModelError> {
-        let condition = match self.condition(&finish.put).await {
+        let condition = match self.condition(&finish.put, finish.completion.size).await {
             Ok(condition) => condition,
             Err(error) => {
                 self.withdraw(finish).await;

@@ -1,13 +1,14 @@
 //! The version table: which blocks make up a content. Rows of at most [`SEGMENT_PIECES_MAX`] pieces, so that no row grows with
 //! the object.
 //!
-//! A content is deleted by one mark at the front of its placement; each owner then releases, in the transaction that stores the
-//! mark, every piece it knows, and every piece it learns of later. Version ids are never used twice, so a mark never hits anything
-//! else.
+//! A content is deleted by one mark at the front of its placement; from then on its rows count for nothing. Each owner queues, in
+//! the transaction that stores the mark, the deletion of every row it knows, and releases the pieces of a row in the transaction
+//! that deletes it; pieces it learns of later it releases at once. So no transaction grows with the object beyond one entry a row
+//! or one a piece of one row. Version ids are never used twice, so a mark never hits anything else.
 
 use garage_table::error::TableError;
 use garage_table::schema::{Admission, Admit};
-use garage_table::store::RowTransaction;
+use garage_table::transaction::RowTransaction;
 use garage_table::wire::{Entry, Mode, TableId};
 use garage_table::{Replication, Schema};
 use garage_types::codec::Format;
@@ -51,6 +52,16 @@ impl Piece {
     pub fn length(&self) -> u64 {
         match self {
             Piece::Block { length, .. } | Piece::Part { length, .. } => *length,
+        }
+    }
+}
+
+impl Piece {
+    /// The block and its length, unless it is a part.
+    pub fn block(&self) -> Option<(BlockHash, u64)> {
+        match self {
+            Piece::Block { hash, length } => Some((*hash, *length)),
+            Piece::Part { .. } => None,
         }
     }
 }
@@ -107,6 +118,16 @@ impl Segment {
 impl VersionRow {
     pub fn deleted(version: VersionId) -> Self {
         VersionRow { version, content: VersionContent::Deleted }
+    }
+
+    /// The deletion of this row of a deleted version, if there is anything to release.
+    fn segment_deleted(self) -> Option<Self> {
+        let VersionContent::Segment(segment) = self.content else { return None };
+        if segment.deleted || segment.withdrawn {
+            return None;
+        }
+        let segment = Segment { deleted: true, ..Segment::listing(segment.index, segment.backlink, Vec::new()) };
+        Some(VersionRow { version: self.version, content: VersionContent::Segment(segment) })
     }
 }
 
@@ -201,13 +222,19 @@ impl Schema for VersionTable {
             }
         }
         let (None, Some(VersionRow { version, content: VersionContent::Deleted })) = (old, new) else { return Ok(()) };
-        for mut row in tx.rows_with_prefix::<VersionTable>(&(*version).into(), &[SEGMENT_KEY])? {
-            let VersionContent::Segment(segment) = &mut row.content else { continue };
-            segment.deleted = true;
-            segment.pieces.clear();
-            tx.apply(&VersionTable::entry(&row, Mode::Replicate))?;
+        for row in tx.rows_with_prefix::<VersionTable>(&(*version).into(), &[SEGMENT_KEY])? {
+            if let Some(deleted) = row.segment_deleted() {
+                tx.enqueue(&VersionTable::entry(&deleted, Mode::Replicate))?;
+            }
         }
         Ok(())
+    }
+
+    fn is_collectable(row: &VersionRow) -> bool {
+        match &row.content {
+            VersionContent::Deleted => true,
+            VersionContent::Segment(segment) => segment.deleted || segment.withdrawn,
+        }
     }
 }
 
@@ -218,6 +245,15 @@ mod tests {
     use proptest::prelude::{any, prop, proptest};
 
     use super::{Backlink, Piece, Segment, VersionContent, VersionRow};
+
+    #[test]
+    fn rows_with_something_to_release_are_deleted_one_by_one() {
+        let VersionContent::Segment(deleted) = segment(3, false, false).segment_deleted().unwrap().content else { panic!() };
+        assert!(deleted.deleted && !deleted.withdrawn && deleted.pieces.is_empty());
+        assert_eq!(segment(0, true, false).segment_deleted(), None);
+        assert_eq!(segment(0, false, true).segment_deleted(), None);
+        assert_eq!(VersionRow::deleted(VersionId::from_bytes([2; 32])).segment_deleted(), None);
+    }
 
     fn segment(pieces: usize, deleted: bool, withdrawn: bool) -> VersionRow {
         let block = |index: usize| Piece::Block { hash: BlockHash::of(&[index as u8]), length: 1 };

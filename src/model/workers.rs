@@ -17,6 +17,7 @@ use crate::resync_worker::{LayoutWalker, ResyncWorker};
 use crate::scrub::ScrubWorker;
 use crate::table_ids;
 use crate::upload::{UploadRow, UploadState, UploadTable};
+use crate::version::VersionTable;
 
 /// Queued deletions sent at once.
 const QUEUE_BATCH: usize = 256;
@@ -78,7 +79,10 @@ impl Garage {
         let placement = item.entry.placement;
         let entries = vec![item.entry.clone()];
         let verdict = match item.entry.table {
-            table_ids::VERSION => self.0.versions.write(placement, entries).await?,
+            table_ids::VERSION => {
+                self.spread_what_superseded(VersionTable::decode(&item.entry.row)?.version).await?;
+                self.0.versions.write(placement, entries).await?
+            }
             table_ids::BLOCK_REF => {
                 Table::<crate::block_ref::BlockRefTable>::new(self.0.local.tables.clone(), self.0.cluster.clone())
                     .write(placement, entries)

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use garage_block::{DataDirectory, StoreOptions, Usage};
-use garage_db::{Db, DbError, LmdbOptions};
+use garage_db::DbError;
 use garage_http::server::{self, BindAddress, BindError, ServerLimits};
 use garage_http::sigv4::RegionPolicy;
 use garage_model::background::{BackgroundSettings, ScrubStart};
@@ -21,14 +21,16 @@ use garage_types::Random;
 use garage_types::clock::SystemClock;
 use garage_types::config::{Compression, Config, Consistency, DataDir, DataDirPurpose, Listen};
 use garage_types::disk::{Disk, FileError, create_directories};
-use garage_worker::spawn::TokioSpawn;
+use garage_worker::spawn::{Spawn, TokioSpawn};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::capabilities::{BlockingThreads, system_random};
+use crate::engine::{self, EngineError};
 use crate::node::{MeshSettings, Node, NodeError, NodeParts, NodeSettings};
 use crate::real_disk::RealDisk;
 use crate::single::{self, Credentials, DefaultBucket, SingleError};
+use crate::snapshots::{SnapshotParts, Snapshots, take_regularly};
 use crate::state::{self, StateError};
 
 /// What a daemon is started with.
@@ -68,6 +70,8 @@ pub enum DaemonError {
     #[error("the metadata database cannot be opened")]
     Db(#[from] DbError),
     #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error(transparent)]
     Node(#[from] NodeError),
     #[error(transparent)]
     Single(#[from] SingleError),
@@ -90,12 +94,13 @@ const BLOCK_FILES_IN_FLIGHT: usize = 16;
 /// [`DaemonError`]; nothing was served then, unless the error came while stopping.
 pub async fn run(
     options: DaemonOptions,
-    admin: impl FnOnce(&Node) -> garage_rpc::endpoint::Router,
+    admin: impl FnOnce(&Node, &Snapshots) -> garage_rpc::endpoint::Router,
     ready: impl FnOnce(&Ready),
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), DaemonError> {
     let DaemonOptions { config, rpc_secret, setup } = options;
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    let chosen = engine::choose(&*disk, &config)?;
     let lock = state::lock(&*disk, &config.metadata_dir)?;
     for directory in &config.data_dirs {
         create_directories(&*disk, &directory.path)?;
@@ -105,7 +110,8 @@ pub async fn run(
     let incarnation = state::count_start(&*disk, &config.metadata_dir)?;
     let node_id = identity.id();
     let offload = Arc::new(BlockingThreads::of_current_runtime());
-    let db = open_db(&config, offload.clone())?;
+    let db = chosen.open(offload.clone())?;
+    let spawn: Arc<dyn Spawn> = Arc::new(TokioSpawn);
     let parts = NodeParts {
         identity,
         network_key: NetworkKey::from_bytes(rpc_secret),
@@ -114,8 +120,8 @@ pub async fn run(
         db: db.clone(),
         clock: Arc::new(SystemClock),
         random,
-        offload,
-        spawn: Arc::new(TokioSpawn),
+        offload: offload.clone(),
+        spawn: spawn.clone(),
         settings: settings(&config, node_id, incarnation),
     };
     let node = Node::build(parts).await?;
@@ -126,9 +132,24 @@ pub async fn run(
             credentials = Some(single::ensure_bucket(&node.garage, wanted).await?);
         }
     }
-    node.mesh.start(admin(&node));
+    if chosen.options.sync == garage_db::Durability::Unsynced {
+        spawn.spawn("metadata sync", Box::pin(engine::sync_regularly(db.clone())));
+    }
+    let snapshots = Snapshots::new(SnapshotParts {
+        db: db.clone(),
+        database: chosen.path.clone(),
+        directory: config.metadata_snapshots_dir.clone(),
+        reserve_bytes: RESERVE_BYTES,
+        disk: disk.clone(),
+        clock: Arc::new(SystemClock),
+        offload,
+    });
+    if let Some(interval) = config.metadata_auto_snapshot_interval {
+        spawn.spawn("metadata snapshots", Box::pin(take_regularly(snapshots.clone(), interval)));
+    }
+    node.mesh.start(admin(&node, &snapshots));
     node.mesh.listen(&config.rpc.bind_addr.to_string()).await?;
-    node.garage.start_workers();
+    node.start_workers();
     let stop = CancellationToken::new();
     let s3 = match &config.s3_api.api_bind_addr {
         Some(listen) => Some(serve_s3(&node, &config, listen, stop.clone()).await?),
@@ -177,12 +198,6 @@ async fn serve_s3(node: &Node, config: &Config, listen: &Listen, stop: Cancellat
     Ok(Serving { address, task: tokio::spawn(serve) })
 }
 
-fn open_db(config: &Config, offload: Arc<BlockingThreads>) -> Result<Db, DbError> {
-    let sync = if config.metadata_fsync { garage_db::Durability::Synced } else { garage_db::Durability::Unsynced };
-    let options = LmdbOptions { map_size: config.lmdb_map_size, sync };
-    Db::open_lmdb(&config.metadata_dir.join("db.lmdb"), options, offload)
-}
-
 fn transport(config: &Config) -> TcpTransport {
     let outgoing = config.rpc.bind_outgoing.then(|| config.rpc.bind_addr.ip());
     TcpTransport { outgoing }
@@ -218,6 +233,7 @@ fn settings(config: &Config, node: garage_types::NodeId, incarnation: u64) -> No
             block_ram_buffer_max: usize::try_from(config.block_ram_buffer_max).unwrap_or(usize::MAX),
             incarnation,
         },
+        collect_after: garage_table::collect::CollectAfter::default(),
         background: BackgroundSettings {
             resync_bandwidth_limit: config.resync_bandwidth_limit,
             scrub: if config.disable_scrub { ScrubStart::OnCommand } else { ScrubStart::Automatic },

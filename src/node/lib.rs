@@ -4,8 +4,11 @@
 //! threads and sockets.
 
 pub mod capabilities;
+pub mod convert;
 pub mod daemon;
+pub mod engine;
 pub mod node;
 pub mod real_disk;
 pub mod single;
+pub mod snapshots;
 pub mod state;

@@ -7,9 +7,10 @@ use garage_block::scrub::Scrub;
 use garage_block::{LocalStore, OpenError, StoreOptions};
 use garage_db::{Db, DbError};
 use garage_model::Garage;
-use garage_model::background::{AlwaysMayDelete, Background, BackgroundSettings, MayDelete};
+use garage_model::background::{Background, BackgroundSettings, MayDelete};
 use garage_model::block_need::{AskNeeds, GiveBlock};
 use garage_model::blocks::{GetBlock, PutBlock, ReferBlock};
+use garage_model::count::CountBucket;
 use garage_model::garage::{LocalModel, LocalParts, Parts, Settings};
 use garage_model::state_file::{StateDirectory, StateFileError};
 use garage_net::identity::{Identity, NetworkKey};
@@ -19,13 +20,18 @@ use garage_rpc::cluster::{Cluster, Timeouts};
 use garage_rpc::endpoint::Router;
 use garage_rpc::layout::gossip::{CompareLayouts, LayoutGossip, MergeLayout, keep_equal};
 use garage_rpc::layout::manager::LayoutSetup;
-use garage_rpc::layout::{LayoutError, LayoutManager};
+use garage_rpc::layout::{LayoutError, LayoutManager, SharedStanding, Standing, VersionKey};
 use garage_rpc::mesh::{Mesh, MeshError, MeshOptions, Timing};
 use garage_rpc::peers::PeerAddress;
 use garage_rpc::quorum::ConsistencyMode;
+use garage_table::collect::{AdvanceEpoch, CollectAfter, Collector, DropTombstones, HoldTombstones};
+use garage_table::starts::start_facts;
 use garage_table::store::LiveLayouts;
-use garage_table::wire::{Range, Read, Write};
-use garage_types::{Clock, Disk, Offload, Random};
+use garage_table::sync::wire::{AskDigests, Exchange};
+use garage_table::sync::worker::{SyncControl, SyncWorker};
+use garage_table::wire::{AskEpoch, Range, Read, Write};
+use garage_table::{TableError, TableStore};
+use garage_types::{Clock, Disk, NodeId, Offload, Random};
 use garage_worker::Workers;
 use garage_worker::spawn::Spawn;
 
@@ -54,6 +60,8 @@ pub struct NodeSettings {
     pub store: Settings,
     pub background: BackgroundSettings,
     pub mesh: MeshSettings,
+    /// How old tombstones are when they are collected.
+    pub collect_after: CollectAfter,
 }
 
 /// Addresses and peers.
@@ -72,6 +80,8 @@ const INCOMING_BYTES_MAX: usize = 256 << 20;
 pub enum NodeError {
     #[error("the metadata database cannot be opened")]
     Db(#[from] DbError),
+    #[error("the metadata cannot be read")]
+    Tables(#[from] TableError),
     #[error("the block store cannot be opened")]
     Blocks(#[from] OpenError),
     #[error("the cluster layout cannot be opened")]
@@ -90,6 +100,10 @@ pub struct Node {
     pub garage: Garage,
     /// Every background job.
     pub workers: Workers,
+    /// Asks for a comparison of all rows with the other owners.
+    pub sync: SyncControl,
+    start: u64,
+    collect_after: CollectAfter,
 }
 
 struct Live(Arc<LayoutManager>);
@@ -97,6 +111,23 @@ struct Live(Arc<LayoutManager>);
 impl LiveLayouts for Live {
     fn oldest_live(&self) -> u64 {
         self.0.current().live_versions().first().map_or(0, |key| key.number)
+    }
+
+    fn live(&self) -> Vec<VersionKey> {
+        self.0.current().live_versions().to_vec()
+    }
+
+    fn is_rebuilding(&self) -> bool {
+        self.0.standing().is_rebuilding()
+    }
+}
+
+/// Blocks are deleted by a node that knows what refers to them.
+struct WhenWhole(SharedStanding);
+
+impl MayDelete for WhenWhole {
+    fn may_delete_blocks(&self) -> bool {
+        self.0.get() == Standing::Whole
     }
 }
 
@@ -107,6 +138,7 @@ impl Node {
     /// [`NodeError`]: a part of the node's own state that cannot be read.
     pub async fn build(parts: NodeParts) -> Result<Node, NodeError> {
         let NodeParts { identity, network_key, transport, disk, db, clock, random, offload, spawn, settings } = parts;
+        let start = settings.store.incarnation;
         let setup = LayoutSetup {
             me: identity.id(),
             replication_factor: settings.replication_factor,
@@ -114,11 +146,12 @@ impl Node {
             disk: disk.clone(),
             offload: offload.clone(),
             clock: clock.clone(),
+            start: start_facts(&db, start).await?,
         };
         let layout = Arc::new(LayoutManager::open(setup).await?);
         let blocks = LocalStore::open(disk.clone(), offload.clone(), settings.blocks).await?;
         let live = Arc::new(Live(layout.clone()));
-        let may_delete: Arc<dyn MayDelete> = Arc::new(AlwaysMayDelete);
+        let may_delete: Arc<dyn MayDelete> = Arc::new(WhenWhole(layout.standing().clone()));
         let local = LocalModel::open(LocalParts {
             db: &db,
             blocks,
@@ -132,13 +165,22 @@ impl Node {
         let background =
             Background::open(&directory, settings.background, may_delete, Scrub::new(clock.now(), random.u64())).await?;
 
+        settle_start(&local.tables, layout.standing(), identity.id(), start).await?;
+
         let router = Router::builder()
             .add::<Write>(Arc::new(local.tables.clone()))
             .add::<Read>(Arc::new(local.tables.clone()))
             .add::<Range>(Arc::new(local.tables.clone()))
+            .add::<AskEpoch>(Arc::new(local.tables.clone()))
+            .add::<AskDigests>(Arc::new(local.tables.clone()))
+            .add::<Exchange>(Arc::new(local.tables.clone()))
+            .add::<HoldTombstones>(Arc::new(local.tables.clone()))
+            .add::<AdvanceEpoch>(Arc::new(local.tables.clone()))
+            .add::<DropTombstones>(Arc::new(local.tables.clone()))
             .add::<PutBlock>(Arc::new(local.blocks.clone()))
             .add::<ReferBlock>(Arc::new(local.blocks.clone()))
             .add::<GetBlock>(Arc::new(local.blocks.clone()))
+            .add::<CountBucket>(Arc::new(local.count_service()))
             .add::<AskNeeds>(Arc::new(local.blocks.clone()))
             .add::<GiveBlock>(Arc::new(local.blocks.clone()))
             .add::<CompareLayouts>(Arc::new(LayoutGossip(layout.clone())))
@@ -169,6 +211,60 @@ impl Node {
         let cluster = Cluster::new(mesh.clone(), layout.clone(), settings.consistency, settings.timeouts, spawn);
         let parts =
             Parts { cluster, clock, random, offload, workers: workers.clone(), settings: settings.store, background, local };
-        Ok(Node { mesh, layout, garage: Garage::new(parts), workers })
+        Ok(Node {
+            mesh,
+            layout,
+            garage: Garage::new(parts),
+            workers,
+            sync: SyncControl::default(),
+            start,
+            collect_after: settings.collect_after,
+        })
+    }
+
+    /// Starts the background work; to be called once the mesh has started.
+    pub fn start_workers(&self) {
+        let cluster = self.garage.cluster().clone();
+        let tables = self.garage.local().tables.clone();
+        let (standing, start) = (self.layout.standing().clone(), self.start);
+        let record = record_start_once_settled(tables.clone(), standing, start);
+        cluster.spawn().spawn("record of this start", Box::pin(record));
+        let clock = self.garage.clock().clone();
+        self.workers.start(Collector::new(tables.clone(), cluster.clone(), clock, self.collect_after));
+        self.workers.start(SyncWorker::new(tables, cluster, self.garage.random().clone(), self.sync.clone()));
+        self.garage.start_workers();
+    }
+}
+
+/// Acts on what the start of this node means, before anything is served.
+async fn settle_start(tables: &TableStore, standing: &SharedStanding, node: NodeId, start: u64) -> Result<(), TableError> {
+    tables.ensure_digests().await?;
+    match standing.get() {
+        Standing::Whole => tables.record_start(start).await,
+        Standing::Rebuilding => {
+            tracing::warn!(%node, "the database is not the one this node had; its rows are fetched from the other owners, and until then this node answers no reads");
+            tables.begin_rebuilding(start).await
+        }
+        Standing::Fresh => Ok(()),
+    }
+}
+
+/// A new database is settled by the first layout.
+async fn record_start_once_settled(tables: TableStore, standing: SharedStanding, start: u64) {
+    loop {
+        let changed = standing.changed();
+        let recorded = match standing.get() {
+            Standing::Fresh => {
+                changed.await;
+                continue;
+            }
+            Standing::Whole => tables.record_start(start).await,
+            Standing::Rebuilding => tables.begin_rebuilding(start).await,
+        };
+        if let Err(error) = recorded {
+            // The next start finds no record, takes the database for new and rebuilds it: safe, only slow.
+            tracing::error!(error = %garage_types::chain(&error), "this start could not be recorded");
+        }
+        return;
     }
 }

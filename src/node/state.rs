@@ -53,10 +53,27 @@ pub fn lock(disk: &dyn Disk, metadata_dir: &Path) -> Result<DirectoryLock, State
     let path = metadata_dir.join(LOCK);
     let failed = |source| StateError::Lock { path: path.clone(), source };
     let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
+    hold(file, metadata_dir)
+}
+
+fn hold(file: File, directory: &Path) -> Result<DirectoryLock, StateError> {
     match file.try_lock() {
         Ok(()) => Ok(DirectoryLock(file)),
-        Err(std::fs::TryLockError::WouldBlock) => Err(StateError::InUse { path: metadata_dir.to_owned() }),
-        Err(std::fs::TryLockError::Error(source)) => Err(StateError::Lock { path, source }),
+        Err(std::fs::TryLockError::WouldBlock) => Err(StateError::InUse { path: directory.to_owned() }),
+        Err(std::fs::TryLockError::Error(source)) => Err(StateError::Lock { path: directory.join(LOCK), source }),
+    }
+}
+
+/// Keeps daemons out of a directory if it is one that a daemon has used.
+///
+/// # Errors
+/// As [`lock`].
+pub fn lock_existing(directory: &Path) -> Result<Option<DirectoryLock>, StateError> {
+    let path = directory.join(LOCK);
+    match File::options().write(true).open(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(StateError::Lock { path, source }),
+        Ok(file) => hold(file, directory).map(Some),
     }
 }
 

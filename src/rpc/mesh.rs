@@ -244,6 +244,7 @@ impl Mesh {
             addresses: self.0.state.us.addresses.clone(),
             state: PeerState::Up { since: now },
             latency: Some(Duration::ZERO),
+            throughput: None,
             last_seen: Some(now),
             is_self: true,
         };
@@ -296,7 +297,11 @@ impl Mesh {
         }
         let deadline = Instant::now() + timeout;
         let link = self.link(to, R::CLASS, deadline).await?;
-        link.call(&request, deadline.saturating_duration_since(Instant::now())).await
+        let began = Instant::now();
+        let reply = link.call(&request, deadline.saturating_duration_since(began)).await?;
+        let carried = request.data.len() + reply.data.len();
+        self.0.state.with(|state| state.peers.transferred(to, carried, began.elapsed()));
+        Ok(reply)
     }
 
     async fn call_ourselves<R: Request>(&self, request: Message<R>, timeout: Duration) -> Result<Message<R::Reply>, RpcError> {
@@ -356,6 +361,7 @@ impl Mesh {
             }
             let idle = Instant::now() + Duration::from_secs(3600);
             tokio::select! {
+                biased;
                 () = tokio::time::sleep_until(next.unwrap_or(idle)) => {}
                 () = self.0.state.wake.notified() => {}
             }
@@ -453,6 +459,7 @@ impl Mesh {
     /// Serves and watches a link until it ends, for whichever reason.
     async fn keep_link(self, link: Arc<Link>, serving: impl Future<Output = ()>) {
         let reason = tokio::select! {
+            biased;
             () = serving => "the connection ended",
             () = self.ping_until_silent(&link) => "it does not answer any more",
             () = superseded(&link) => "another connection took the place of this one",

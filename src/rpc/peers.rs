@@ -20,6 +20,8 @@ const ADDRESSES_MAX: usize = 8;
 const ADDRESS_BYTES_MAX: usize = 256;
 /// Peers kept; more are not learnt from others.
 const PEERS_MAX: usize = 1000;
+/// Smaller transfers take their time for other reasons than the width of the link.
+const LARGE_TRANSFER_BYTES: usize = 128 << 10;
 /// How long the called side waits for the caller to add the classes that are missing.
 const CALLER_COMPLETES: Duration = Duration::from_secs(5);
 
@@ -69,6 +71,8 @@ pub struct PeerInfo {
     pub state: PeerState,
     /// Smoothed round trip of pings.
     pub latency: Option<Duration>,
+    /// Bytes a second that a large transfer with it made, smoothed; `None` until there was one.
+    pub throughput: Option<u64>,
     pub last_seen: Option<Timestamp>,
     pub is_self: bool,
 }
@@ -143,6 +147,7 @@ struct Peer {
     state: PeerState,
     linked: BTreeSet<Class>,
     latency: Option<Duration>,
+    throughput: Option<u64>,
     last_seen: Option<Timestamp>,
     failures: u32,
     attempt: Attempt,
@@ -191,6 +196,7 @@ impl PeerTable {
             state: PeerState::Down { since: now.wall },
             linked: BTreeSet::new(),
             latency: None,
+            throughput: None,
             last_seen: None,
             failures: 0,
             attempt: Attempt::Due(now.timer),
@@ -266,6 +272,17 @@ impl PeerTable {
         peer.latency = Some(peer.latency.map_or(round_trip, |known| (known * 3 + round_trip) / 4));
     }
 
+    /// A call carried so many bytes of data. Only large ones tell something of the link. One is slow for many reasons, such as others
+    /// beside it, and fast for one only: so the measure follows the fast ones at once and the slow ones slowly.
+    pub(crate) fn transferred(&mut self, id: NodeId, bytes: usize, took: Duration) {
+        if bytes < LARGE_TRANSFER_BYTES {
+            return;
+        }
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let rate = (bytes as f64 / took.as_secs_f64().max(1e-6)) as u64;
+        peer.throughput = Some(peer.throughput.map_or(rate, |known| rate.max((known / 16).saturating_mul(15) + rate / 16)));
+    }
+
     pub(crate) fn latency(&self, id: NodeId) -> Option<Duration> {
         self.peers.get(&id)?.latency
     }
@@ -277,6 +294,7 @@ impl PeerTable {
             addresses: peer.addresses.clone(),
             state: peer.state,
             latency: peer.latency,
+            throughput: peer.throughput,
             last_seen: peer.last_seen,
             is_self: false,
         };
@@ -416,6 +434,20 @@ mod tests {
         assert_eq!(table.take_unsaved(), None);
         table.linked(PEER, Class::Metadata, Some("a"), now);
         assert_eq!(table.to_share(), vec![told(&["a"])]);
+    }
+
+    #[test]
+    fn throughput_follows_large_transfers() {
+        let (mut table, now) = (table(), start());
+        table.learn(&told(&["a"]), now);
+        let mut after = |bytes, millis| {
+            table.transferred(PEER, bytes, Duration::from_millis(millis));
+            table.infos()[0].throughput
+        };
+        assert_eq!(after(1000, 1), None, "too small to tell");
+        assert_eq!(after(1 << 20, 1000), Some(1 << 20));
+        assert_eq!(after(1 << 20, 500), Some(2 << 20), "that is possible");
+        assert_eq!(after(1 << 20, 1_000_000), Some((2 << 20) / 16 * 15 + 65), "one that was slow says little");
     }
 
     #[test]

@@ -6,12 +6,11 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use garage_http::body::{BodyLimits, Payload};
-use garage_http::server::{Peer, Service};
+use garage_http::server::{Peer, RequestBody, Service};
 use garage_http::sigv4::{self, PathEncoding, RegionPolicy, Rules, SigningKeys};
 use garage_http::{ReplyBody, ReplyContext, RequestHead, RequestId, Target};
 use garage_model::{Garage, ModelError};
 use garage_types::{KeyId, ObjectKey};
-use hyper::body::Incoming;
 use hyper::header::{HeaderName, HeaderValue};
 use hyper::{Method, Request, Response};
 
@@ -70,7 +69,7 @@ impl S3Service {
         S3Service(Inner { garage, settings: Arc::new(settings), rules, signing_keys: SigningKeys::default(), host_id })
     }
 
-    async fn handle(&self, request: Request<Incoming>, peer: &Peer) -> Response<ReplyBody> {
+    async fn handle(&self, request: Request<RequestBody>, peer: &Peer) -> Response<ReplyBody> {
         let request_id = request.extensions().get::<RequestId>().copied();
         let request_id = request_id.unwrap_or_else(|| RequestId::random(&**self.0.garage.random()));
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
@@ -85,7 +84,7 @@ impl S3Service {
         response
     }
 
-    async fn answer(&self, request: Request<Incoming>) -> Result<Reply, S3Error> {
+    async fn answer(&self, request: Request<RequestBody>) -> Result<Reply, S3Error> {
         let (parts, body) = request.into_parts();
         let mut head = RequestHead::read(&parts)?;
         let target = head.target(&self.0.settings.root_domains)?;
@@ -238,7 +237,7 @@ impl Found<'_> {
 }
 
 impl Service for S3Service {
-    fn call(self: Arc<Self>, request: Request<Incoming>, peer: Peer) -> BoxFuture<'static, Response<ReplyBody>> {
+    fn call(self: Arc<Self>, request: Request<RequestBody>, peer: Peer) -> BoxFuture<'static, Response<ReplyBody>> {
         async move { self.handle(request, &peer).await }.boxed()
     }
 }

@@ -115,6 +115,7 @@ impl Cluster {
                     block_ram_buffer_max: 1 << 20,
                     incarnation: 1,
                 },
+                collect_after: crate::world::COLLECT_AFTER,
                 background: BackgroundSettings::default(),
                 mesh: MeshSettings {
                     public_addresses: vec![address(number).address],

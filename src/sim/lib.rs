@@ -1,9 +1,41 @@
-//! The simulated world: real nodes on simulated disks, a memory engine that tells synced from unsynced, a clock and randomness that
+//! The simulated world: real nodes on simulated disks, a memory engine that tells synced from unsynced, clocks and randomness that
 //! follow a seed. Tests only.
 //!
-//! What is here so far is one node that loses power; the network of several nodes and its faults come on top of the same parts.
+//! [`world`] is one node that loses power, for tests of a story. `scenario` runs several on a network of their own, under a workload
+//! and faults drawn from a seed: `cluster` (machines and network), `workload` (clients), `faults`, `history` and `linear` (what they
+//! saw, and whether it can be explained), `checks` (what must be true at the end).
+//!
+//! Must stay true: a seed replays a run exactly. So there are no threads and no real time, no order that depends on a hash, and
+//! every random choice comes from the seed.
 
 pub mod world;
+
+#[cfg(test)]
+mod cluster;
+
+#[cfg(test)]
+mod history;
+
+#[cfg(test)]
+mod linear;
+
+#[cfg(test)]
+mod workload;
+
+#[cfg(test)]
+mod faults;
+
+#[cfg(test)]
+mod checks;
+
+#[cfg(test)]
+mod scenario;
+
+#[cfg(test)]
+mod cluster_tests;
+
+#[cfg(test)]
+mod moves;
 
 #[cfg(test)]
 mod blocks_repair;
@@ -16,7 +48,13 @@ mod blocks_world;
 mod power_cuts;
 
 #[cfg(test)]
+mod gateway;
+
+#[cfg(test)]
 mod multipart;
 
 #[cfg(test)]
 mod architecture;
+
+#[cfg(test)]
+mod planted_tests;

@@ -184,6 +184,63 @@ async fn of_two_completions_at_once_at_most_one_goes_on_and_the_object_stays_who
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_completion_retried_while_the_first_goes_on_is_never_told_that_there_is_no_upload() {
+    for seed in 0..40 {
+        let world = World::new(seed);
+        let garage = world.start().await.garage;
+        let bucket = garage.create_bucket("pictures").await.unwrap();
+        let upload = begin(&garage, bucket, "k").await;
+        let listed = [part(&garage, &upload, 1, &body(1, 300)).await.unwrap()];
+        let retry = async {
+            // Later by a few polls of the first, another number for each seed.
+            for _poll in 0..seed {
+                tokio::task::yield_now().await;
+            }
+            complete(&garage, &upload, &listed).await
+        };
+        let (first, retried) = futures_util::join!(complete(&garage, &upload, &listed), retry);
+        for result in [first, retried] {
+            assert!(matches!(result, Ok(_) | Err(ModelError::Conflict(_))), "seed {seed}: {result:?}");
+        }
+        complete(&garage, &upload, &listed).await.unwrap();
+        settle(&world, &garage).await;
+        assert_eq!(fetch(&garage, bucket, "k").await, body(1, 300), "seed {seed}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deleted_bucket_takes_its_open_uploads_with_it() {
+    let world = World::new(7);
+    let garage = world.start().await.garage;
+    let bucket = garage.create_bucket("pictures").await.unwrap();
+    let upload = begin(&garage, bucket, "k").await;
+    let listed = part(&garage, &upload, 1, &body(1, 300)).await.unwrap();
+    garage.put_object(put(bucket, "object"), Box::new(InMemory::new(b"x".to_vec()))).await.unwrap();
+    assert!(matches!(garage.delete_bucket(bucket).await, Err(ModelError::BucketNotEmpty)));
+    part(&garage, &upload, 2, b"still open").await.unwrap();
+    garage.delete_object(bucket, &key("object"), Preconditions::default()).await.unwrap();
+    garage.delete_bucket(bucket).await.unwrap();
+    assert!(complete(&garage, &upload, &[listed]).await.is_err());
+    settle(&world, &garage).await;
+    assert_eq!(blocks(&world), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn uploads_are_given_up_by_age() {
+    let world = World::new(8);
+    let garage = world.start().await.garage;
+    let bucket = garage.create_bucket("pictures").await.unwrap();
+    let old = begin(&garage, bucket, "old").await;
+    part(&garage, &old, 1, &body(1, 300)).await.unwrap();
+    let until = garage.clock().now();
+    world.clock.advance_millis(1);
+    let young = begin(&garage, bucket, "young").await;
+    assert_eq!(garage.abort_uploads_begun_until(bucket, until).await.unwrap(), 1);
+    assert!(matches!(garage.list_parts(&old, 0, 1).await, Err(ModelError::NoSuchUpload)));
+    part(&garage, &young, 1, b"goes on").await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_empty_part_alone_makes_an_empty_object() {
     let world = World::new(5);
     let garage = world.start().await.garage;

@@ -9,6 +9,7 @@ use garage_model::list::{ListItem, ListQuery};
 use garage_model::pipeline::InMemory;
 use garage_model::put::{Preconditions, PutObject};
 use garage_model::{Garage, ModelError};
+use garage_table::wire::{Verdict, Write};
 use garage_types::{BucketId, ObjectKey, Random};
 
 use crate::world::World;
@@ -135,6 +136,35 @@ async fn blocks_that_nothing_refers_to_are_deleted_after_their_delay_and_not_bef
     assert_eq!(blocks(), 2, "the delay is not over");
     world.clock.advance_millis(2_000);
     node.garage.resync_due().await.unwrap();
+    assert_eq!(blocks(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_content_of_many_rows_is_released_row_by_row_even_when_the_power_goes_in_between() {
+    let world = World::new(6);
+    let mut node = world.start().await;
+    let bucket = node.garage.create_bucket("pictures").await.unwrap();
+    let blocks = || world.disk.files().iter().filter(|path| path.starts_with("/data") && path.components().count() == 5).count();
+    // 2100 blocks in three rows; of seven kinds, so that little is stored.
+    let body = (0..2100 * 64).map(|index| (index / 64 % 7) as u8).collect();
+    store(&node.garage, bucket, "k", body).await.unwrap();
+    assert_eq!(blocks(), 7);
+    node.garage.delete_object(bucket, &ObjectKey::parse("k").unwrap(), Preconditions::default()).await.unwrap();
+    let tables = &node.garage.local().tables;
+    let [version] = &tables.queue_peek(None, 10).await.unwrap()[..] else { panic!("the version alone is queued") };
+    // What its owner does when it is told, before anything else of the queue is sent.
+    let layout = node.garage.cluster().layout().version();
+    let told = Write { layout, entries: vec![version.entry.clone()] };
+    assert_eq!(tables.write(told).await.unwrap(), Verdict::Won);
+    assert_eq!(tables.queue_len().await.unwrap(), 1 + 3, "a row each, not a block each");
+    let row = tables.queue_peek(None, 2).await.unwrap().pop().unwrap();
+    assert_eq!(tables.write(Write { layout, entries: vec![row.entry] }).await.unwrap(), Verdict::Won);
+    assert_eq!(tables.queue_len().await.unwrap(), 1 + 3 + 7);
+    world.cut_power();
+    node = world.start().await;
+    while node.garage.send_queue().await.unwrap() > 0 {}
+    world.clock.advance_millis(3_600_000);
+    while node.garage.resync_due().await.unwrap() > 0 {}
     assert_eq!(blocks(), 0);
 }
 

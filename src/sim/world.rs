@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use garage_block::{Compression, DataDirectory, Durability, StoreOptions, Usage};
@@ -15,6 +16,7 @@ use garage_node::node::{MeshSettings, Node, NodeParts, NodeSettings};
 use garage_node::{single, state};
 use garage_rpc::cluster::Timeouts;
 use garage_rpc::quorum::ConsistencyMode;
+use garage_table::collect::CollectAfter;
 use garage_types::clock::ManualClock;
 use garage_types::disk::{Disk, create_directories};
 use garage_types::memory_disk::MemoryDisk;
@@ -28,6 +30,9 @@ use tokio::task::AbortHandle;
 /// Small, so that objects of a few hundred bytes have several blocks.
 pub const BLOCK_SIZE: usize = 64;
 pub const INLINE_MAX: usize = 16;
+
+/// So short that collections happen between faults.
+pub const COLLECT_AFTER: CollectAfter = CollectAfter { soon: Duration::from_secs(2), late: Duration::from_secs(60) };
 
 /// Tasks that die together.
 #[derive(Default)]
@@ -115,6 +120,7 @@ impl World {
                     block_ram_buffer_max: 1 << 20,
                     incarnation,
                 },
+                collect_after: COLLECT_AFTER,
                 background: BackgroundSettings::default(),
                 mesh: MeshSettings { public_addresses: Vec::new(), bootstrap_peers: Vec::new(), windows: Windows::Fixed },
             },

@@ -2,10 +2,12 @@
 
 use garage_db::DbError;
 use garage_rpc::error::{ErrorCode, RpcError};
+use garage_rpc::layout::LayoutError;
 use garage_rpc::quorum::QuorumError;
-use garage_types::chain;
 use garage_types::codec::DecodeError;
+use garage_types::{NodeId, chain};
 
+use crate::epochs::Slot;
 use crate::wire::TableId;
 
 #[derive(Debug, thiserror::Error)]
@@ -27,18 +29,56 @@ pub enum TableError {
     StaleLayout { caller: u64, oldest: u64 },
     #[error("the row was sent under garbage collection epoch {caller}, its partition is at {current}")]
     StaleEpoch { caller: u64, current: u64 },
+    #[error("the garbage collection epoch of table {table:?}, slot {} cannot be read", slot.0)]
+    DamagedEpoch { table: TableId, slot: Slot },
+    /// This node's rows are not all there: it can answer for none of them.
+    #[error("the node is rebuilding its metadata from the other owners")]
+    Rebuilding,
+    #[error("a key of table {table:?} is too short to begin with a placement")]
+    ShortKey { table: TableId },
+    #[error("the record of this node's starts in the database cannot be read")]
+    DamagedState,
+    #[error("a row of table {table:?} was taken for a tombstone and is none")]
+    NotATombstone { table: TableId },
+    #[error("layout version {asked} is not the only live one here")]
+    OtherLayout { asked: u64 },
+    #[error("node {}", node.short())]
+    Peer {
+        node: NodeId,
+        #[source]
+        source: RpcError,
+    },
+    #[error(transparent)]
+    Layout(LayoutError),
+    #[error("the rows changed faster than they could be read")]
+    Unsettled,
     #[error("too few owners of the row answered")]
     Quorum(#[source] Box<QuorumError<RpcError>>),
+}
+
+impl TableError {
+    /// Whether a node could not be asked at all.
+    pub fn is_unreachable(&self) -> bool {
+        let unreachable = |code| matches!(code, ErrorCode::Unavailable | ErrorCode::Timeout);
+        matches!(self, TableError::Peer { source, .. } if unreachable(source.code))
+    }
 }
 
 impl From<TableError> for RpcError {
     fn from(error: TableError) -> Self {
         let code = match &error {
             TableError::Db(DbError::Full { .. }) => ErrorCode::Full,
-            TableError::Db(_) | TableError::Row { .. } => ErrorCode::Internal,
-            TableError::UnknownTable(_) => ErrorCode::BadRequest,
-            TableError::NoLayout | TableError::Quorum(_) => ErrorCode::Unavailable,
-            TableError::StaleLayout { .. } => ErrorCode::StaleLayout,
+            TableError::Db(_)
+            | TableError::DamagedState
+            | TableError::Layout(_)
+            | TableError::Row { .. }
+            | TableError::DamagedEpoch { .. } => ErrorCode::Internal,
+            TableError::UnknownTable(_) | TableError::ShortKey { .. } | TableError::NotATombstone { .. } => ErrorCode::BadRequest,
+            TableError::NoLayout | TableError::Unsettled | TableError::Quorum(_) | TableError::Rebuilding => {
+                ErrorCode::Unavailable
+            }
+            TableError::Peer { source, .. } => source.code,
+            TableError::StaleLayout { .. } | TableError::OtherLayout { .. } => ErrorCode::StaleLayout,
             TableError::StaleEpoch { .. } => ErrorCode::StaleEpoch,
         };
         RpcError { code, message: chain(&error) }

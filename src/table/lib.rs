@@ -11,11 +11,19 @@
 //!
 //! It does not know what an object or a block is: what rows mean is given by the [`schema::Schema`] implementations of `model`.
 
+pub mod collect;
+pub mod digest;
+pub mod epochs;
 pub mod error;
+pub mod graves;
 pub mod queue;
 pub mod schema;
+pub mod segments;
+pub mod starts;
 pub mod store;
+pub mod sync;
 pub mod table;
+pub mod transaction;
 pub mod wire;
 
 pub use error::TableError;

@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::TableError;
-use crate::store::RowTransaction;
+use crate::transaction::RowTransaction;
 use crate::wire::{Entry, Mode, Projection, TableId, Verdict};
 
 /// Who holds the rows of a table.
@@ -19,6 +19,14 @@ pub enum Replication {
     Sharded,
     /// Every node of the layout.
     FullCopy,
+}
+
+/// How long tombstones are of use to people, besides keeping what is deleted from coming back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Collection {
+    Soon,
+    /// They answer requests that are repeated.
+    Late,
 }
 
 /// What the owner does with an admitted row besides merging it.
@@ -63,6 +71,23 @@ pub trait Schema: Send + Sync + 'static {
         Ok(())
     }
 
+    /// Carries out, in the same transaction, what follows from this node keeping `row` no longer, although it stays what it is: counts
+    /// of this node go down, nothing is released.
+    ///
+    /// # Errors
+    /// What the transaction reports; the row stays then.
+    fn dropped(&self, _tx: &mut RowTransaction<'_, '_>, _row: &Self::Row) -> Result<(), TableError> {
+        Ok(())
+    }
+
+    /// When tombstones of this table are collected.
+    const COLLECTION: Collection = Collection::Soon;
+
+    /// Whether the row only says that something is over, so that it may go once every owner knows.
+    fn is_collectable(_row: &Self::Row) -> bool {
+        false
+    }
+
     /// The row without what listings do not show.
     fn summary(row: Self::Row) -> Self::Row {
         row
@@ -102,6 +127,10 @@ pub(crate) trait Rules: Send + Sync {
     fn name(&self) -> &'static str;
     fn apply(&self, tx: &mut RowTransaction<'_, '_>, entry: &Entry) -> Result<Verdict, TableError>;
     fn project(&self, row: &[u8], projection: Projection) -> Result<Vec<u8>, TableError>;
+    fn dropped(&self, tx: &mut RowTransaction<'_, '_>, row: &[u8]) -> Result<(), TableError>;
+    fn is_collectable(&self, row: &[u8]) -> Result<bool, TableError>;
+    fn replication(&self) -> Replication;
+    fn collection(&self) -> Collection;
     /// The merge of two copies of a row, and whether either side lacks something the merge has.
     fn merge(&self, a: &[u8], b: &[u8]) -> Result<Vec<u8>, TableError>;
 }
@@ -130,10 +159,29 @@ impl<S: Schema> Rules for Typed<S> {
         }
         let bytes = codec::encode(&row);
         if present.as_deref() != Some(bytes.as_slice()) {
-            tx.put(S::ID, &key, &bytes)?;
+            tx.put(S::ID, &key, present.as_deref(), &bytes)?;
+            if S::is_collectable(&row) {
+                tx.bury(S::ID, &key)?;
+            }
             self.0.changed(tx, old.as_ref(), Some(&row))?;
         }
         Ok(Verdict::Won)
+    }
+
+    fn dropped(&self, tx: &mut RowTransaction<'_, '_>, row: &[u8]) -> Result<(), TableError> {
+        self.0.dropped(tx, &S::decode(row)?)
+    }
+
+    fn is_collectable(&self, row: &[u8]) -> Result<bool, TableError> {
+        Ok(S::is_collectable(&S::decode(row)?))
+    }
+
+    fn replication(&self) -> Replication {
+        S::REPLICATION
+    }
+
+    fn collection(&self) -> Collection {
+        S::COLLECTION
     }
 
     fn project(&self, row: &[u8], projection: Projection) -> Result<Vec<u8>, TableError> {

@@ -10,20 +10,31 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use garage_db::{Db, DbError, Direction, Snapshot, Transaction, Tree};
+use garage_db::{Db, DbError, Direction, Snapshot, Tree};
 use garage_rpc::endpoint::{Caller, Handler, Message};
 use garage_rpc::error::RpcError;
-use garage_types::{Clock, Placement, Timestamp};
+use garage_rpc::layout::VersionKey;
+use garage_types::{Clock, Placement};
 use tokio::sync::Notify;
 
+use crate::epochs::{EpochTree, Known, Slot};
 use crate::error::TableError;
-use crate::queue;
-use crate::schema::{Rules, Schema, Typed, local_key};
-use crate::wire::{Entry, Found, Order, Page, Range, RangeRow, Read, TableId, Verdict, Write};
+use crate::graves::Graves;
+use crate::schema::{Collection, Replication, Rules, Schema, Typed, local_key};
+use crate::segments::Segments;
+use crate::starts::STATE_TREE;
+use crate::transaction::RowTransaction;
+use crate::wire::{AskEpoch, EpochIs, Found, Mode, Order, Page, Range, RangeRow, Read, TableId, Verdict, Write};
 
-/// The oldest layout version that calls may still be made under.
+/// What the store must know of the layout: the oldest version that calls may still be made under, and whether this node may answer.
 pub trait LiveLayouts: Send + Sync + 'static {
     fn oldest_live(&self) -> u64;
+
+    /// Every live version.
+    fn live(&self) -> Vec<VersionKey>;
+
+    /// Whether this node's rows are not all there.
+    fn is_rebuilding(&self) -> bool;
 }
 
 /// The most rows one range request returns, whatever it asks for.
@@ -31,36 +42,45 @@ pub const RANGE_ROWS_MAX: usize = 4096;
 /// Bytes of rows after which a range reply is cut.
 const RANGE_BYTES_MAX: usize = 4 << 20;
 
-struct LocalTable {
-    rules: Arc<dyn Rules>,
-    rows: Tree,
+pub(crate) struct LocalTable {
+    pub(crate) rules: Arc<dyn Rules>,
+    pub(crate) rows: Tree,
     /// Counts commits that touched the table, so that caches know when they are old.
     generation: Arc<AtomicU64>,
 }
 
-struct Inner {
+pub(crate) struct Inner {
     db: Db,
     clock: Arc<dyn Clock>,
-    layouts: Arc<dyn LiveLayouts>,
-    tables: BTreeMap<TableId, LocalTable>,
-    queue: Tree,
-    epochs: Tree,
+    pub(crate) layouts: Arc<dyn LiveLayouts>,
+    pub(crate) tables: BTreeMap<TableId, LocalTable>,
+    /// Local trees of the schemas, that follow from rows.
+    derived: Vec<Tree>,
+    pub(crate) queue: Tree,
+    pub(crate) digests: Tree,
+    pub(crate) epochs: EpochTree,
+    /// What this node stamps the rows that it sends with.
+    pub(crate) known_epochs: Known,
+    pub(crate) graves: Graves,
+    pub(crate) set_aside: Tree,
+    pub(crate) state: Tree,
     queued: Notify,
 }
 
 /// The local half of all tables. Cheap to clone.
 #[derive(Clone)]
-pub struct TableStore(Arc<Inner>);
+pub struct TableStore(pub(crate) Arc<Inner>);
 
 /// Collects the schemas before the store opens.
 pub struct Builder {
     db: Db,
     tables: BTreeMap<TableId, LocalTable>,
+    derived: Vec<Tree>,
 }
 
 impl Builder {
     pub fn new(db: Db) -> Self {
-        Builder { db, tables: BTreeMap::new() }
+        Builder { db, tables: BTreeMap::new(), derived: Vec::new() }
     }
 
     /// Adds a table.
@@ -77,13 +97,33 @@ impl Builder {
         Ok(self)
     }
 
+    /// Names a local tree that the schemas keep, and that can be made again from the rows.
+    #[must_use]
+    pub fn with_derived(mut self, tree: Tree) -> Self {
+        self.derived.push(tree);
+        self
+    }
+
     /// # Errors
     /// The metadata engine's.
     pub fn open(self, clock: Arc<dyn Clock>, layouts: Arc<dyn LiveLayouts>) -> Result<TableStore, DbError> {
-        let queue = self.db.open_tree("queue")?;
-        let epochs = self.db.open_tree("gc_epochs")?;
-        let Builder { db, tables } = self;
-        Ok(TableStore(Arc::new(Inner { db, clock, layouts, tables, queue, epochs, queued: Notify::new() })))
+        let Builder { db, tables, derived } = self;
+        let inner = Inner {
+            queue: db.open_tree("queue")?,
+            digests: db.open_tree("digests")?,
+            epochs: EpochTree(db.open_tree("gc_epochs")?),
+            known_epochs: Known::new(tables.keys().copied()),
+            graves: Graves(db.open_tree("graves")?),
+            set_aside: db.open_tree("set_aside")?,
+            state: db.open_tree(STATE_TREE)?,
+            db,
+            clock,
+            layouts,
+            tables,
+            derived,
+            queued: Notify::new(),
+        };
+        Ok(TableStore(Arc::new(inner)))
     }
 }
 
@@ -106,6 +146,9 @@ impl TableStore {
     /// [`TableError`]; nothing was stored, unless the engine failed at the commit itself.
     pub async fn write(&self, write: Write) -> Result<Verdict, TableError> {
         self.check_layout(write.layout)?;
+        if write.entries.iter().any(|entry| entry.mode == Mode::Commit) {
+            self.check_whole()?;
+        }
         let inner = self.0.clone();
         let now = inner.clock.now();
         let touched: Vec<TableId> = write.entries.iter().map(|entry| entry.table).collect();
@@ -118,6 +161,9 @@ impl TableStore {
             .write(move |tx| {
                 let mut tx = RowTransaction { tx, inner: &touch.inner, now };
                 for entry in &entries {
+                    if let Err(error) = tx.check_epoch(entry) {
+                        return Err(Stopped::Failed(error));
+                    }
                     match tx.apply(entry) {
                         Ok(Verdict::Won) => {}
                         Ok(refusal) => return Err(Stopped::Refused(refusal)),
@@ -171,6 +217,7 @@ impl TableStore {
     /// [`TableError`].
     pub async fn read(&self, read: Read) -> Result<Found, TableError> {
         self.check_layout(read.layout)?;
+        self.check_whole()?;
         let rows = self.0.table(read.table)?.rows;
         let row: Option<Vec<u8>> = self.0.db.read(move |tx| tx.get(rows, &local_key(&read.placement, &read.sort_key))).await?;
         Ok(Found { row: row.map(Into::into) })
@@ -180,6 +227,7 @@ impl TableStore {
     /// [`TableError`].
     pub async fn range(&self, range: Range) -> Result<Page, TableError> {
         self.check_layout(range.layout)?;
+        self.check_whole()?;
         let table = self.0.table(range.table)?;
         let (rules, rows) = (table.rules.clone(), table.rows);
         self.0.db.read(move |tx| read_page(tx, rows, &*rules, &range)).await
@@ -253,7 +301,55 @@ impl TableStore {
         self.0.queued.notified().await;
     }
 
-    fn check_layout(&self, caller: u64) -> Result<(), TableError> {
+    /// The newest epoch that this node knows of; what is sent is stamped with it.
+    pub fn known_epoch(&self, table: TableId, placement: &Placement) -> u64 {
+        self.0.known_epochs.get(table, Slot::of(placement))
+    }
+
+    /// Every table, with who holds its rows.
+    pub fn tables(&self) -> Vec<(TableId, Replication)> {
+        self.0.tables.iter().map(|(table, local)| (*table, local.rules.replication())).collect()
+    }
+
+    /// The tables of which tombstones are collected.
+    pub(crate) fn collected_tables(&self) -> Vec<(TableId, Collection)> {
+        let sharded = self.0.tables.iter().filter(|(_, local)| local.rules.replication() == Replication::Sharded);
+        sharded.map(|(table, local)| (*table, local.rules.collection())).collect()
+    }
+
+    /// Every tree whose content follows from rows.
+    pub(crate) fn derived_trees(&self) -> Vec<Tree> {
+        let own = [self.0.queue, self.0.digests, self.0.epochs.0, self.0.graves.0];
+        own.into_iter().chain(self.0.derived.iter().copied()).collect()
+    }
+
+    /// This node's own epoch.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub async fn epoch(&self, table: TableId, slot: Slot) -> Result<u64, TableError> {
+        let epochs = self.0.epochs;
+        self.0.db.read(move |tx| epochs.get(tx, table, slot)).await
+    }
+
+    pub(crate) fn known_slot_epoch(&self, table: TableId, slot: Slot) -> u64 {
+        self.0.known_epochs.get(table, slot)
+    }
+
+    /// Another node is at this epoch.
+    pub fn learn_epoch(&self, table: TableId, slot: Slot, epoch: u64) {
+        self.0.known_epochs.raise(table, slot, epoch);
+    }
+
+    /// Neither reads nor commits can be judged by rows that are not all there.
+    ///
+    /// # Errors
+    /// [`TableError::Rebuilding`].
+    pub fn check_whole(&self) -> Result<(), TableError> {
+        if self.0.layouts.is_rebuilding() { Err(TableError::Rebuilding) } else { Ok(()) }
+    }
+
+    pub(crate) fn check_layout(&self, caller: u64) -> Result<(), TableError> {
         let oldest = self.0.layouts.oldest_live();
         if caller < oldest { Err(TableError::StaleLayout { caller, oldest }) } else { Ok(()) }
     }
@@ -292,6 +388,12 @@ impl Drop for TouchLate {
     }
 }
 
+impl LocalTable {
+    pub(crate) fn segments(&self, table: TableId, digests: Tree) -> Segments {
+        Segments { table, rows: self.rows, digests }
+    }
+}
+
 impl Inner {
     fn touched(&self, table: TableId) {
         if let Some(table) = self.tables.get(&table) {
@@ -299,7 +401,7 @@ impl Inner {
         }
     }
 
-    fn table(&self, id: TableId) -> Result<&LocalTable, TableError> {
+    pub(crate) fn table(&self, id: TableId) -> Result<&LocalTable, TableError> {
         self.tables.get(&id).ok_or(TableError::UnknownTable(id))
     }
 }
@@ -338,95 +440,6 @@ fn read_page(tx: &Snapshot<'_>, rows: Tree, rules: &dyn Rules, range: &Range) ->
     failed.map_or(Ok(page), Err)
 }
 
-/// A transaction over the rows of this node and any local tree, with the queue of cascaded deletions.
-pub struct RowTransaction<'a, 'tx> {
-    tx: &'a mut Transaction<'tx>,
-    inner: &'a Inner,
-    now: Timestamp,
-}
-
-impl<'tx> RowTransaction<'_, 'tx> {
-    /// Time of the request at this node, the same however often the transaction runs.
-    pub fn now(&self) -> Timestamp {
-        self.now
-    }
-
-    /// The engine's transaction, for local trees.
-    pub fn raw(&mut self) -> &mut Transaction<'tx> {
-        self.tx
-    }
-
-    pub(crate) fn get(&self, table: TableId, key: &[u8]) -> Result<Option<Vec<u8>>, TableError> {
-        Ok(self.tx.get(self.inner.table(table)?.rows, key)?)
-    }
-
-    pub(crate) fn put(&mut self, table: TableId, key: &[u8], row: &[u8]) -> Result<(), TableError> {
-        Ok(self.tx.insert(self.inner.table(table)?.rows, key, row)?)
-    }
-
-    /// Applies a row as if it had been sent here; for effects on tables placed like the row that causes them.
-    ///
-    /// # Errors
-    /// [`TableError`]; the transaction must then be given up.
-    pub fn apply(&mut self, entry: &Entry) -> Result<Verdict, TableError> {
-        self.check_epoch(entry)?;
-        let rules = self.inner.table(entry.table)?.rules.clone();
-        rules.apply(self, entry)
-    }
-
-    /// One row of this node.
-    ///
-    /// # Errors
-    /// [`TableError`].
-    pub fn row<S: Schema>(&self, placement: &Placement, sort_key: &[u8]) -> Result<Option<S::Row>, TableError> {
-        self.get(S::ID, &local_key(placement, sort_key))?.as_deref().map(S::decode).transpose()
-    }
-
-    /// The rows of this node whose sort key starts with `prefix`.
-    ///
-    /// # Errors
-    /// [`TableError`].
-    pub fn rows_with_prefix<S: Schema>(&self, placement: &Placement, prefix: &[u8]) -> Result<Vec<S::Row>, TableError> {
-        let from = local_key(placement, prefix);
-        let to = garage_types::sort_key::after_prefix(&from);
-        let bounds = (Bound::Included(from.as_slice()), to.as_deref().map_or(Bound::Unbounded, Bound::Excluded));
-        let mut rows = Vec::new();
-        self.tx.range(self.inner.table(S::ID)?.rows, bounds, Direction::Forward, &mut |_key, value| {
-            rows.push(S::decode(value));
-            ControlFlow::Continue(())
-        })?;
-        rows.into_iter().collect()
-    }
-
-    /// Removes a superseded row of this node, with the effects of its going.
-    ///
-    /// Only for rows whose absence another row of the same placement proves: anything else must become a tombstone.
-    ///
-    /// # Errors
-    /// [`TableError`].
-    pub fn remove_superseded<S: Schema>(&mut self, schema: &S, row: &S::Row) -> Result<(), TableError> {
-        let key = local_key(&S::placement(row), &S::sort_key(row));
-        self.tx.remove(self.inner.table(S::ID)?.rows, &key)?;
-        schema.changed(self, Some(row), None)
-    }
-
-    /// Queues a row, which must be a deletion, to be sent to its owners.
-    ///
-    /// # Errors
-    /// [`TableError`].
-    pub fn enqueue(&mut self, entry: &Entry) -> Result<(), TableError> {
-        Ok(self.tx.insert(self.inner.queue, &queue::key_of(entry), &queue::encode(entry))?)
-    }
-
-    fn check_epoch(&self, entry: &Entry) -> Result<(), TableError> {
-        let mut key = vec![entry.table.0];
-        key.extend(&entry.placement.as_bytes()[..2]);
-        let stored = self.tx.get(self.inner.epochs, &key)?;
-        let current = stored.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_be_bytes);
-        if entry.epoch < current { Err(TableError::StaleEpoch { caller: entry.epoch, current }) } else { Ok(()) }
-    }
-}
-
 impl Handler<Write> for TableStore {
     fn handle(&self, _caller: Caller, request: Message<Write>) -> BoxFuture<'static, Result<Message<Verdict>, RpcError>> {
         let store = self.clone();
@@ -445,5 +458,12 @@ impl Handler<Range> for TableStore {
     fn handle(&self, _caller: Caller, request: Message<Range>) -> BoxFuture<'static, Result<Message<Page>, RpcError>> {
         let store = self.clone();
         async move { Ok(store.range(request.body).await?.into()) }.boxed()
+    }
+}
+
+impl Handler<AskEpoch> for TableStore {
+    fn handle(&self, _caller: Caller, request: Message<AskEpoch>) -> BoxFuture<'static, Result<Message<EpochIs>, RpcError>> {
+        let (store, AskEpoch { table, slot }) = (self.clone(), request.body);
+        async move { Ok(EpochIs { epoch: store.epoch(table, slot).await? }.into()) }.boxed()
     }
 }

@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::TableError;
 use crate::schema::{Admission, Admit, Replication, Schema};
-use crate::store::{Builder, LiveLayouts, RowTransaction, TableStore};
+use crate::store::{Builder, LiveLayouts, TableStore};
+use crate::transaction::RowTransaction;
 use crate::wire::{Entry, Mode, Order, Projection, Range, Read, TableId, Verdict, Write};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -71,6 +72,14 @@ struct Oldest(AtomicU64);
 impl LiveLayouts for Oldest {
     fn oldest_live(&self) -> u64 {
         self.0.load(Ordering::SeqCst)
+    }
+
+    fn live(&self) -> Vec<garage_rpc::layout::VersionKey> {
+        Vec::new()
+    }
+
+    fn is_rebuilding(&self) -> bool {
+        false
     }
 }
 

@@ -8,18 +8,23 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use garage_rpc::cluster::Cluster;
-use garage_rpc::error::RpcError;
+use garage_rpc::error::{ErrorCode, RpcError};
 use garage_rpc::layout::ClusterLayout;
-use garage_rpc::quorum::{NodeError, NodeReply, QuorumError};
+use garage_rpc::quorum::{NodeError, NodeReply, QuorumError, WriteQuorum};
 use garage_types::codec;
 use garage_types::crdt::Crdt;
+use garage_types::planted::{Bug, is_planted};
 use garage_types::{NodeId, Placement};
 use serde_bytes::ByteBuf;
 
+use crate::epochs::Slot;
 use crate::error::TableError;
 use crate::schema::{Replication, Schema};
 use crate::store::TableStore;
-use crate::wire::{Entry, Mode, Order, Page, Projection, Range, Read, Verdict, Write};
+use crate::wire::{AskEpoch, Entry, EpochIs, Found, Mode, Order, Page, Projection, Range, Read, TableId, Verdict, Write};
+
+/// How often a range is read anew because rows were superseded meanwhile.
+const RANGE_ATTEMPTS_MAX: usize = 16;
 
 /// One table, through the nodes that own its rows. Cheap to clone.
 pub struct Table<S> {
@@ -53,6 +58,9 @@ pub struct Rows<R> {
     pub last: Option<Vec<u8>>,
 }
 
+/// How often a row is sent again, or read again, because a collection went on meanwhile.
+const STALE_TRIES: usize = 3;
+
 /// Why one owner did not store a row.
 #[derive(Debug, thiserror::Error)]
 enum NotWon {
@@ -80,8 +88,21 @@ impl<S: Schema> Table<S> {
     /// # Errors
     /// [`TableError`].
     pub async fn get(&self, placement: Placement, sort_key: Vec<u8>) -> Result<Option<S::Row>, TableError> {
+        let mut tries_left = STALE_TRIES;
+        loop {
+            match self.get_once(placement, sort_key.clone()).await {
+                // What was read may be of before a collection: read again, under the epoch learned meanwhile.
+                Err(TableError::StaleEpoch { .. }) if tries_left > 0 => tries_left -= 1,
+                result => return result,
+            }
+        }
+    }
+
+    async fn get_once(&self, placement: Placement, sort_key: Vec<u8>) -> Result<Option<S::Row>, TableError> {
         let layout = self.cluster.layout();
         let read = Read { layout: layout.version(), table: S::ID, placement, sort_key: ByteBuf::from(sort_key) };
+        // Known before the rows are read: what is read back is never stamped with a later epoch than its copies had.
+        let epoch = self.store.known_epoch(S::ID, &placement);
         let replies = self.ask(placement, |node| self.call(node, read.clone())).await?;
         let mut merged: Option<S::Row> = None;
         for reply in &replies {
@@ -93,7 +114,7 @@ impl<S: Schema> Table<S> {
         if replies.len() > 1 {
             let bytes = codec::encode(&row);
             if replies.iter().any(|reply| reply.reply.row.as_ref().is_none_or(|copy| copy.as_slice() != bytes)) {
-                self.read_back(placement, vec![S::entry(&row, Mode::Replicate)]).await?;
+                self.read_back(placement, vec![Entry { epoch, ..S::entry(&row, Mode::Replicate) }]).await?;
             }
         }
         Ok(Some(row))
@@ -105,10 +126,11 @@ impl<S: Schema> Table<S> {
     /// [`TableError`].
     pub async fn get_here_first(&self, placement: Placement, sort_key: Vec<u8>) -> Result<Option<S::Row>, TableError> {
         let layout = self.cluster.layout().version();
-        let here = self.store.read(Read { layout, table: S::ID, placement, sort_key: sort_key.clone().into() }).await?;
-        match here.row {
-            Some(row) => Ok(Some(S::decode(&row)?)),
-            None => self.get(placement, sort_key).await,
+        let here = self.store.read(Read { layout, table: S::ID, placement, sort_key: sort_key.clone().into() }).await;
+        match here {
+            Ok(Found { row: Some(row) }) => Ok(Some(S::decode(&row)?)),
+            Ok(Found { row: None }) | Err(TableError::Rebuilding) => self.get(placement, sort_key).await,
+            Err(error) => Err(error),
         }
     }
 
@@ -125,18 +147,37 @@ impl<S: Schema> Table<S> {
     /// # Errors
     /// [`TableError`]; the row may then be stored at some of them.
     pub async fn merge(&self, row: &S::Row) -> Result<(), TableError> {
-        self.read_back(S::placement(row), vec![S::entry(row, Mode::Replicate)]).await
+        match self.write(S::placement(row), vec![S::entry(row, Mode::Replicate)]).await? {
+            Verdict::Won => Ok(()),
+            verdict => unreachable!("copies are merged, never refused, but an owner answered {verdict:?}"),
+        }
     }
 
     /// Stores rows of one placement, of this and other tables, in one transaction at each owner.
     ///
-    /// `Won` when a write quorum of every live layout version's owners said so.
+    /// `Won` when a write quorum of every live layout version's owners said so. For rows that the caller has just made, or deletions:
+    /// they are sent under the newest epoch known, and again when an owner knows a newer one.
     ///
     /// # Errors
     /// [`TableError`]; the rows may then be stored at some of the owners.
-    pub async fn write(&self, placement: Placement, entries: Vec<Entry>) -> Result<Verdict, TableError> {
+    pub async fn write(&self, placement: Placement, mut entries: Vec<Entry>) -> Result<Verdict, TableError> {
+        let mut tries_left = STALE_TRIES;
+        loop {
+            for entry in &mut entries {
+                entry.epoch = self.store.known_epoch(entry.table, &placement);
+            }
+            match self.write_once(placement, entries.clone()).await {
+                Err(TableError::StaleEpoch { .. }) if tries_left > 0 => tries_left -= 1,
+                result => return result,
+            }
+        }
+    }
+
+    /// As [`Self::write`], under the epochs that the entries say. After [`TableError::StaleEpoch`] the newer one is known.
+    async fn write_once(&self, placement: Placement, entries: Vec<Entry>) -> Result<Verdict, TableError> {
         let permit = self.cluster.begin_write();
         let (sets, quorum) = self.owners(permit.layout(), placement)?;
+        let tables: Vec<TableId> = entries.iter().map(|entry| entry.table).collect();
         let write = Write { layout: permit.layout().version(), entries };
         let attempt = |node| {
             let call = self.call(node, write.clone());
@@ -151,8 +192,31 @@ impl<S: Schema> Table<S> {
         let result = self.cluster.write(&permit, &sets, quorum, attempt).await;
         match result {
             Ok(_all_won) => Ok(Verdict::Won),
-            Err(error) => refusal(error),
+            Err(error) => {
+                let stale = stale_at(&error);
+                let verdict = refusal(error);
+                match (verdict, stale) {
+                    (Err(TableError::Quorum(_)), Some(node)) => Err(self.learn_epochs(node, placement, &tables).await?),
+                    (verdict, _) => verdict,
+                }
+            }
         }
+    }
+
+    /// Learns the epochs of an owner that refused a row for being sent under an old one.
+    async fn learn_epochs(&self, node: NodeId, placement: Placement, tables: &[TableId]) -> Result<TableError, TableError> {
+        let mut stale = TableError::StaleEpoch { caller: 0, current: 0 };
+        for table in tables {
+            let slot = Slot::of(&placement);
+            let asked = self.call(node, AskEpoch { table: *table, slot }).await;
+            let EpochIs { epoch: current } = asked.map_err(|error| TableError::Peer { node, source: error })?;
+            let caller = self.store.known_epoch(*table, &placement);
+            if caller < current {
+                stale = TableError::StaleEpoch { caller, current };
+            }
+            self.store.learn_epoch(*table, slot, current);
+        }
+        Ok(stale)
     }
 
     /// Rows of one placement as a read quorum knows them.
@@ -160,6 +224,23 @@ impl<S: Schema> Table<S> {
     /// # Errors
     /// [`TableError`].
     pub async fn range(&self, placement: Placement, query: Query) -> Result<Rows<S::Row>, TableError> {
+        if let Some(rows) = self.try_range(placement, &query).await? {
+            return Ok(rows);
+        }
+        // Whole rows are written back as they were read, so that nothing can vanish in between.
+        let summarised = query.projection == Projection::Summary;
+        let query = Query { projection: Projection::Whole, ..query };
+        for _attempt in 0..RANGE_ATTEMPTS_MAX {
+            if let Some(Rows { rows, last }) = self.try_range(placement, &query).await? {
+                let rows = if summarised { rows.into_iter().map(S::summary).collect() } else { rows };
+                return Ok(Rows { rows, last });
+            }
+        }
+        Err(TableError::Unsettled)
+    }
+
+    /// `None` when a row was superseded, or its tombstone collected, while it was read back: what is there now has to be seen.
+    async fn try_range(&self, placement: Placement, query: &Query) -> Result<Option<Rows<S::Row>>, TableError> {
         let layout = self.cluster.layout().version();
         let range = Range {
             layout,
@@ -171,20 +252,32 @@ impl<S: Schema> Table<S> {
             limit: query.limit,
             projection: query.projection,
         };
+        // Known before the rows are read, as in `get`.
+        let epoch = self.store.known_epoch(S::ID, &placement);
         let replies = self.ask(placement, |node| self.call(node, range.clone())).await?;
-        let merged = merge_pages::<S>(&replies, query.order)?;
-        let mut rows = Vec::with_capacity(merged.rows.len());
-        for row in merged.rows {
+        let MergedPage { rows: merged, last } = merge_pages::<S>(&replies, query.order)?;
+        if query.projection == Projection::Whole {
+            let differing = merged.iter().filter(|row| row.differs);
+            let entries: Vec<Entry> = differing.map(|row| Entry { epoch, ..S::entry(&row.row, Mode::Replicate) }).collect();
+            if !entries.is_empty() {
+                match self.read_back(placement, entries).await {
+                    Err(TableError::StaleEpoch { .. }) => return Ok(None),
+                    result => result?,
+                }
+            }
+            return Ok(Some(Rows { rows: merged.into_iter().map(|row| row.row).collect(), last }));
+        }
+        let mut rows = Vec::with_capacity(merged.len());
+        for row in merged {
             if row.differs {
                 // Written back whole, not as the summary a listing sees.
-                if let Some(whole) = self.get(placement, row.sort_key).await? {
-                    rows.push(if query.projection == Projection::Summary { S::summary(whole) } else { whole });
-                }
+                let Some(whole) = self.get(placement, row.sort_key).await? else { return Ok(None) };
+                rows.push(S::summary(whole));
             } else {
                 rows.push(row.row);
             }
         }
-        Ok(Rows { rows, last: merged.last })
+        Ok(Some(Rows { rows, last }))
     }
 
     async fn ask<T, F>(&self, placement: Placement, call: impl Fn(NodeId) -> F) -> Result<Vec<NodeReply<T>>, TableError>
@@ -199,7 +292,7 @@ impl<S: Schema> Table<S> {
         let (nodes, quorum) = match S::REPLICATION {
             Replication::Sharded => (layout.read_nodes(placement).to_vec(), self.cluster.quorums().read),
             Replication::FullCopy => {
-                let nodes = layout.all_nodes().to_vec();
+                let nodes = layout.read_members().to_vec();
                 let quorum = nodes.len() - nodes.len() / 2;
                 (nodes, quorum)
             }
@@ -207,22 +300,21 @@ impl<S: Schema> Table<S> {
         self.cluster.read(nodes, quorum, call).await.map_err(|error| TableError::Quorum(Box::new(error)))
     }
 
-    fn owners(&self, layout: &ClusterLayout, placement: Placement) -> Result<(Vec<Vec<NodeId>>, usize), TableError> {
+    fn owners(&self, layout: &ClusterLayout, placement: Placement) -> Result<(Vec<Vec<NodeId>>, WriteQuorum), TableError> {
         if layout.is_empty() {
             return Err(TableError::NoLayout);
         }
         Ok(match S::REPLICATION {
-            Replication::Sharded => (layout.write_sets(placement), self.cluster.quorums().write),
-            Replication::FullCopy => {
-                let nodes = layout.all_nodes().to_vec();
-                let majority = nodes.len() / 2 + 1;
-                (vec![nodes], majority)
-            }
+            Replication::Sharded => (layout.write_sets(placement), WriteQuorum::Count(self.cluster.quorums().write)),
+            Replication::FullCopy => (layout.full_copy_sets(), WriteQuorum::Majority),
         })
     }
 
     async fn read_back(&self, placement: Placement, entries: Vec<Entry>) -> Result<(), TableError> {
-        match self.write(placement, entries).await? {
+        if is_planted(Bug::NoReadBack) {
+            return Ok(());
+        }
+        match self.write_once(placement, entries).await? {
             Verdict::Won => Ok(()),
             verdict => unreachable!("copies are merged, never refused, but an owner answered {verdict:?}"),
         }
@@ -236,6 +328,12 @@ impl<S: Schema> Table<S> {
         let cluster = self.cluster.clone();
         async move { cluster.call(node, request).await }
     }
+}
+
+/// An owner that refused because of an old epoch.
+fn stale_at(error: &QuorumError<NotWon>) -> Option<NodeId> {
+    let is_stale = |error: &NotWon| matches!(error, NotWon::Rpc(error) if error.code == ErrorCode::StaleEpoch);
+    error.errors.iter().find(|failed| is_stale(&failed.error)).map(|failed| failed.node)
 }
 
 /// What a failed commit means: behind and refused are answers, too few answers is an error.
@@ -287,6 +385,7 @@ fn merge_pages<S: Schema>(replies: &[NodeReply<Page>], order: Order) -> Result<M
     let ends = replies.iter().filter(|reply| reply.reply.truncated).filter_map(|reply| reply.reply.rows.last());
     let ends = ends.map(|row| row.sort_key.to_vec());
     let last = match order {
+        Order::Forward if is_planted(Bug::PageCutTooLate) => ends.max(),
         Order::Forward => ends.min(),
         Order::Backward => ends.max(),
     };

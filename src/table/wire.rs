@@ -5,6 +5,8 @@ use garage_types::{Placement, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
+use crate::epochs::Slot;
+
 /// A table's number on the wire and in the queue: never reused for another table.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -20,6 +22,9 @@ pub enum Mode {
     #[serde(rename = "r")]
     Replicate,
 }
+
+/// The epoch of rows that an owner makes itself, in the transaction's own time: they are never late.
+pub const EPOCH_OF_OWNER: u64 = u64::MAX;
 
 /// One row on its way to an owner.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -162,4 +167,25 @@ impl Request for Range {
     const ENDPOINT: &'static str = "table.range/1";
     const CLASS: Class = Class::Metadata;
     type Reply = Page;
+}
+
+/// Under which epoch must rows of this table and slot be sent to you?
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AskEpoch {
+    #[serde(rename = "t")]
+    pub table: TableId,
+    #[serde(rename = "s")]
+    pub slot: Slot,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct EpochIs {
+    #[serde(rename = "e")]
+    pub epoch: u64,
+}
+
+impl Request for AskEpoch {
+    const ENDPOINT: &'static str = "table.epoch/1";
+    const CLASS: Class = Class::Metadata;
+    type Reply = EpochIs;
 }

@@ -30,7 +30,8 @@ pub struct Config {
     pub metadata_snapshots_dir: PathBuf,
     /// `None`: no periodic snapshots.
     pub metadata_auto_snapshot_interval: Option<Duration>,
-    pub db_engine: DbEngine,
+    /// The metadata engine's name; which there are is for the database to say.
+    pub db_engine: String,
     /// Bytes of address space for LMDB.
     pub lmdb_map_size: u64,
     pub metadata_fsync: bool,
@@ -97,8 +98,6 @@ pub enum ConfigError {
     Value { key: String, found: String, expected: &'static str },
     #[error("`{first}` and `{second}` cannot be given together: {instead}")]
     Conflict { first: String, second: String, instead: &'static str },
-    #[error("db_engine = {name:?} is not available ({reason}): write db_engine = \"lmdb\"")]
-    Engine { name: String, reason: &'static str },
     #[error("no entry of `data_dir` is writable: give at least one a `capacity` instead of `read_only`")]
     NoWritableDataDir,
     #[error("`data_dir` names {} twice: every entry needs a path of its own", path.display())]
@@ -122,12 +121,6 @@ pub enum DataDirPurpose {
     Writable { capacity_bytes: Option<u64> },
     /// Blocks are read from it and moved out of it.
     ReadOnly,
-}
-
-/// The metadata engines that can be chosen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DbEngine {
-    Lmdb,
 }
 
 /// How many copies, and how many of them an answer waits for.

@@ -16,6 +16,7 @@ pub mod memory_disk;
 pub mod names;
 pub mod offload;
 pub mod placement;
+pub mod planted;
 pub mod random;
 pub mod secret;
 pub mod size;

@@ -1,6 +1,9 @@
 //! `garage bucket …`
 
+use std::time::Duration;
+
 use clap::{Args, Subcommand};
+use garage_types::size::parse_duration;
 
 use super::value::{Limit, count_limit, size_limit};
 
@@ -55,6 +58,21 @@ pub enum BucketCommand {
         /// A number, or `none`
         #[arg(long, value_parser = count_limit, value_name = "N")]
         max_objects: Option<Limit>,
+    },
+    /// Give up multipart uploads that nobody will finish
+    CleanupIncompleteUploads {
+        /// Names, ids or the beginnings of ids
+        #[arg(required = true, value_name = "BUCKET")]
+        buckets: Vec<String>,
+        /// Those that began longer ago than this
+        #[arg(long, value_parser = parse_duration, value_name = "DURATION", default_value = "1d")]
+        older_than: Duration,
+    },
+    /// Show every version of an object with its blocks
+    InspectObject {
+        /// Name, id or the beginning of an id
+        bucket: String,
+        key: String,
     },
 }
 

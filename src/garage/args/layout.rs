@@ -33,6 +33,24 @@ pub enum LayoutCommand {
     Revert(RevertArgs),
     /// Show past and live versions of the layout
     History,
+    /// Move on without nodes that will not come back
+    #[command(disable_version_flag = true)]
+    SkipDeadNodes(SkipArgs),
+    /// Choose between layouts with one number, which two operators applied at once; without a digest, show them
+    Resolve {
+        /// The beginning of the digest of the layout to keep
+        digest: Option<String>,
+    },
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct SkipArgs {
+    /// The live version that the other nodes are to reach, usually the current one
+    #[arg(long)]
+    pub version: u64,
+    /// Accept that metadata which only the dead nodes had is lost
+    #[arg(long)]
+    pub allow_missing_data: bool,
 }
 
 #[derive(Debug, Clone, Args)]

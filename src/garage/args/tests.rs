@@ -8,7 +8,7 @@ use super::key::KeyCommand;
 use super::layout::LayoutCommand;
 use super::value::{Limit, Redundancy};
 use super::worker::{RepairArgs, RepairWhat};
-use super::{Cli, Command, NodeCommand};
+use super::{Cli, Command, MetaCommand, NodeCommand};
 
 fn parse(line: &str) -> Result<Command, String> {
     let words = std::iter::once("garage").chain(line.split_whitespace());
@@ -71,6 +71,19 @@ fn layout_commands_take_their_options_before_or_after_the_node() {
 }
 
 #[test]
+fn dead_nodes_are_skipped_up_to_a_version_and_conflicts_resolved_by_digest() {
+    let Ok(Command::Layout(LayoutCommand::SkipDeadNodes(skip))) =
+        parse("layout skip-dead-nodes --version 4 --allow-missing-data")
+    else {
+        panic!()
+    };
+    assert_eq!((skip.version, skip.allow_missing_data), (4, true));
+    assert!(parse("layout skip-dead-nodes").unwrap_err().contains("--version"));
+    assert!(matches!(parse("layout resolve ab12"), Ok(Command::Layout(LayoutCommand::Resolve { digest: Some(_) }))));
+    assert!(matches!(parse("layout resolve"), Ok(Command::Layout(LayoutCommand::Resolve { digest: None }))));
+}
+
+#[test]
 fn a_capacity_without_unit_is_refused_with_a_hint() {
     let error = parse("layout assign -z dc1 -c 1 aa").unwrap_err();
     assert!(error.contains("write a unit, such as 1G or 1T"), "{error}");
@@ -127,4 +140,26 @@ fn repairs_take_their_flags_before_or_after_what_is_repaired() {
     assert!(parse("repair --yes").is_err() && parse("repair --yes scrub").is_err());
     assert!(parse("block retry-now").is_err() && parse("block retry-now --all aa").is_err());
     assert!(parse("block retry-now --all").is_ok() && parse("worker get -a scrub-tranquility").is_ok());
+}
+
+#[test]
+fn the_long_version_names_the_engines_of_the_build() {
+    assert!(super::VERSION.ends_with(&garage_node::engine::BUILT_IN.join(", ")));
+}
+
+#[test]
+fn a_conversion_names_both_engines_and_both_places() {
+    let parsed = parse("convert-db -a lmdb -i /m/db.lmdb -b redb -o /m/db.redb --lmdb-map-size 2G");
+    let Ok(Command::ConvertDb(args)) = parsed else { panic!("{parsed:?}") };
+    assert_eq!((args.input_engine.as_str(), args.output_engine.as_str()), ("lmdb", "redb"));
+    assert_eq!((args.input.to_str(), args.output.to_str()), (Some("/m/db.lmdb"), Some("/m/db.redb")));
+    assert_eq!(args.lmdb_map_size, Some(2_000_000_000));
+    assert!(parse("convert-db -a lmdb -i /m/db.lmdb -b redb").is_err());
+}
+
+#[test]
+fn snapshots_are_of_one_node_or_all() {
+    for (line, expected) in [("meta snapshot", false), ("meta snapshot -a", true), ("meta snapshot --all", true)] {
+        assert!(matches!(parse(line), Ok(Command::Meta(MetaCommand::Snapshot { all_nodes })) if all_nodes == expected), "{line}");
+    }
 }

@@ -1,12 +1,16 @@
 //! `garage bucket …`
 
+use std::time::Duration;
+
 use garage_admin::buckets::{
     AddBucketAlias, AllowBucketKey, BucketAlias, BucketInfo, BucketKeyPerm, BucketQuotas, BucketUpdate, CreateBucket,
     DeleteBucket, DenyBucketKey, GetBucketInfo, ListBuckets, PermissionChange, RemoveBucketAlias, UpdateBucket,
 };
 use garage_admin::keys::{GetKeyInfo, KeyInfo};
+use garage_admin::objects::{CleanupIncompleteUploads, InspectObject, UploadsCleanedUp};
 use garage_types::BucketId;
 use jiff::tz::TimeZone;
+use serde::Serialize;
 
 use super::confirmed;
 use crate::args::bucket::{BucketCommand, PermissionArgs};
@@ -15,6 +19,7 @@ use crate::connection::Daemon;
 use crate::error::CliError;
 use crate::output::Output;
 use crate::show::bucket as show;
+use crate::show::object::object as show_object;
 
 pub(super) async fn run(daemon: &Daemon, command: BucketCommand, output: Output) -> Result<(), CliError> {
     let info = match command {
@@ -23,6 +28,14 @@ pub(super) async fn run(daemon: &Daemon, command: BucketCommand, output: Output)
             return output.reply(&buckets, |buckets| show::list(buckets, &TimeZone::system()));
         }
         BucketCommand::Delete { bucket, yes } => return delete(daemon, &bucket, yes, output).await,
+        BucketCommand::CleanupIncompleteUploads { buckets, older_than } => {
+            return clean_up(daemon, &buckets, older_than, output).await;
+        }
+        BucketCommand::InspectObject { bucket, key } => {
+            let bucket_id = find(daemon, &bucket).await?.id;
+            let object = daemon.call(InspectObject { bucket_id, key }).await?;
+            return output.reply(&object, |object| show_object(object, &TimeZone::system()));
+        }
         BucketCommand::Info { bucket } => find(daemon, &bucket).await?,
         BucketCommand::Create { name } => daemon.call(CreateBucket { global_alias: name }).await?,
         BucketCommand::Alias { bucket, name, local } => {
@@ -47,6 +60,31 @@ pub(super) async fn run(daemon: &Daemon, command: BucketCommand, output: Output)
         }
     };
     output.reply(&info, |info| show::info(info, &TimeZone::system()))
+}
+
+/// One line a bucket.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct CleanedUp {
+    bucket: String,
+    uploads_deleted: u64,
+}
+
+async fn clean_up(daemon: &Daemon, patterns: &[String], older_than: Duration, output: Output) -> Result<(), CliError> {
+    // All are looked up first: a name mistyped changes nothing.
+    let mut buckets = Vec::with_capacity(patterns.len());
+    for pattern in patterns {
+        buckets.push((pattern, find(daemon, pattern).await?.id));
+    }
+    let mut done = Vec::with_capacity(buckets.len());
+    for (pattern, bucket_id) in buckets {
+        let cleanup = CleanupIncompleteUploads { bucket_id, older_than_secs: older_than.as_secs() };
+        let UploadsCleanedUp { uploads_deleted } = daemon.call(cleanup).await?;
+        done.push(CleanedUp { bucket: pattern.clone(), uploads_deleted });
+    }
+    output.reply(&done, |done| {
+        done.iter().map(|one| format!("{}: {} uploads aborted\n", one.bucket, one.uploads_deleted)).collect()
+    })
 }
 
 async fn find(daemon: &Daemon, pattern: &str) -> Result<BucketInfo, CliError> {

@@ -2,18 +2,20 @@
 
 use garage_admin::cluster::{ClusterStatus, GetClusterStatus};
 use garage_admin::layout::{
-    ApplyClusterLayout, GetClusterLayout, GetClusterLayoutHistory, Layout, LayoutParameters, PreviewClusterLayoutChanges,
+    ApplyClusterLayout, GetClusterLayout, Layout, LayoutParameters, LayoutPreview, PreviewClusterLayoutChanges,
     RevertClusterLayout, RoleChange, UpdateClusterLayout, ZoneRedundancy,
 };
+use garage_admin::layout_history::{ClusterLayoutSkipDeadNodes, GetClusterLayoutHistory, ResolveClusterLayout, SkippedNodes};
 use garage_admin::search;
 use garage_types::NodeId;
+use serde::Serialize;
 
-use crate::args::layout::{AssignArgs, LayoutCommand, RevertArgs};
+use crate::args::layout::{AssignArgs, LayoutCommand, RevertArgs, SkipArgs};
 use crate::args::value::Redundancy;
 use crate::connection::Daemon;
 use crate::error::CliError;
 use crate::output::Output;
-use crate::show::layout as show;
+use crate::show::{layout as show, layout_history};
 
 pub(super) async fn run(daemon: &Daemon, command: LayoutCommand, output: Output) -> Result<(), CliError> {
     match command {
@@ -52,7 +54,18 @@ pub(super) async fn run(daemon: &Daemon, command: LayoutCommand, output: Output)
         }
         LayoutCommand::History => {
             let history = daemon.call(GetClusterLayoutHistory).await?;
-            output.reply(&history, show::history)
+            output.reply(&history, layout_history::history)
+        }
+        LayoutCommand::SkipDeadNodes(args) => skip_dead_nodes(daemon, &args, output).await,
+        LayoutCommand::Resolve { digest: None } => {
+            let history = daemon.call(GetClusterLayoutHistory).await?;
+            output.reply(&history.conflicts, |conflicts| layout_history::conflicts(conflicts))
+        }
+        LayoutCommand::Resolve { digest: Some(digest) } => {
+            let layout = daemon.call(ResolveClusterLayout { digest }).await?;
+            output.reply(&layout, |layout| {
+                format!("The chosen layout is now version {}; the others are given up. Tell their author.\n", layout.version)
+            })
         }
     }
 }
@@ -64,14 +77,43 @@ async fn stage(daemon: &Daemon, update: UpdateClusterLayout, output: Output) -> 
     })
 }
 
+async fn skip_dead_nodes(daemon: &Daemon, args: &SkipArgs, output: Output) -> Result<(), CliError> {
+    let SkipArgs { version, allow_missing_data } = *args;
+    let skipped = daemon.call(ClusterLayoutSkipDeadNodes { version, allow_missing_data }).await?;
+    something_skipped(&skipped, args)?;
+    output.reply(&skipped, layout_history::skipped)
+}
+
+/// # Errors
+/// [`CliError::Usage`] when nothing changed: what to do instead.
+fn something_skipped(skipped: &SkippedNodes, args: &SkipArgs) -> Result<(), CliError> {
+    let SkippedNodes { ack_updated, sync_updated, sync_ack_updated } = skipped;
+    if !(ack_updated.is_empty() && sync_updated.is_empty() && sync_ack_updated.is_empty()) {
+        return Ok(());
+    }
+    let instead = if args.allow_missing_data {
+        "wait for the nodes that are connected, see `garage layout history`"
+    } else {
+        "no dead node holds up the others now. Wait for those that are connected; or, if a dead node had metadata still to \
+         receive, take its role away with `garage layout remove`, or accept the loss with --allow-missing-data"
+    };
+    Err(CliError::Usage(format!("nothing was changed: {instead}")))
+}
+
 async fn show_layout(daemon: &Daemon, output: Output) -> Result<(), CliError> {
     let layout = daemon.call(GetClusterLayout).await?;
     let is_staged = !layout.staged_role_changes.is_empty() || layout.staged_parameters.is_some();
-    if !is_staged || output == Output::Json {
-        return output.reply(&layout, |layout| show::show(layout, None));
-    }
-    let preview = daemon.call(PreviewClusterLayoutChanges).await?;
-    output.reply(&layout, |layout| show::show(layout, Some(&preview)))
+    let preview = if is_staged { Some(daemon.call(PreviewClusterLayoutChanges).await?) } else { None };
+    output.reply(&ShownLayout { layout, preview }, |shown| show::show(&shown.layout, shown.preview.as_ref()))
+}
+
+/// What `layout show` prints as JSON: the layout, and if something is staged, what would come of it.
+#[derive(Serialize)]
+struct ShownLayout {
+    #[serde(flatten)]
+    layout: Layout,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    preview: Option<LayoutPreview>,
 }
 
 /// The node that a typed prefix means, among all that are connected, have a role, or have one staged.
@@ -163,10 +205,11 @@ fn may_revert(args: &RevertArgs, layout: &Layout) -> Result<(), CliError> {
 mod tests {
     use garage_admin::cluster::ClusterStatus;
     use garage_admin::layout::{Layout, LayoutParameters, RoleChange, RoleInfo, ZoneRedundancy};
+    use garage_admin::layout_history::SkippedNodes;
     use garage_types::NodeId;
 
-    use super::{assignment, may_revert, parameters, version_to_apply};
-    use crate::args::layout::{AssignArgs, RevertArgs};
+    use super::{assignment, may_revert, parameters, something_skipped, version_to_apply};
+    use crate::args::layout::{AssignArgs, RevertArgs, SkipArgs};
 
     fn id(byte: u8) -> NodeId {
         NodeId::from_bytes([byte; 32])
@@ -206,7 +249,7 @@ mod tests {
     }
 
     fn plan(args: &AssignArgs) -> Result<Vec<RoleChange>, String> {
-        let status = ClusterStatus { layout_version: 3, nodes: vec![] };
+        let status = ClusterStatus { layout_version: 3, nodes: vec![], layout_conflicts: vec![] };
         assignment(args, &layout(), &status).map(|update| update.roles).map_err(|error| error.to_string())
     }
 
@@ -244,5 +287,16 @@ mod tests {
         assert!(revert(false, None).unwrap_err().to_string().contains("--yes"));
         assert!(revert(true, Some(3)).unwrap_err().to_string().contains("version 4, not 3"));
         assert!(parameters(None).is_err());
+    }
+
+    #[test]
+    fn a_skip_that_changed_nothing_says_what_to_do_instead() {
+        let outcome = |ack_updated, allow_missing_data| {
+            let skipped = SkippedNodes { ack_updated, sync_updated: vec![], sync_ack_updated: vec![] };
+            something_skipped(&skipped, &SkipArgs { version: 4, allow_missing_data }).map_err(|error| error.to_string())
+        };
+        assert!(outcome(vec![], false).unwrap_err().contains("--allow-missing-data"));
+        assert!(outcome(vec![], true).unwrap_err().contains("wait for the nodes"));
+        assert!(outcome(vec![id(1)], false).is_ok());
     }
 }

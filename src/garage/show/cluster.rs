@@ -2,6 +2,7 @@
 
 use garage_admin::cluster::{ClusterNode, ClusterStatus, Role};
 use garage_admin::layout::Layout;
+use garage_admin::nodes::Multi;
 use garage_types::size::format_decimal;
 
 use super::{ago, heading, row, share, table, tags};
@@ -20,10 +21,19 @@ pub fn status(status: &ClusterStatus, layout: &Layout) -> String {
         rows.extend(failed.iter().map(|node| failed_row(node, layout)));
         text += &table(&rows);
         if failed.iter().any(|node| node.draining) {
-            text += "\nFailed nodes still hold metadata of an older layout version; see garage layout history.\n";
+            text += "\nFailed nodes hold up the change of layout; see garage layout history, and if they will not come back, \
+                     garage layout skip-dead-nodes.\n";
         }
     }
-    if !layout.staged_role_changes.is_empty() {
+    for conflict in &status.layout_conflicts {
+        let digests: Vec<&str> = conflict.digests.iter().map(|digest| digest.get(..16).unwrap_or(digest)).collect();
+        text += &format!(
+            "\nDifferent layouts are in force as version {}: {}. Choose one: see garage layout resolve.\n",
+            conflict.version,
+            digests.join(" and ")
+        );
+    }
+    if !layout.staged_role_changes.is_empty() || layout.staged_parameters.is_some() {
         text += "\n";
         text += &super::layout::staged(layout);
         text += "\nTo see what the changes would do: garage layout show\n";
@@ -79,14 +89,22 @@ fn capacity(node: &ClusterNode, layout: &Layout) -> String {
     }
 }
 
+/// What came of asking nodes for a snapshot.
+pub fn snapshots(made: &Multi<()>) -> String {
+    let mut rows = vec![row(["Node", "Result"])];
+    rows.extend(made.success.keys().map(|node| vec![node.short(), "Snapshot created".to_owned()]));
+    rows.extend(made.error.iter().map(|(node, error)| vec![node.short(), format!("Error: {error}")]));
+    table(&rows)
+}
+
 #[cfg(test)]
 mod tests {
-    use garage_admin::cluster::{ClusterNode, ClusterStatus, Role};
+    use garage_admin::cluster::{ClusterNode, ClusterStatus, Role, StatusConflict};
     use garage_admin::layout::{Layout, LayoutParameters, RoleChange, ZoneRedundancy};
-    use garage_admin::nodes::Space;
+    use garage_admin::nodes::{Multi, Space};
     use garage_types::NodeId;
 
-    use super::status;
+    use super::{snapshots, status};
 
     fn node(byte: u8) -> ClusterNode {
         ClusterNode {
@@ -96,11 +114,23 @@ mod tests {
             hostname: Some("alpha".into()),
             is_up: true,
             last_seen_secs_ago: None,
+            latency_ms: None,
             role: None,
             draining: false,
             data_partition: None,
             metadata_partition: None,
         }
+    }
+
+    #[test]
+    fn each_node_says_whether_it_made_a_snapshot() {
+        let made = Multi {
+            success: [(NodeId::from_bytes([1; 32]), ())].into(),
+            error: [(NodeId::from_bytes([2; 32]), "the disk is full".to_owned())].into(),
+        };
+        let expected =
+            "Node              Result\n0101010101010101  Snapshot created\n0202020202020202  Error: the disk is full\n";
+        assert_eq!(snapshots(&made), expected);
     }
 
     #[test]
@@ -121,7 +151,8 @@ mod tests {
             staged_role_changes: vec![removal],
             staged_parameters: None,
         };
-        let text = status(&ClusterStatus { layout_version: 1, nodes }, &layout);
+        let conflict = StatusConflict { version: 1, digests: vec!["a".repeat(64), "b".repeat(64)] };
+        let text = status(&ClusterStatus { layout_version: 1, nodes, layout_conflicts: vec![conflict] }, &layout);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(
             lines[..5],
@@ -135,6 +166,9 @@ mod tests {
         );
         assert_eq!(lines[5], "==== FAILED NODES ====");
         assert_eq!(lines[7], "0303030303030303  ?                     draining metadata..  never seen");
-        assert!(text.contains("layout history") && text.contains("0101010101010101  REMOVED"));
+        assert!(text.contains("as version 1: aaaaaaaaaaaaaaaa and bbbbbbbbbbbbbbbb."));
+        assert!(
+            text.contains("layout history") && text.contains("skip-dead-nodes") && text.contains("0101010101010101  REMOVED")
+        );
     }
 }

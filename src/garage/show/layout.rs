@@ -1,11 +1,10 @@
 //! `garage layout …`
 
-use garage_admin::layout::{
-    Layout, LayoutHistoryInfo, LayoutParameters, LayoutPreview, RoleChange, RoleInfo, VersionStatus, ZoneRedundancy,
-};
+use garage_admin::layout::{Layout, LayoutParameters, LayoutPreview, RoleChange, RoleInfo, ZoneRedundancy};
+use garage_admin::layout_plan::LayoutPlan;
 use garage_types::size::format_decimal;
 
-use super::{heading, row, share, table, tags};
+use super::{duration, heading, row, share, table, tags};
 
 /// The layout now; when something is staged, also that, and what would come of it.
 pub fn show(layout: &Layout, preview: Option<&LayoutPreview>) -> String {
@@ -32,7 +31,8 @@ fn redundancy(parameters: &LayoutParameters) -> String {
     }
 }
 
-fn roles(layout: &Layout) -> String {
+/// The nodes and their roles.
+pub(super) fn roles(layout: &Layout) -> String {
     let mut rows = vec![row(["ID", "Tags", "Zone", "Capacity", "Usable capacity"])];
     let role = |role: &RoleInfo| {
         let capacity = role.capacity.map_or_else(|| "gateway".to_owned(), format_decimal);
@@ -76,55 +76,58 @@ fn next(layout: &Layout, preview: &LayoutPreview) -> String {
         text += &roles(new);
     }
     text += &format!("\n{}\n", preview.message.join("\n"));
+    if let Some(plan) = &preview.plan {
+        text += &moves(plan);
+    }
     text + &format!(
         "\nTo make these changes:  garage layout apply --version {}\nTo drop them:           garage layout revert --yes\n",
         layout.version + 1
     )
 }
 
-/// Past and live versions.
-pub fn history(history: &LayoutHistoryInfo) -> String {
-    let mut text = heading("LAYOUT HISTORY");
-    let mut rows = vec![row(["Version", "Status", "Storage nodes", "Gateway nodes"])];
-    rows.extend(history.versions.iter().map(|version| {
-        let status = match version.status {
-            VersionStatus::Current => "Current",
-            VersionStatus::Draining => "Draining",
-            VersionStatus::Historical => "Historical",
-        };
+/// What goes where, and how long that may take. Nothing when nothing moves.
+fn moves(plan: &LayoutPlan) -> String {
+    if plan.nodes.is_empty() {
+        return String::new();
+    }
+    let cell = |partitions: usize, bytes: Option<u64>| match (partitions, bytes) {
+        (0, _) => "-".to_owned(),
+        (_, Some(bytes)) => format!("{partitions} (~{})", format_decimal(bytes)),
+        (_, None) => partitions.to_string(),
+    };
+    let mut rows = vec![row(["ID", "Receives", "Sends", "Gives up"])];
+    rows.extend(plan.nodes.iter().map(|node| {
         vec![
-            format!("#{}", version.version),
-            status.to_owned(),
-            version.storage_nodes.to_string(),
-            version.gateway_nodes.to_string(),
+            node.id.short(),
+            cell(node.receives_partitions, node.receives_bytes),
+            cell(node.sends_partitions, node.sends_bytes),
+            cell(node.gives_up_partitions, node.gives_up_bytes),
         ]
     }));
-    text += &table(&rows);
-    let Some(trackers) = &history.update_trackers else {
-        return text
-            + "\nOnly the current version is live. Objects stored under earlier ones stay where they were: they are not moved yet.\n";
-    };
-    text += "\n";
-    text += &heading("UPDATE TRACKERS");
-    let mut rows = vec![row(["Node", "Ack", "Sync", "Sync_ack"])];
-    let number = |version: u64| format!("#{version}");
-    rows.extend(
-        trackers
-            .iter()
-            .map(|(node, tracker)| vec![node.short(), number(tracker.ack), number(tracker.sync), number(tracker.sync_ack)]),
-    );
-    text += &table(&rows);
-    text + "\nMetadata are moving to where the current version wants them. A node whose numbers stay behind is down or slow: see garage status.\n"
+    let mut text = format!("\n{}{}", heading("PARTITIONS TO MOVE"), table(&rows));
+    if plan.partitions_without_source > 0 {
+        text += &format!(
+            "\nWarning: {} copies cannot be fetched now, because no node that has them is connected.\n",
+            plan.partitions_without_source
+        );
+    }
+    match (plan.seconds, plan.partition_bytes) {
+        (Some(seconds), _) => {
+            text += &format!("\nAt the speeds seen from this node, that takes at least {}.\n", duration(seconds));
+        }
+        (None, None) => text += "\nBytes are not known: the buckets could not be counted.\n",
+        (None, Some(_bytes)) => {}
+    }
+    text
 }
 
 #[cfg(test)]
 mod tests {
-    use garage_admin::layout::{
-        Layout, LayoutHistoryInfo, LayoutParameters, LayoutPreview, RoleChange, RoleInfo, ZoneRedundancy,
-    };
+    use garage_admin::layout::{Layout, LayoutParameters, LayoutPreview, RoleChange, RoleInfo, ZoneRedundancy};
+    use garage_admin::layout_plan::{LayoutPlan, NodePlan};
     use garage_types::NodeId;
 
-    use super::{history, show};
+    use super::{moves, show};
 
     fn layout() -> Layout {
         let id = |byte| NodeId::from_bytes([byte; 32]);
@@ -148,10 +151,48 @@ mod tests {
         }
     }
 
+    fn plan() -> LayoutPlan {
+        let id = |byte| NodeId::from_bytes([byte; 32]);
+        let node = |byte, receives, sends, gives_up| NodePlan {
+            id: id(byte),
+            receives_partitions: receives,
+            sends_partitions: sends,
+            gives_up_partitions: gives_up,
+            receives_bytes: Some(receives as u64 * 1_000_000),
+            sends_bytes: Some(sends as u64 * 1_000_000),
+            gives_up_bytes: Some(gives_up as u64 * 1_000_000),
+        };
+        LayoutPlan {
+            zone_redundancy: 2,
+            usable_capacity: 1,
+            effective_capacity: 1,
+            partition_bytes: Some(1_000_000),
+            nodes: vec![node(1, 0, 100, 0), node(2, 0, 156, 256), node(3, 256, 0, 0)],
+            partitions_without_source: 0,
+            seconds: Some(7300),
+        }
+    }
+
+    #[test]
+    fn what_moves_is_a_table_in_partitions_and_bytes() {
+        let expected = "\n==== PARTITIONS TO MOVE ====\n\
+                        ID                Receives         Sends            Gives up\n\
+                        0101010101010101  -                100 (~100.0 MB)  -\n\
+                        0202020202020202  -                156 (~156.0 MB)  256 (~256.0 MB)\n\
+                        0303030303030303  256 (~256.0 MB)  -                -\n\
+                        \n\
+                        At the speeds seen from this node, that takes at least 2 hours.\n";
+        assert_eq!(moves(&plan()), expected);
+        assert_eq!(moves(&LayoutPlan { nodes: vec![], ..plan() }), "", "nothing moves");
+        let lost = moves(&LayoutPlan { partitions_without_source: 7, seconds: None, partition_bytes: None, ..plan() });
+        assert!(lost.contains("Warning: 7 copies cannot be fetched") && lost.contains("could not be counted"));
+    }
+
     #[test]
     fn a_layout_is_shown_with_what_is_staged_and_what_to_type() {
         let layout = layout();
-        let preview = LayoutPreview { error: None, message: vec!["report".into()], new_layout: Some(layout.clone()) };
+        let preview =
+            LayoutPreview { error: None, message: vec!["report".into()], new_layout: Some(layout.clone()), plan: Some(plan()) };
         let text = show(&layout, Some(&preview));
         for part in [
             "==== CURRENT CLUSTER LAYOUT ====\n\
@@ -178,14 +219,8 @@ mod tests {
 
     #[test]
     fn a_layout_that_cannot_be_computed_says_so() {
-        let preview = LayoutPreview { error: Some("too few nodes".into()), message: vec![], new_layout: None };
+        let preview = LayoutPreview { error: Some("too few nodes".into()), message: vec![], new_layout: None, plan: None };
         let text = show(&layout(), Some(&preview));
         assert!(text.contains("too few nodes\n\nThe layout cannot be applied yet") && !text.contains("--version 4"));
-    }
-
-    #[test]
-    fn a_settled_history_says_that_it_is() {
-        let settled = LayoutHistoryInfo { current_version: 1, min_ack: 1, versions: vec![], update_trackers: None };
-        assert!(history(&settled).contains("Only the current version is live"));
     }
 }

@@ -145,6 +145,7 @@ mod tests {
             hostname: None,
             is_up: true,
             last_seen_secs_ago: None,
+            latency_ms: None,
             role: None,
             draining: false,
             data_partition: available.map(|available| Space { available, total: 2 * available }),
@@ -170,8 +171,11 @@ mod tests {
             staged_role_changes: vec![],
             staged_parameters: None,
         };
-        let status =
-            |third| ClusterStatus { layout_version: 1, nodes: vec![node(1, Some(25_600)), node(2, Some(6400)), node(3, third)] };
+        let status = |third| ClusterStatus {
+            layout_version: 1,
+            nodes: vec![node(1, Some(25_600)), node(2, Some(6400)), node(3, third)],
+            layout_conflicts: vec![],
+        };
         let data = |node: &ClusterNode| node.data_partition;
         assert_eq!(free_space(&status(Some(12_800)), &layout, data), Some(FreeSpace::Exactly(50 * 256)));
         assert_eq!(free_space(&status(None), &layout, data), Some(FreeSpace::AtMost(50 * 256)));

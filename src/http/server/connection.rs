@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Either, select};
 use hyper::body::Incoming;
-use hyper::header::HeaderValue;
+use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
@@ -19,6 +19,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use super::patient::Patient;
+use super::request_body::RequestBody;
 use super::{Peer, Service, Shared};
 use crate::error::{ErrorReply, REQUEST_ID_HEADER, ReplyContext};
 use crate::reply::ReplyBody;
@@ -98,9 +99,12 @@ async fn linger(mut io: impl AsyncRead + AsyncWrite + Unpin) {
 }
 
 /// Runs the handler, and makes a reply of whatever becomes of it.
-async fn answer<S: Service + ?Sized>(mut request: Request<Incoming>, peer: Peer, shared: Arc<Shared<S>>) -> Response<ReplyBody> {
+async fn answer<S: Service + ?Sized>(request: Request<Incoming>, peer: Peer, shared: Arc<Shared<S>>) -> Response<ReplyBody> {
     let started = Instant::now();
     let request_id = RequestId::random(&*shared.random);
+    let (parts, incoming) = request.into_parts();
+    let (body, read_to_end) = RequestBody::new(incoming);
+    let mut request = Request::from_parts(parts, body);
     request.extensions_mut().insert(request_id);
     let method = request.method().clone();
     // Without the query, which may hold a signature.
@@ -116,6 +120,9 @@ async fn answer<S: Service + ?Sized>(mut request: Request<Incoming>, peer: Peer,
     if !reply.headers().contains_key(REQUEST_ID_HEADER) {
         let id = HeaderValue::from_str(&request_id.to_string()).expect("hexadecimal digits fit a header");
         reply.headers_mut().insert(REQUEST_ID_HEADER, id);
+    }
+    if !read_to_end.get() {
+        reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     let elapsed_ms = started.elapsed().as_millis() as u64;
     tracing::debug!(%request_id, %peer, %method, path, status = reply.status().as_u16(), elapsed_ms, "request");

@@ -2,11 +2,13 @@
 //!
 //! Invariants: connections, headers and waiting times are bounded ([`ServerLimits`]); every reply has `x-amz-request-id`; a
 //! panic in a handler is a 500 and costs one request; a body that breaks off aborts its connection, so that the client sees
-//! a truncated reply. Bodies of requests are bounded by who reads them ([`crate::body::BodyLimits`]).
+//! a truncated reply; a reply given before the request's body was read says that the connection ends. Bodies of requests are
+//! bounded by who reads them ([`crate::body::BodyLimits`]).
 
 mod connection;
 mod listener;
 mod patient;
+mod request_body;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -14,7 +16,6 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use garage_types::Random;
-use hyper::body::Incoming;
 use hyper::{Request, Response};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -22,11 +23,12 @@ use tokio::task::JoinSet;
 use crate::reply::ReplyBody;
 
 pub use listener::{BindAddress, BindError, Listener, Peer, bind};
+pub use request_body::RequestBody;
 
 /// What answers requests: one frontend.
 pub trait Service: Send + Sync + 'static {
     /// The request carries its [`crate::RequestId`] as an extension.
-    fn call(self: Arc<Self>, request: Request<Incoming>, peer: Peer) -> BoxFuture<'static, Response<ReplyBody>>;
+    fn call(self: Arc<Self>, request: Request<RequestBody>, peer: Peer) -> BoxFuture<'static, Response<ReplyBody>>;
 }
 
 /// Bounds on what clients may cost.

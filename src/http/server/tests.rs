@@ -12,13 +12,12 @@ use futures_util::future::BoxFuture;
 use futures_util::stream;
 use garage_types::random::SeededRandom;
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use hyper::{Request, Response};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{Notify, Semaphore, oneshot, watch};
 
-use super::{BindAddress, BindError, Drained, Peer, ServerLimits, Service, Shared, bind, connection, serve};
+use super::{BindAddress, BindError, Drained, Peer, RequestBody, ServerLimits, Service, Shared, bind, connection, serve};
 use crate::reply::{ReplyBody, ReplyError};
 
 /// Answers by path.
@@ -30,7 +29,7 @@ struct Tester {
 }
 
 impl Service for Tester {
-    fn call(self: Arc<Self>, request: Request<Incoming>, _peer: Peer) -> BoxFuture<'static, Response<ReplyBody>> {
+    fn call(self: Arc<Self>, request: Request<RequestBody>, _peer: Peer) -> BoxFuture<'static, Response<ReplyBody>> {
         self.calls.fetch_add(1, Ordering::SeqCst);
         assert!(request.uri().path() != "/panic-at-once", "as asked");
         async move { Response::new(self.reply(request).await) }.boxed()
@@ -38,7 +37,7 @@ impl Service for Tester {
 }
 
 impl Tester {
-    async fn reply(&self, request: Request<Incoming>) -> ReplyBody {
+    async fn reply(&self, request: Request<RequestBody>) -> ReplyBody {
         match request.uri().path() {
             "/hello" => ReplyBody::from("hello"),
             "/panic" => panic!("as asked"),
@@ -210,6 +209,22 @@ async fn expect_100_is_answered_when_the_body_is_first_read() {
     let mut reply = vec![0; 15];
     refusing.client.read_exact(&mut reply).await.expect("a reply");
     assert_eq!(reply, b"HTTP/1.1 200 OK");
+}
+
+#[tokio::test]
+async fn a_reply_before_the_end_of_the_body_says_that_the_connection_ends() {
+    let put = |path: &str, expect: &str| format!("PUT {path} HTTP/1.1\r\nhost: h\r\ncontent-length: 2\r\n{expect}\r\n");
+    for expect in ["", "expect: 100-continue\r\n"] {
+        let mut refusing = wire(1 << 16, ServerLimits::default());
+        refusing.send(&put("/refuse", expect)).await;
+        let reply = refusing.rest().await;
+        assert!(reply.contains("connection: close\r\n") && reply.ends_with("refused"), "{reply}");
+    }
+    let mut reading = wire(1 << 16, ServerLimits::default());
+    reading.send(&[put("/echo", ""), "ok".to_owned(), put("/echo", ""), "ok".to_owned(), last("/hello")].concat()).await;
+    let replies = reading.rest().await;
+    assert_eq!(replies.matches("connection: close\r\n").count(), 1, "only the last, which asked for it: {replies}");
+    assert!(replies.ends_with("hello"));
 }
 
 #[tokio::test]

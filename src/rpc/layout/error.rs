@@ -21,10 +21,12 @@ pub enum LayoutError {
     ),
     #[error("the next layout version is {expected}, not {given}")]
     WrongVersion { given: u64, expected: u64 },
-    #[error("there are different layouts with number {number}: one has to be chosen first")]
+    #[error("there are different layouts with number {number}: one has to be chosen with `garage layout resolve`")]
     Conflict { number: u64 },
     #[error("there are no two live layouts with one number, nothing has to be chosen")]
     NoConflict,
+    #[error("{found} layouts in conflict have a digest that begins with {prefix:?}: `garage layout history` lists them")]
+    DigestPrefix { prefix: String, found: usize },
     #[error("there is no live layout version {} ({})", key.number, key.digest)]
     UnknownVersion { key: VersionKey },
     #[error("a capacity of {capacity} bytes is below the smallest possible, {min}")]

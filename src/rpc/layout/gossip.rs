@@ -101,6 +101,7 @@ pub async fn keep_equal(mesh: Mesh, manager: Arc<LayoutManager>, random: Arc<dyn
     loop {
         let compare_at = Duration::from_millis(PERIOD_MS + random.below(PERIOD_MS));
         tokio::select! {
+            biased;
             changed = changes.changed() => match changed {
                 Ok(()) => tell(&mesh, &manager).await,
                 Err(_manager_gone) => return,

@@ -8,6 +8,8 @@
 //! one. As long as two live versions share a number, nothing counts as having reached that number.
 
 mod change;
+pub mod resolve;
+pub mod skip;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -21,6 +23,8 @@ use super::report::Report;
 use super::staging::Staging;
 use super::trackers::{Tracker, Trackers};
 use super::version::{LayoutDigest, LayoutVersion, VersionKey};
+
+pub use skip::{MissingData, Skipped};
 
 type Versions = BTreeMap<VersionKey, Arc<LayoutVersion>>;
 
@@ -114,20 +118,6 @@ pub struct Preview {
 pub enum OlderWrites {
     Running,
     Done,
-}
-
-/// Whether an operator accepts that metadata which only dead nodes had is lost.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum MissingData {
-    Refuse,
-    Allow,
-}
-
-/// The nodes whose trackers an operator's skip raised.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Skipped {
-    pub ack: Vec<NodeId>,
-    pub sync: Vec<NodeId>,
 }
 
 impl LayoutHistory {

@@ -15,8 +15,9 @@ use garage_types::{Clock, Disk, NodeId};
 use tokio::sync::{Notify, watch};
 
 use super::error::LayoutError;
-use super::history::{LayoutHistory, Merged, MissingData, OlderWrites, Preview, Skipped};
+use super::history::{LayoutHistory, Merged, MissingData, OlderWrites, Preview, Skipped, resolve};
 use super::report::Report;
+use super::standing::{SharedStanding, Standing, StartFacts, at_start, with_layout};
 use super::version::{LayoutParameters, NodeRole, VersionKey};
 use super::view::ClusterLayout;
 
@@ -64,6 +65,7 @@ struct Shared {
     current: ArcSwap<ClusterLayout>,
     watched: watch::Sender<Arc<ClusterLayout>>,
     writes_ended: Arc<Notify>,
+    standing: SharedStanding,
 }
 
 struct Changes {
@@ -86,6 +88,7 @@ pub struct LayoutSetup {
     pub disk: Arc<dyn Disk>,
     pub offload: Arc<dyn Offload>,
     pub clock: Arc<dyn Clock>,
+    pub start: StartFacts,
 }
 
 impl LayoutManager {
@@ -95,7 +98,7 @@ impl LayoutManager {
     /// [`LayoutError::ReplicationFactor`] when the stored layout was made for another replication factor; [`LayoutError::File`],
     /// [`LayoutError::Decode`] when the file is there and cannot be read.
     pub async fn open(setup: LayoutSetup) -> Result<Self, LayoutError> {
-        let LayoutSetup { me, replication_factor, metadata_dir, disk, offload: pool, clock } = setup;
+        let LayoutSetup { me, replication_factor, metadata_dir, disk, offload: pool, clock, start } = setup;
         let path = metadata_dir.join(LAYOUT_FILE);
         let load = {
             let (disk, path) = (disk.clone(), path.clone());
@@ -105,6 +108,7 @@ impl LayoutManager {
         let layout = Arc::new(ClusterLayout::of(history.clone()));
         let writes_ended = Arc::new(Notify::new());
         let generation = Arc::new(Generation { ended: writes_ended.clone() });
+        let standing = SharedStanding::new(at_start(start, &history, me));
         let shared = Shared {
             me,
             disk,
@@ -114,11 +118,26 @@ impl LayoutManager {
             watched: watch::Sender::new(layout.clone()),
             published: RwLock::new(Published { layout, generation }),
             writes_ended,
+            standing,
         };
         let manager = LayoutManager { clock, offload: pool, shared: Arc::new(shared) };
         // No write survived the restart: versions that were waiting for one move on.
         manager.change(|_| Ok(())).await?;
         Ok(manager)
+    }
+
+    /// How far this node's own rows can be trusted.
+    pub fn standing(&self) -> &SharedStanding {
+        &self.shared.standing
+    }
+
+    /// The rebuilding is over: this node has every row it must have.
+    ///
+    /// # Errors
+    /// Those of saving.
+    pub async fn rebuilt(&self) -> Result<(), LayoutError> {
+        self.shared.standing.set(Standing::Whole);
+        self.change(|_| Ok(())).await
     }
 
     /// The layout now, for reading. Writes take a [`WritePermit`] instead.
@@ -193,12 +212,18 @@ impl LayoutManager {
         self.change(move |history| history.apply(number)).await
     }
 
-    /// Ends a conflict; see [`LayoutHistory::resolve`].
+    /// Ends a conflict in favour of the layout whose digest begins with `prefix`; see [`resolve::chosen`] and
+    /// [`LayoutHistory::resolve`].
     ///
     /// # Errors
     /// As there, and those of saving.
-    pub async fn resolve(&self, chosen: VersionKey) -> Result<(), LayoutError> {
-        self.change(move |history| history.resolve(chosen)).await
+    pub async fn resolve(&self, prefix: String) -> Result<VersionKey, LayoutError> {
+        self.change(move |history| {
+            let chosen = resolve::chosen(&history.conflicts(), &prefix)?;
+            history.resolve(chosen)?;
+            Ok(chosen)
+        })
+        .await
     }
 
     /// Moves on without dead nodes; see [`LayoutHistory::skip_dead_nodes`].
@@ -267,11 +292,31 @@ impl Shared {
         // Publishing a version may have ended the last writes that ignored it, and each step may allow the next.
         loop {
             let mut next = (*changes.history).clone();
-            next.advance(self.me, changes.older_writes());
+            self.judge_fresh(&next);
+            match self.standing.get() {
+                Standing::Whole => next.advance(self.me, changes.older_writes()),
+                // Its word is worth nothing yet.
+                Standing::Fresh | Standing::Rebuilding => next.retire_synced(),
+            }
             if next == *changes.history {
                 return Ok(outcome);
             }
             self.commit(&mut changes, next)?;
+        }
+    }
+
+    /// A new database is judged by the first layout that names this node.
+    fn judge_fresh(&self, history: &LayoutHistory) {
+        if self.standing.get() == Standing::Fresh {
+            match with_layout(history, self.me) {
+                Standing::Fresh => {}
+                standing => {
+                    if standing == Standing::Rebuilding {
+                        tracing::warn!(node = %self.me, "the layout counts on rows that this node's new database lacks; rebuilding from the other owners");
+                    }
+                    self.standing.set(standing);
+                }
+            }
         }
     }
 

@@ -22,6 +22,7 @@ pub struct ClusterLayout {
     writes: Vec<Rows>,
     storage_nodes: Vec<NodeId>,
     all_nodes: Vec<NodeId>,
+    read_members: Vec<NodeId>,
 }
 
 /// An assignment spread out, so that a row is a slice.
@@ -57,6 +58,7 @@ impl ClusterLayout {
             reads: history.read_version().map(|version| Rows::of(version.assignment())),
             writes: history.live().map(|version| Rows::of(version.assignment())).collect(),
             storage_nodes: current.iter().flat_map(|version| version.storage_nodes()).collect(),
+            read_members: history.read_version().iter().flat_map(|version| version.roles().keys().copied()).collect(),
             all_nodes: history.members().into_iter().collect(),
             current,
             history,
@@ -142,6 +144,11 @@ impl ClusterLayout {
     /// Nodes with capacity in the current version, by ascending id.
     pub fn storage_nodes(&self) -> &[NodeId] {
         &self.storage_nodes
+    }
+
+    /// Nodes with a role in the version that reads use: each has, or may ask the others for, every row of the full-copy tables.
+    pub fn read_members(&self) -> &[NodeId] {
+        &self.read_members
     }
 
     /// Nodes with a role in any live version, gateways and draining nodes included, by ascending id.

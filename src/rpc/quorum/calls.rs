@@ -11,7 +11,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use garage_types::NodeId;
 use tokio::time::{Instant, timeout_at};
 
-use super::progress::{Progress, ReadProgress, ReadStep, WriteProgress};
+use super::progress::{Progress, ReadProgress, ReadStep, WriteProgress, WriteQuorum};
 
 pub use super::progress::NodeError;
 
@@ -58,7 +58,7 @@ impl<E: Error + 'static> Error for QuorumError<E> {
 /// [`QuorumError`] as soon as some set cannot reach its quorum; unfinished calls are cancelled.
 pub async fn write_to_sets<T, E, F>(
     sets: &[Vec<NodeId>],
-    quorum: usize,
+    quorum: impl Into<WriteQuorum>,
     spawn_rest: impl FnOnce(BoxFuture<'static, ()>),
     call: impl Fn(NodeId) -> F,
 ) -> Result<Vec<NodeReply<T>>, QuorumError<E>>
@@ -67,13 +67,15 @@ where
     E: Error + Send + 'static,
     F: Future<Output = Result<T, E>> + Send + 'static,
 {
-    if let ([set], 1) = (sets, quorum)
+    let quorum = quorum.into();
+    if let [set] = sets
         && let [node] = set[..]
+        && quorum.of(1) == 1
     {
         return ask_only(node, call(node)).await;
     }
     let mut progress = WriteProgress::new(sets, quorum);
-    let mut replies = Vec::with_capacity(quorum);
+    let mut replies = Vec::new();
     let mut calls: FuturesUnordered<_> = match progress.progress() {
         Progress::Pending => distinct(sets).into_iter().map(|node| tagged(node, call(node))).collect(),
         Progress::Reached | Progress::Impossible => FuturesUnordered::new(),
@@ -91,7 +93,7 @@ where
     }
     if state != Progress::Reached {
         let worst = progress.worst_set();
-        return Err(QuorumError { needed: quorum, reached: worst.written, of: worst.size, errors: progress.into_errors() });
+        return Err(QuorumError { needed: worst.needed, reached: worst.written, of: worst.size, errors: progress.into_errors() });
     }
     if !calls.is_empty() {
         spawn_rest(Box::pin(finish(calls)));

@@ -9,4 +9,4 @@ pub mod progress;
 
 pub use calls::{NodeError, NodeReply, QuorumError, read_from, write_to_sets};
 pub use mode::{ConsistencyMode, Quorums};
-pub use progress::{Progress, ReadProgress, ReadStep, WriteProgress};
+pub use progress::{Progress, ReadProgress, ReadStep, WriteProgress, WriteQuorum};

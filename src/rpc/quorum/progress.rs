@@ -15,7 +15,6 @@ pub enum Progress {
 /// A write to several sets of nodes, one for each live layout version, each of which needs its quorum.
 #[derive(Debug, Clone)]
 pub struct WriteProgress<E> {
-    quorum: usize,
     sets: Vec<SetProgress>,
     errors: Vec<NodeError<E>>,
 }
@@ -24,7 +23,32 @@ pub struct WriteProgress<E> {
 struct SetProgress {
     waiting: Vec<NodeId>,
     size: usize,
+    needed: usize,
     written: usize,
+}
+
+/// How many nodes of each set must write.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WriteQuorum {
+    Count(usize),
+    /// More than half of each set, for rows that every node has.
+    Majority,
+}
+
+impl From<usize> for WriteQuorum {
+    fn from(count: usize) -> Self {
+        WriteQuorum::Count(count)
+    }
+}
+
+impl WriteQuorum {
+    /// Of a set of `size` nodes.
+    pub fn of(self, size: usize) -> usize {
+        match self {
+            WriteQuorum::Count(count) => count,
+            WriteQuorum::Majority => size / 2 + 1,
+        }
+    }
 }
 
 /// A node's answer to a call that failed.
@@ -37,15 +61,20 @@ pub struct NodeError<E> {
 /// How far one set came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct SetCount {
+    pub needed: usize,
     pub written: usize,
     pub size: usize,
 }
 
 impl<E> WriteProgress<E> {
-    /// `quorum`: acknowledgements each set needs.
-    pub fn new<S: AsRef<[NodeId]>>(sets: &[S], quorum: usize) -> Self {
-        let set = |nodes: &S| SetProgress { waiting: nodes.as_ref().to_vec(), size: nodes.as_ref().len(), written: 0 };
-        WriteProgress { quorum, sets: sets.iter().map(set).collect(), errors: Vec::new() }
+    /// `quorum`: what each set needs.
+    pub fn new<S: AsRef<[NodeId]>>(sets: &[S], quorum: impl Into<WriteQuorum>) -> Self {
+        let quorum = quorum.into();
+        let set = |nodes: &S| {
+            let nodes = nodes.as_ref();
+            SetProgress { waiting: nodes.to_vec(), size: nodes.len(), needed: quorum.of(nodes.len()), written: 0 }
+        };
+        WriteProgress { sets: sets.iter().map(set).collect(), errors: Vec::new() }
     }
 
     /// A node has written. Nodes that answered before, or were not asked, do not count.
@@ -67,20 +96,20 @@ impl<E> WriteProgress<E> {
 
     /// Without any set nothing can be written, and the write is impossible.
     pub fn progress(&self) -> Progress {
-        let hopeless = |set: &SetProgress| set.written + set.waiting.len() < self.quorum;
+        let hopeless = |set: &SetProgress| set.written + set.waiting.len() < set.needed;
         if self.sets.is_empty() || self.sets.iter().any(hopeless) {
             Progress::Impossible
-        } else if self.sets.iter().all(|set| set.written >= self.quorum) {
+        } else if self.sets.iter().all(|set| set.written >= set.needed) {
             Progress::Reached
         } else {
             Progress::Pending
         }
     }
 
-    /// The set with the fewest acknowledgements.
+    /// The set that lacks the most acknowledgements.
     pub fn worst_set(&self) -> SetCount {
-        let worst = self.sets.iter().min_by_key(|set| set.written);
-        worst.map_or(SetCount::default(), |set| SetCount { written: set.written, size: set.size })
+        let worst = self.sets.iter().max_by_key(|set| set.needed.saturating_sub(set.written));
+        worst.map_or(SetCount::default(), |set| SetCount { needed: set.needed, written: set.written, size: set.size })
     }
 
     pub fn into_errors(self) -> Vec<NodeError<E>> {
@@ -181,7 +210,7 @@ mod tests {
         assert_eq!(write.on_ok(node(1)), Progress::Pending);
         assert_eq!(write.on_ok(node(2)), Progress::Pending);
         assert_eq!(write.on_ok(node(3)), Progress::Pending);
-        assert_eq!(write.worst_set(), SetCount { written: 1, size: 3 });
+        assert_eq!(write.worst_set(), SetCount { needed: 2, written: 1, size: 3 });
         assert_eq!(write.on_error(node(4), ()), Progress::Pending);
         assert_eq!(write.on_ok(node(5)), Progress::Reached);
     }

@@ -7,6 +7,7 @@ use std::ops::Range;
 use garage_http::body::Payload;
 use garage_http::dates::{http_date, parse_http_date};
 use garage_http::head::RequestHead;
+use garage_model::ModelError;
 use garage_model::digest::ChecksumKind;
 use garage_model::get::{Object, ObjectPart};
 use garage_types::ObjectKey;
@@ -18,6 +19,9 @@ use crate::headers::{etags, header};
 use crate::ops::{Access, BucketCtx, Operation, object_key};
 use crate::range::{self, Wanted};
 use crate::reply::{Reply, ReplyContent};
+
+/// How often an object is looked for again that is overwritten each time before its content was found.
+const ATTEMPTS_MAX: usize = 8;
 
 const OVERRIDES: [(&str, &str); 6] = [
     ("response-cache-control", "cache-control"),
@@ -183,13 +187,29 @@ impl Operation for GetObject {
     }
 
     async fn run(self, ctx: &BucketCtx, _body: Payload) -> Result<Reply, S3Error> {
+        for _attempt in 1..ATTEMPTS_MAX {
+            if let Some(reply) = self.open(ctx).await? {
+                return Ok(reply);
+            }
+        }
+        self.open(ctx).await?.ok_or_else(|| ModelError::Superseded.into())
+    }
+}
+
+impl GetObject {
+    /// `None`: the object was overwritten after it was found and before its content was; there is another now.
+    async fn open(&self, ctx: &BucketCtx) -> Result<Option<Reply>, S3Error> {
         let object = self.0.object(ctx).await?;
         let selected = self.0.select(ctx, &object).await?;
         let mut reply = self.0.head_of(&object, &selected)?;
         let length = selected.bytes.end - selected.bytes.start;
-        let stream = ctx.garage().read_object(&object, selected.bytes).await?;
+        let stream = match ctx.garage().read_object(&object, selected.bytes).await {
+            Ok(stream) => stream,
+            Err(ModelError::Superseded) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
         reply.content = ReplyContent::Stream { length, stream };
-        Ok(reply)
+        Ok(Some(reply))
     }
 }
 

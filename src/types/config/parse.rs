@@ -6,7 +6,7 @@ use toml::{Table, Value};
 
 use super::section::{BOOL, DURATION, Kind, LISTEN, PATH, SIZE, Section, TEXT, parsed, text};
 use super::{
-    AdminConfig, Compression, Config, ConfigError, Consistency, ConsulApi, ConsulDiscovery, DataDir, DataDirPurpose, DbEngine,
+    AdminConfig, Compression, Config, ConfigError, Consistency, ConsulApi, ConsulDiscovery, DataDir, DataDirPurpose,
     K2vApiConfig, KubernetesDiscovery, Listen, Overrides, PeerAddress, Replication, Resolved, RpcConfig, S3ApiConfig,
     S3WebConfig, SecretFiles, SecretInput, SecretName, Warning,
 };
@@ -18,6 +18,7 @@ const BLOCK_RAM_BUFFER_DEFAULT: u64 = 256 << 20;
 const INLINE_THRESHOLD_DEFAULT: u64 = 8192;
 /// Rows travel whole, also in listings that skip their content.
 const INLINE_THRESHOLD_MAX: u64 = 64 << 10;
+const DB_ENGINE_DEFAULT: &str = "lmdb";
 const LMDB_MAP_SIZE_DEFAULT: u64 = if cfg!(target_pointer_width = "64") { 1 << 40 } else { 1 << 30 };
 
 const ADDRESS: Kind<std::net::SocketAddr> =
@@ -111,7 +112,7 @@ pub(super) fn resolve(text: &str, flags: &Overrides, environment: &Overrides) ->
         metadata_snapshots_dir: top.or("metadata_snapshots_dir", &PATH, metadata_dir.join("snapshots"))?,
         metadata_dir,
         metadata_auto_snapshot_interval: top.optional("metadata_auto_snapshot_interval", &DURATION)?,
-        db_engine: db_engine(&mut top)?,
+        db_engine: top.or("db_engine", &TEXT, DB_ENGINE_DEFAULT.to_owned())?,
         lmdb_map_size: top.or("lmdb_map_size", &SIZE, LMDB_MAP_SIZE_DEFAULT)?,
         metadata_fsync: top.or("metadata_fsync", &BOOL, true)?,
         data_fsync: top.or("data_fsync", &BOOL, true)?,
@@ -233,18 +234,6 @@ fn data_dir(mut entry: Section, warnings: &mut Vec<Warning>) -> Result<DataDir, 
         }
     };
     Ok(DataDir { path, purpose })
-}
-
-fn db_engine(top: &mut Section) -> Result<DbEngine, ConfigError> {
-    let Some(name) = top.optional("db_engine", &TEXT)? else { return Ok(DbEngine::Lmdb) };
-    let reason = match name.as_str() {
-        "lmdb" => return Ok(DbEngine::Lmdb),
-        "sled" => "it was removed; convert the metadata to LMDB with the `convert-db` of a 0.9 version first",
-        "sqlite" => "it is not built in",
-        "memory" => "it keeps nothing and serves tests only",
-        _ => "no engine has this name",
-    };
-    Err(ConfigError::Engine { name, reason })
 }
 
 fn replication(top: &mut Section) -> Result<Replication, ConfigError> {

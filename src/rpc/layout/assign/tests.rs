@@ -149,15 +149,30 @@ fn hundred(capacity_of: impl Fn(u8) -> u64) -> Vec<Member> {
     (0..100).map(|n| member(n, ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"][usize::from(n % 10)], capacity_of(n))).collect()
 }
 
-#[test]
-fn a_hundred_nodes_in_ten_zones_take_less_than_five_seconds() {
-    let start = std::time::Instant::now();
+/// A first layout of a hundred nodes in ten zones, and one after three left and many capacities changed.
+fn hundred_twice() -> [Solution; 2] {
     let members = hundred(|n| TB * (1 + u64::from(n) * 7 % 13));
-    let before = assign(&problem(&members, 3)).unwrap().assignment;
+    let first = assign(&problem(&members, 3)).unwrap();
     let members = hundred(|n| if n < 30 { TB } else { TB * (1 + u64::from(n) * 5 % 11) });
-    let after = assign(&Problem { previous: Some(&before), ..problem(&members[3..], 3) }).unwrap();
-    assert!(after.report.copies_to_transfer < 400, "most copies stay: {}", after.report.copies_to_transfer);
-    assert!(start.elapsed().as_secs() < 5, "{:?}", start.elapsed());
+    let second = assign(&Problem { previous: Some(&first.assignment), ..problem(&members[3..], 3) }).unwrap();
+    [first, second]
+}
+
+#[test]
+fn most_copies_stay_when_many_of_a_hundred_nodes_change() {
+    let [_first, second] = hundred_twice();
+    assert!(second.report.copies_to_transfer < 400, "{}", second.report.copies_to_transfer);
+}
+
+/// Measures real time: `cargo test --release -p garage-rpc -- --ignored --nocapture takes_less_than_five_seconds`.
+#[test]
+#[ignore = "a measurement"]
+fn each_layout_of_a_hundred_nodes_takes_less_than_five_seconds() {
+    let start = std::time::Instant::now();
+    let solutions = hundred_twice();
+    let took = start.elapsed();
+    println!("{} layouts of a hundred nodes in ten zones: {took:?}", solutions.len());
+    assert!(took.as_secs() < 5, "{took:?}");
 }
 
 /// A cluster small enough to try every assignment.

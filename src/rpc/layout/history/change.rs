@@ -1,13 +1,14 @@
-//! Every way in which a layout history changes: staging, applying, resolving, merging, advancing.
+//! The ways in which a layout history usually changes: staging, applying, merging, advancing. What an operator does when that is
+//! not enough is in [`super::resolve`] and [`super::skip`].
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use garage_types::codec::Unknown;
 use garage_types::crdt::Crdt;
 use garage_types::{NodeId, Timestamp};
 
-use super::{LayoutHistory, Merged, MissingData, OlderWrites, Preview, Skipped};
+use super::{LayoutHistory, Merged, OlderWrites, Preview};
 use crate::layout::assign::{Member, Problem, assign};
 use crate::layout::error::LayoutError;
 use crate::layout::report::Report;
@@ -115,59 +116,6 @@ impl LayoutHistory {
         Ok(report)
     }
 
-    /// Ends a conflict: `chosen` stays, the others with its number are rejected, and the chosen layout is made once more under the next
-    /// number, so that every node has to agree anew.
-    ///
-    /// # Errors
-    /// [`LayoutError::NoConflict`]; [`LayoutError::UnknownVersion`] when `chosen` is not one of the versions in conflict.
-    pub fn resolve(&mut self, chosen: VersionKey) -> Result<(), LayoutError> {
-        let conflicts = self.conflicts();
-        let Some(conflict) = conflicts.iter().find(|conflict| conflict.number == chosen.number) else {
-            return Err(LayoutError::NoConflict);
-        };
-        let Some(version) = self.versions.get(&chosen).filter(|_| conflict.digests.contains(&chosen.digest)) else {
-            return Err(LayoutError::UnknownVersion { key: chosen });
-        };
-        let next = version.renumbered(self.current_number() + 1);
-        let losers = conflict.digests.iter().filter(|digest| **digest != chosen.digest);
-        self.rejected.extend(losers.map(|digest| VersionKey { number: chosen.number, digest: *digest }));
-        self.versions.insert(next.key(), Arc::new(next));
-        Ok(())
-    }
-
-    /// Raises trackers on behalf of nodes that will not do it themselves: `ack` of `dead` nodes; when missing data are allowed, `ack` and
-    /// `sync` of all nodes.
-    ///
-    /// # Errors
-    /// [`LayoutError::NothingToSkip`], [`LayoutError::SkipOutOfRange`], [`LayoutError::Conflict`].
-    pub fn skip_dead_nodes(
-        &mut self,
-        number: u64,
-        dead: &BTreeSet<NodeId>,
-        missing: MissingData,
-    ) -> Result<Skipped, LayoutError> {
-        let (oldest, current) = (self.live().next().map_or(0, |version| version.number()), self.current_number());
-        if self.live().nth(1).is_none() {
-            return Err(LayoutError::NothingToSkip);
-        }
-        if number > self.ceiling() {
-            return Err(LayoutError::Conflict { number });
-        }
-        let Some(key) = self.live_entries().map(|(key, _)| *key).find(|key| key.number == number && number > oldest) else {
-            return Err(LayoutError::SkipOutOfRange { given: number, oldest, current });
-        };
-        let mut skipped = Skipped::default();
-        for node in self.members() {
-            if (missing == MissingData::Allow || dead.contains(&node)) && self.trackers.ack.raise(node, key) {
-                skipped.ack.push(node);
-            }
-            if missing == MissingData::Allow && self.trackers.sync.raise(node, key) {
-                skipped.sync.push(node);
-            }
-        }
-        Ok(skipped)
-    }
-
     /// Records that `me` has received all metadata it must hold in versions up to `key`.
     ///
     /// # Errors
@@ -229,6 +177,12 @@ impl LayoutHistory {
                 self.trackers.sync_ack.raise(me, synced);
             }
         }
+        self.retire_synced();
+    }
+
+    /// Retires the versions that nobody needs any more.
+    pub fn retire_synced(&mut self) {
+        let Some(settled) = self.settled() else { return };
         self.live_from = self.live_from.max(self.min_sync_ack().min(settled.number));
         self.forget_old();
     }

@@ -4,7 +4,7 @@ use garage_types::codec::{Unknown, decode, encode};
 use garage_types::{NodeId, Timestamp};
 use proptest::prelude::{ProptestConfig, Strategy, any, prop, proptest};
 
-use super::{LayoutHistory, MissingData, OlderWrites, Skipped, VersionStatus};
+use super::{LayoutHistory, MissingData, OlderWrites, VersionStatus};
 use crate::layout::error::LayoutError;
 use crate::layout::version::{LayoutParameters, NodeRole, VersionKey, ZoneRedundancy};
 
@@ -214,26 +214,6 @@ fn a_conflict_ends_by_choosing_and_everybody_agrees_anew() {
     assert_eq!((numbers(&told), told.conflicts().len()), (vec![1, 2, 3], 0));
     assert!(matches!(both.resolve(key(&one)), Err(LayoutError::NoConflict)));
     assert_eq!(both.min_ack(), 0, "what was acknowledged before does not count");
-}
-
-#[test]
-fn an_operator_moves_on_without_dead_nodes() {
-    let mut history = cluster(&[1, 2]);
-    assert!(matches!(history.skip_dead_nodes(1, &BTreeSet::new(), MissingData::Allow), Err(LayoutError::NothingToSkip)));
-    stage(&mut history, &[3]);
-    history.apply(2).unwrap();
-    let dead = BTreeSet::from([node(2)]);
-    for given in [1, 3] {
-        let refused = history.skip_dead_nodes(given, &dead, MissingData::Refuse);
-        assert!(matches!(refused, Err(LayoutError::SkipOutOfRange { oldest: 1, current: 2, .. })), "{given}");
-    }
-    let skipped = history.skip_dead_nodes(2, &dead, MissingData::Refuse).unwrap();
-    assert_eq!(skipped, Skipped { ack: vec![node(2)], sync: vec![] });
-    let again = history.skip_dead_nodes(2, &dead, MissingData::Refuse).unwrap();
-    assert_eq!(again, Skipped::default());
-    let skipped = history.skip_dead_nodes(2, &dead, MissingData::Allow).unwrap();
-    assert_eq!(skipped, Skipped { ack: vec![node(1), node(3)], sync: vec![node(1), node(2), node(3)] });
-    assert_eq!((history.min_ack(), history.min_sync()), (2, 2));
 }
 
 #[test]

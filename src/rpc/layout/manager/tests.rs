@@ -11,6 +11,7 @@ use garage_types::{Disk, NodeId, Placement};
 use super::{LAYOUT_FILE, LayoutManager, LayoutSetup};
 use crate::layout::error::LayoutError;
 use crate::layout::history::LayoutHistory;
+use crate::layout::standing::StartFacts;
 use crate::layout::version::NodeRole;
 
 fn node(n: u8) -> NodeId {
@@ -29,6 +30,7 @@ async fn open(n: u8, replication_factor: usize, disk: &MemoryDisk) -> Result<Lay
         disk: Arc::new(disk.clone()),
         offload: Arc::new(Inline),
         clock: Arc::new(ManualClock::default()),
+        start: StartFacts { recorded_start: Some(1), previous_start: 1, was_rebuilding: false },
     })
     .await
 }

@@ -1,0 +1,97 @@
+//! How much buckets hold, asked of the owners of their indexes, each of which counts for itself.
+//!
+//! What must stay true: owners count in the transactions that change the objects, so the greatest count among a read quorum misses
+//! no acknowledged write. A node that owns nothing, such as a gateway, gets the same answer as an owner.
+
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
+use garage_rpc::endpoint::{Caller, Class, Handler, Message, Request};
+use garage_rpc::error::RpcError;
+use garage_table::{TableError, TableStore};
+use garage_types::BucketId;
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+
+use crate::counters::{BucketCounters, Counts};
+use crate::error::ModelError;
+use crate::garage::Garage;
+use crate::object::IndexShard;
+
+/// Buckets whose owners are asked at once.
+const BUCKETS_IN_FLIGHT: usize = 16;
+
+/// "What have you counted in this bucket?"
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CountBucket {
+    #[serde(rename = "b")]
+    bucket: BucketId,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Counted {
+    /// As [`Counts::encode`] has it.
+    #[serde(rename = "c")]
+    counts: ByteBuf,
+}
+
+impl Request for CountBucket {
+    const ENDPOINT: &'static str = "model.count/1";
+    const CLASS: Class = Class::Metadata;
+    type Reply = Counted;
+}
+
+/// The owner's side.
+#[derive(Clone)]
+pub struct CountService {
+    pub counters: BucketCounters,
+    pub tables: TableStore,
+}
+
+impl CountService {
+    async fn count(&self, bucket: BucketId) -> Result<Counted, TableError> {
+        self.tables.check_whole()?;
+        let tree = self.counters.0;
+        let read = move |tx: &garage_db::Snapshot<'_>| tx.get(tree, bucket.as_bytes());
+        let counts: Option<Vec<u8>> = self.tables.db().read(read).await?;
+        Ok(Counted { counts: ByteBuf::from(counts.unwrap_or_default()) })
+    }
+}
+
+impl Handler<CountBucket> for CountService {
+    fn handle(&self, _caller: Caller, request: Message<CountBucket>) -> BoxFuture<'static, Result<Message<Counted>, RpcError>> {
+        let service = self.clone();
+        async move { Ok(service.count(request.body.bucket).await?.into()) }.boxed()
+    }
+}
+
+impl Garage {
+    /// What a bucket holds.
+    ///
+    /// # Errors
+    /// [`ModelError::Table`]: too few owners answered.
+    pub async fn bucket_counts(&self, bucket: BucketId) -> Result<Counts, ModelError> {
+        let cluster = &self.0.cluster;
+        let owners = cluster.layout().read_nodes(IndexShard { bucket, shard: 0 }.placement()).to_vec();
+        if owners.is_empty() {
+            return Err(ModelError::Table(TableError::NoLayout));
+        }
+        let ask = |node| {
+            let cluster = cluster.clone();
+            async move { cluster.call(node, CountBucket { bucket }).await }
+        };
+        let quorum = cluster.quorums().read;
+        let replies = cluster.read(owners, quorum, ask).await.map_err(|error| TableError::Quorum(Box::new(error)))?;
+        let counts = replies.into_iter().map(|answer| Counts::decode(&answer.reply.counts));
+        Ok(counts.reduce(|one, other| one.max(&other)).unwrap_or_default())
+    }
+
+    /// What all buckets hold together.
+    ///
+    /// # Errors
+    /// [`ModelError::Table`]: too few owners answered, of the buckets or of an index.
+    pub async fn total_counts(&self) -> Result<Counts, ModelError> {
+        let buckets = self.buckets().await?;
+        let counted = stream::iter(buckets).map(|bucket| self.bucket_counts(bucket.id)).buffer_unordered(BUCKETS_IN_FLIGHT);
+        counted.try_fold(Counts::default(), async |total, counts| Ok(total.plus(&counts))).await
+    }
+}

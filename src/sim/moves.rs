@@ -1,0 +1,225 @@
+//! Layout changes move every row to where reads will look for it; a node whose database is lost or old gets all of it back.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use garage_db::MemoryEngine;
+use garage_model::block_ref::BlockRefTable;
+use garage_model::digest::ChecksumAlgorithm;
+use garage_model::object::ObjectTable;
+use garage_model::pipeline::InMemory;
+use garage_model::put::{Preconditions, PutObject};
+use garage_model::upload::UploadTable;
+use garage_model::version::VersionTable;
+use garage_model::{Garage, ModelError};
+use garage_rpc::layout::{NodeRole, Standing};
+use garage_table::Schema;
+use garage_types::{BucketId, ObjectKey};
+
+use crate::checks::rows;
+use crate::cluster::Cluster;
+use crate::cluster::machine::{Machine, Setup};
+use crate::cluster::network::Death;
+
+fn in_virtual_time<F: Future<Output = ()>>(test: F) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    runtime.block_on(test);
+}
+
+fn setup() -> Setup {
+    Setup {
+        replication_factor: 3,
+        data_durability: garage_block::Durability::Synced,
+        metadata_durability: garage_db::Durability::Synced,
+    }
+}
+
+fn garage(cluster: &Cluster, machine: usize) -> Garage {
+    cluster.machines[machine].garage().expect("it runs")
+}
+
+async fn put(garage: &Garage, bucket: BucketId, key: &str, body: &[u8]) -> Result<(), ModelError> {
+    let put = PutObject {
+        bucket,
+        key: ObjectKey::parse(key).unwrap(),
+        headers: BTreeMap::new(),
+        checksum: ChecksumAlgorithm::Crc64Nvme,
+        owner: None,
+        preconditions: Preconditions::default(),
+    };
+    garage.put_object(put, Box::new(InMemory::new(body.to_vec()))).await.map(drop)
+}
+
+async fn get(garage: &Garage, bucket: BucketId, key: &str) -> Result<Bytes, ModelError> {
+    let object = garage.object(bucket, &ObjectKey::parse(key).unwrap()).await?;
+    let mut stream = garage.read_object(&object, 0..object.meta.size).await?;
+    let mut body = Vec::new();
+    while let Some(bytes) = stream.next().await {
+        body.extend_from_slice(&bytes?);
+    }
+    Ok(body.into())
+}
+
+/// Bodies of a few bytes and of several blocks.
+fn body(number: usize) -> Vec<u8> {
+    vec![number as u8; if number.is_multiple_of(2) { 9 } else { 300 }]
+}
+
+async fn fill(cluster: &Cluster, machine: usize, bucket: BucketId, numbers: std::ops::Range<usize>) {
+    for number in numbers {
+        put(&garage(cluster, machine), bucket, &format!("k{number:03}"), &body(number)).await.unwrap();
+    }
+}
+
+async fn is_all_there(cluster: &Cluster, machines: &[usize], bucket: BucketId, numbers: std::ops::Range<usize>) {
+    for machine in machines {
+        for number in numbers.clone() {
+            let key = format!("k{number:03}");
+            let found = get(&garage(cluster, *machine), bucket, &key).await;
+            assert_eq!(found.unwrap_or_else(|error| panic!("{key} through {machine}: {error}")), body(number));
+        }
+    }
+}
+
+/// A cluster of `machines`, the first three of which have a role, and a bucket.
+async fn three_of(machines: usize, seed: u64) -> (Cluster, BucketId) {
+    let cluster = Cluster::start_with_roles(seed, machines, 3, setup()).await;
+    let bucket = garage(&cluster, 0).create_bucket("pictures").await.unwrap();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    (cluster, bucket)
+}
+
+fn role(zone: usize) -> NodeRole {
+    NodeRole { zone: format!("zone{zone}"), capacity: Some(1 << 30), tags: Vec::new() }
+}
+
+fn is_settled(cluster: &Cluster, number: u64) -> bool {
+    cluster.machines.iter().filter_map(|machine| machine.node()).all(|node| {
+        let layout = node.layout.current();
+        layout.version() == number && layout.live_versions().len() == 1
+    })
+}
+
+/// The rows of every sharded table that machines have, equal at all owners and nowhere else.
+async fn rows_of<S: Schema>(machine: &Machine) -> Vec<String>
+where
+    S::Row: std::fmt::Debug,
+{
+    let mut found: Vec<String> = rows::<S>(machine).await.iter().map(|row| format!("{row:?}")).collect();
+    found.sort();
+    found
+}
+
+async fn has_equal_rows(one: &Machine, other: &Machine) {
+    assert_eq!(rows_of::<ObjectTable>(one).await, rows_of::<ObjectTable>(other).await);
+    assert_eq!(rows_of::<VersionTable>(one).await, rows_of::<VersionTable>(other).await);
+}
+
+#[test]
+fn a_node_that_takes_anothers_place_has_every_row_before_reads_go_there_and_the_old_one_is_emptied() {
+    in_virtual_time(async {
+        let (cluster, bucket) = three_of(4, 1).await;
+        fill(&cluster, 0, bucket, 0..30).await;
+        let layout = cluster.machines[1].node().unwrap().layout;
+        layout.stage_role(cluster.machines[3].id, role(3)).await.unwrap();
+        layout.stage_removal(cluster.machines[2].id).await.unwrap();
+        layout.apply(2).await.unwrap();
+        // Work goes on meanwhile.
+        fill(&cluster, 0, bucket, 30..50).await;
+        is_all_there(&cluster, &[0, 1, 3], bucket, 0..50).await;
+        cluster.until("the old layout is retired", |cluster| is_settled(cluster, 2)).await;
+        has_equal_rows(&cluster.machines[0], &cluster.machines[3]).await;
+        is_all_there(&cluster, &[0, 1, 3], bucket, 0..50).await;
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert!(rows_of::<ObjectTable>(&cluster.machines[2]).await.is_empty(), "the removed node has handed its rows over");
+        cluster.machines[2].crash(Death::Reset);
+        is_all_there(&cluster, &[0, 1, 3], bucket, 0..50).await;
+    });
+}
+
+#[test]
+fn a_node_whose_database_is_lost_is_asked_nothing_until_it_has_all_of_it_back() {
+    in_virtual_time(async {
+        let (cluster, bucket) = three_of(3, 2).await;
+        fill(&cluster, 0, bucket, 0..20).await;
+        let machine = &cluster.machines[1];
+        machine.crash(Death::Reset);
+        machine.engine.become_copy_of(&MemoryEngine::new());
+        fill(&cluster, 0, bucket, 20..30).await;
+        // With another node away, too few are left to rebuild from, and to read from.
+        cluster.machines[2].crash(Death::Reset);
+        machine.restart().await;
+        let standing = || machine.node().unwrap().layout.standing().get();
+        assert_eq!(standing(), Standing::Rebuilding);
+        tokio::time::sleep(Duration::from_secs(100)).await;
+        assert_eq!(standing(), Standing::Rebuilding);
+        assert!(get(&garage(&cluster, 0), bucket, "k001").await.is_err(), "an empty replica must not answer");
+        cluster.machines[2].restart().await;
+        cluster.until("the node is rebuilt", |_| standing() == Standing::Whole).await;
+        has_equal_rows(&cluster.machines[0], machine).await;
+        is_all_there(&cluster, &[0, 1, 2], bucket, 0..30).await;
+        // It stays so.
+        machine.crash(Death::Reset);
+        machine.restart().await;
+        assert_eq!(standing(), Standing::Whole);
+    });
+}
+
+#[test]
+fn a_node_put_back_to_an_old_database_forgets_it_and_learns_what_is() {
+    in_virtual_time(async {
+        let (cluster, bucket) = three_of(3, 3).await;
+        fill(&cluster, 0, bucket, 0..10).await;
+        let machine = &cluster.machines[1];
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let backup = machine.engine.copy();
+        machine.crash(Death::Reset);
+        machine.restart().await;
+        cluster.until("all are connected", Cluster::is_connected).await;
+        for number in 0..5 {
+            garage(&cluster, 0)
+                .delete_object(bucket, &ObjectKey::parse(format!("k{number:03}")).unwrap(), Preconditions::default())
+                .await
+                .unwrap();
+        }
+        machine.crash(Death::Reset);
+        machine.engine.become_copy_of(&backup);
+        machine.restart().await;
+        let standing = || machine.node().unwrap().layout.standing().get();
+        cluster.until("the node is rebuilt", |_| standing() == Standing::Whole).await;
+        has_equal_rows(&cluster.machines[0], machine).await;
+        is_all_there(&cluster, &[0, 1, 2], bucket, 5..10).await;
+        assert!(matches!(get(&garage(&cluster, 1), bucket, "k000").await, Err(ModelError::NoSuchKey)));
+    });
+}
+
+#[test]
+fn what_was_deleted_leaves_nothing_behind_once_every_owner_knows() {
+    in_virtual_time(async {
+        let (cluster, bucket) = three_of(3, 4).await;
+        fill(&cluster, 0, bucket, 0..10).await;
+        cluster.machines[2].crash(Death::Reset);
+        let key = |number: usize| ObjectKey::parse(format!("k{number:03}")).unwrap();
+        for number in 0..10 {
+            garage(&cluster, 0).delete_object(bucket, &key(number), Preconditions::default()).await.unwrap();
+        }
+        tokio::time::sleep(Duration::from_secs(200)).await;
+        assert_eq!(rows_of::<ObjectTable>(&cluster.machines[0]).await.len(), 10, "one owner does not know yet");
+        cluster.machines[2].restart().await;
+        cluster.until("all are connected", Cluster::is_connected).await;
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        for machine in &cluster.machines {
+            assert_eq!(rows_of::<ObjectTable>(machine).await, Vec::<String>::new(), "machine {}", machine.number);
+            assert_eq!(rows_of::<VersionTable>(machine).await, Vec::<String>::new(), "machine {}", machine.number);
+            assert_eq!(rows_of::<BlockRefTable>(machine).await, Vec::<String>::new(), "machine {}", machine.number);
+            assert_eq!(rows_of::<UploadTable>(machine).await, Vec::<String>::new(), "machine {}", machine.number);
+            let tables = machine.garage().unwrap().local().tables.clone();
+            assert_eq!(tables.tombstones_listed().await.unwrap(), 0, "machine {}", machine.number);
+        }
+        // Nodes that have forgotten the deletion take new rows as before.
+        fill(&cluster, 1, bucket, 0..10).await;
+        is_all_there(&cluster, &[0, 1, 2], bucket, 0..10).await;
+    });
+}

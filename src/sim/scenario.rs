@@ -1,0 +1,197 @@
+//! Scenarios: how many machines, which faults, how much work; and running one of them by a seed.
+
+use std::cell::Cell;
+use std::sync::{Arc, Mutex, Once};
+use std::time::Duration;
+
+use garage_types::planted::{Bug, plant};
+use garage_types::random::SeededRandom;
+
+use crate::checks;
+use crate::cluster::Cluster;
+use crate::cluster::machine::Setup;
+use crate::faults::{Fault, heal, make_faults};
+use crate::history::{History, Tally};
+use crate::workload::{Mix, World};
+
+/// What the cluster can do by itself by now: faults and checks that need more are left out.
+#[derive(Clone, Copy, Debug)]
+pub struct Abilities {
+    /// Owners of a row become equal without being read.
+    pub anti_entropy: bool,
+    /// Missing and damaged blocks are fetched from other owners, and blocks that nothing needs are deleted.
+    pub block_resync: bool,
+    /// What uploads leave behind whose outcome is in doubt is found and released.
+    pub doubtful_uploads_end: bool,
+}
+
+pub const ABILITIES: Abilities = Abilities { anti_entropy: true, block_resync: false, doubtful_uploads_end: false };
+
+#[derive(Clone, Copy, Debug)]
+pub struct Scenario {
+    pub name: &'static str,
+    pub machines: usize,
+    pub replication_factor: usize,
+    pub clients: u64,
+    /// Of each client.
+    pub operations: usize,
+    /// How many keys they use.
+    pub keys: usize,
+    pub mix: Mix,
+    pub faults: &'static [Fault],
+}
+
+const USUAL: Mix = Mix { put: 26, get: 26, delete: 10, copy: 10, list: 8, create: 6, part: 7, complete: 5 };
+const UPLOADS: Mix = Mix { put: 6, get: 16, delete: 5, copy: 8, list: 4, create: 16, part: 22, complete: 17 };
+const CROWD: Mix = Mix { put: 30, get: 50, delete: 7, copy: 5, list: 8, create: 0, part: 0, complete: 0 };
+
+const ALL: &[Fault] = &[
+    Fault::Delay,
+    Fault::LoseConnections,
+    Fault::BlockOneWay,
+    Fault::Isolate,
+    Fault::Tangle,
+    Fault::Tangle,
+    Fault::Crash,
+    Fault::Crash,
+    Fault::Crash,
+    Fault::Blackout,
+    Fault::ClockJump,
+    Fault::SlowDisk,
+    Fault::FullDisk,
+    Fault::FullDatabase,
+];
+
+const NETWORK: &[Fault] =
+    &[Fault::Delay, Fault::LoseConnections, Fault::BlockOneWay, Fault::Isolate, Fault::Tangle, Fault::Tangle, Fault::ClockJump];
+
+/// What the scenarios start from.
+const THREE: Scenario =
+    Scenario { name: "calm", machines: 3, replication_factor: 3, clients: 4, operations: 50, keys: 5, mix: USUAL, faults: &[] };
+
+pub const SCENARIOS: [Scenario; 7] = [
+    THREE,
+    Scenario { name: "network", faults: NETWORK, ..THREE },
+    Scenario { name: "everything", faults: ALL, ..THREE },
+    Scenario { name: "crowd", keys: 1, mix: CROWD, faults: NETWORK, ..THREE },
+    Scenario { name: "uploads", keys: 2, mix: UPLOADS, faults: ALL, ..THREE },
+    Scenario { name: "five", machines: 5, clients: 5, operations: 40, faults: ALL, ..THREE },
+    Scenario { name: "single", machines: 1, replication_factor: 1, clients: 3, faults: ALL, ..THREE },
+];
+
+pub fn scenario(name: &str) -> Scenario {
+    *SCENARIOS.iter().find(|scenario| scenario.name == name).unwrap_or_else(|| panic!("there is no scenario {name}"))
+}
+
+/// What came of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    pub violations: Vec<String>,
+    pub trace: Vec<String>,
+    pub tally: Tally,
+}
+
+thread_local! {
+    static PANICS: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Panics of tasks are caught by the runtime; a run must not miss them.
+fn count_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            PANICS.set(PANICS.get() + 1);
+            before(info);
+        }));
+    });
+}
+
+/// What the machines of a run are made to get wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flaw {
+    Planted(Bug),
+    /// Blocks are acknowledged before they are on stable storage.
+    BlocksNotSynced,
+    /// Rows are.
+    RowsNotSynced,
+}
+
+/// Runs a scenario by a seed, from an empty cluster to the last check.
+pub fn run(scenario: Scenario, seed: u64) -> Outcome {
+    run_flawed(scenario, seed, None)
+}
+
+/// As [`run`], with something wrong.
+pub fn run_flawed(scenario: Scenario, seed: u64, flaw: Option<Flaw>) -> Outcome {
+    count_panics();
+    plant(match flaw {
+        Some(Flaw::Planted(bug)) => Some(bug),
+        Some(Flaw::BlocksNotSynced | Flaw::RowsNotSynced) | None => None,
+    });
+    let panics_before = PANICS.get();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let mut outcome = runtime.block_on(run_in_runtime(scenario, seed, flaw));
+    drop(runtime);
+    plant(None);
+    if PANICS.get() > panics_before {
+        outcome.violations.push("something panicked".to_owned());
+    }
+    outcome
+}
+
+async fn run_in_runtime(scenario: Scenario, seed: u64, flaw: Option<Flaw>) -> Outcome {
+    let setup = Setup {
+        replication_factor: scenario.replication_factor,
+        data_durability: match flaw {
+            Some(Flaw::BlocksNotSynced) => garage_block::Durability::Unsynced,
+            _ => garage_block::Durability::Synced,
+        },
+        metadata_durability: match flaw {
+            Some(Flaw::RowsNotSynced) => garage_db::Durability::Unsynced,
+            _ => garage_db::Durability::Synced,
+        },
+    };
+    let cluster = Cluster::start(seed, scenario.machines, setup).await;
+    let bucket = cluster.machines[0].garage().expect("it runs").create_bucket("pictures").await.unwrap();
+    // The name and the bucket reach every machine before anybody works.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let world = Arc::new(World {
+        cluster,
+        bucket,
+        history: History::new(),
+        random: SeededRandom::new(seed ^ 0x636c_6965),
+        keys: scenario.keys,
+        mix: scenario.mix,
+        usual_delay: Duration::from_millis([1, 5, 30, 120][(seed % 4) as usize]),
+        uploads: Mutex::default(),
+    });
+    heal(&world).await;
+    let faults = (!scenario.faults.is_empty()).then(|| {
+        let random = Arc::new(SeededRandom::new(seed ^ 0x6661_756c));
+        tokio::spawn(make_faults(world.clone(), scenario.faults, random))
+    });
+    let clients: Vec<_> =
+        (0..scenario.clients).map(|number| tokio::spawn(world.clone().client(number, scenario.operations))).collect();
+    for client in clients {
+        client.await.unwrap();
+    }
+    if let Some(faults) = faults {
+        faults.abort();
+        // It has ended when it is not in the middle of a restart any more.
+        drop(faults.await);
+    }
+    heal(&world).await;
+    checks::after_quiet(&world, ABILITIES).await;
+    let releases_all = ABILITIES.anti_entropy && ABILITIES.doubtful_uploads_end;
+    if releases_all || scenario.faults.is_empty() && world.history.tally().in_doubt == 0 {
+        checks::after_deleting_all(&world).await;
+    }
+    if scenario.faults.is_empty() && world.history.tally().in_doubt > 0 {
+        world.history.note("operations failed although nothing went wrong");
+    }
+    world.history.note(world.cluster.network.summary());
+    world.history.judge();
+    let history = &world.history;
+    Outcome { violations: history.violations(), trace: history.trace(), tally: history.tally() }
+}

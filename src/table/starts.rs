@@ -1,0 +1,148 @@
+//! What the database remembers of this node's starts, so that a new or restored database is noticed; and emptying one that is too old.
+
+use std::ops::{Bound, ControlFlow};
+
+use garage_db::{Db, DbError, Direction, Snapshot, Transaction, Tree};
+use garage_rpc::layout::StartFacts;
+
+use crate::error::TableError;
+use crate::store::TableStore;
+
+const START: &[u8] = b"start";
+const REBUILDING: &[u8] = b"rebuilding";
+/// Rows moved in one transaction.
+const BATCH: usize = 500;
+
+type KeyValue = (Vec<u8>, Vec<u8>);
+
+/// The tree in which the database remembers.
+pub(crate) const STATE_TREE: &str = "node_state";
+
+/// What the database knows of earlier starts. `start`: the number of this one, as the metadata directory counts them.
+///
+/// # Errors
+/// [`TableError`].
+pub async fn start_facts(db: &Db, start: u64) -> Result<StartFacts, TableError> {
+    let state = db.open_tree(STATE_TREE)?;
+    let read = move |tx: &Snapshot<'_>| {
+        let recorded = tx.get(state, START)?;
+        Ok::<_, DbError>((recorded, tx.get(state, REBUILDING)?.is_some()))
+    };
+    let (recorded, was_rebuilding) = db.read(read).await?;
+    let recorded_start = match recorded {
+        None => None,
+        Some(bytes) => Some(u64::from_be_bytes(bytes.try_into().map_err(|_| TableError::DamagedState)?)),
+    };
+    Ok(StartFacts { recorded_start, previous_start: start.saturating_sub(1), was_rebuilding })
+}
+
+impl TableStore {
+    /// Records a start whose meaning has been settled.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub async fn record_start(&self, start: u64) -> Result<(), TableError> {
+        let state = self.0.state;
+        Ok(self.db().write(move |tx| tx.insert(state, START, &start.to_be_bytes())).await?)
+    }
+
+    /// Records that this node rebuilds, and sets every row aside: what a database from another time says must not be mistaken for
+    /// what is. To be called before anything is served; does nothing when it has been done.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub async fn begin_rebuilding(&self, start: u64) -> Result<(), TableError> {
+        let facts = start_facts(self.db(), start).await?;
+        if facts.was_rebuilding {
+            return Ok(());
+        }
+        // A new database only has what was written to it since.
+        if facts.recorded_start.is_some() {
+            self.empty().await?;
+        }
+        let state = self.0.state;
+        let record = move |tx: &mut Transaction<'_>| {
+            tx.insert(state, START, &start.to_be_bytes())?;
+            tx.insert(state, REBUILDING, &[1])
+        };
+        Ok(self.db().write(record).await?)
+    }
+
+    /// Sets every row aside and clears what follows from rows.
+    async fn empty(&self) -> Result<(), TableError> {
+        let tables: Vec<_> = self.0.tables.iter().map(|(table, local)| (*table, local.rows)).collect();
+        let aside = self.0.set_aside;
+        for (table, rows) in tables {
+            let move_some = move |tx: &mut Transaction<'_>| {
+                let moved = first_rows(tx, rows)?;
+                for (key, row) in &moved {
+                    let mut stored = vec![table.0];
+                    stored.extend_from_slice(key);
+                    tx.insert(aside, &stored, row)?;
+                    tx.remove(rows, key)?;
+                }
+                Ok::<_, DbError>(moved.len())
+            };
+            while self.db().write(move_some).await? > 0 {}
+        }
+        for tree in self.derived_trees() {
+            let clear = move |tx: &mut Transaction<'_>| {
+                let rows = first_rows(tx, tree)?;
+                rows.iter().try_for_each(|(key, _)| tx.remove(tree, key))?;
+                Ok::<_, DbError>(rows.len())
+            };
+            while self.db().write(clear).await? > 0 {}
+        }
+        Ok(())
+    }
+
+    /// Records that the rebuilding is over.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub async fn record_rebuilt(&self) -> Result<(), TableError> {
+        let state = self.0.state;
+        Ok(self.db().write(move |tx| tx.remove(state, REBUILDING)).await?)
+    }
+
+    /// Adds up digests for a database that was written without them.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub async fn ensure_digests(&self) -> Result<(), TableError> {
+        for (table, _) in self.tables() {
+            let segments = self.segments(table)?;
+            let read = move |tx: &Snapshot<'_>| {
+                let mut has_digest = false;
+                let (from, to) = (vec![table.0], vec![table.0.saturating_add(1)]);
+                let bounds = (Bound::Included(from.as_slice()), Bound::Excluded(to.as_slice()));
+                tx.range(segments.digests, bounds, Direction::Forward, &mut |_key, _value| {
+                    has_digest = true;
+                    ControlFlow::Break(())
+                })?;
+                Ok::<_, DbError>(has_digest || tx.count(segments.rows)? == 0)
+            };
+            if self.db().read(read).await? {
+                continue;
+            }
+            let mut after: Option<Vec<u8>> = None;
+            loop {
+                let from = after.clone();
+                after = self.db().write(move |tx| segments.build(tx, from.as_deref(), BATCH)).await?;
+                if after.is_none() {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn first_rows(tx: &Transaction<'_>, tree: Tree) -> Result<Vec<KeyValue>, DbError> {
+    let mut rows = Vec::new();
+    tx.range(tree, (Bound::Unbounded, Bound::Unbounded), Direction::Forward, &mut |key, row| {
+        rows.push((key.to_vec(), row.to_vec()));
+        if rows.len() < BATCH { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    Ok(rows)
+}

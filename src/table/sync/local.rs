@@ -1,0 +1,185 @@
+//! What a session does to this node's own rows.
+
+use std::ops::{Bound, ControlFlow};
+
+use garage_db::{DbError, Direction, Snapshot};
+use serde_bytes::ByteBuf;
+
+use super::plan::Part;
+use super::session::{Page, RowsNow, entry};
+use super::wire::{KeyedRow, Named};
+use crate::digest::{RowDigest, SetDigest};
+use crate::epochs::Slot;
+use crate::error::TableError;
+use crate::segments::{KeyRange, Segments};
+use crate::store::TableStore;
+use crate::transaction::Dropped;
+use crate::wire::TableId;
+
+impl TableStore {
+    pub(crate) fn segments(&self, table: TableId) -> Result<Segments, TableError> {
+        Ok(self.0.table(table)?.segments(table, self.0.digests))
+    }
+
+    /// The digest of this node's rows in a range.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub async fn range_digest(&self, table: TableId, range: KeyRange) -> Result<SetDigest, TableError> {
+        let segments = self.segments(table)?;
+        self.db().read(move |tx| Ok(segments.digest(tx, &range)?)).await
+    }
+
+    /// The digests of this node's rows in several ranges.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub async fn range_digests(&self, table: TableId, ranges: Vec<KeyRange>) -> Result<Vec<SetDigest>, TableError> {
+        let segments = self.segments(table)?;
+        self.db().read(move |tx| Ok(ranges.iter().map(|range| segments.digest(tx, range)).collect::<Result<_, DbError>>()?)).await
+    }
+
+    pub(crate) async fn named_page(&self, table: TableId, range: KeyRange, limit: usize) -> Result<Page, TableError> {
+        let rows = self.0.table(table)?.rows;
+        let read = move |tx: &Snapshot<'_>| {
+            let mut page = Page { named: Vec::new(), until: None };
+            let bounds = (Bound::Included(range.from.as_slice()), range.to.as_deref().map_or(Bound::Unbounded, Bound::Excluded));
+            tx.range(rows, bounds, Direction::Forward, &mut |key, row| {
+                if page.named.len() >= limit {
+                    page.until = Some(key.to_vec());
+                    return ControlFlow::Break(());
+                }
+                page.named.push(Named { key: ByteBuf::from(key.to_vec()), digest: RowDigest::of(key, row) });
+                ControlFlow::Continue(())
+            })?;
+            Ok(page)
+        };
+        self.db().read(read).await
+    }
+
+    /// Merges rows that another owner sent under `epoch` into this node's.
+    ///
+    /// # Errors
+    /// [`TableError::StaleEpoch`]: this node has moved on meanwhile; nothing was merged.
+    pub(crate) async fn absorb(
+        &self,
+        table: TableId,
+        slot: Slot,
+        rows: Vec<KeyedRow>,
+        epoch: u64,
+        part: Part,
+    ) -> Result<(), TableError> {
+        let own = self.epoch(table, slot).await?;
+        if rows.is_empty() && epoch <= own {
+            return Ok(());
+        }
+        let entries = rows.into_iter().map(|row| entry(table, row, epoch)).collect::<Result<Vec<_>, _>>()?;
+        let epochs = self.0.epochs;
+        self.transact(move |tx| {
+            let current = epochs.get(&*tx.raw(), table, slot)?;
+            if epoch < current {
+                return Err(TableError::StaleEpoch { caller: epoch, current });
+            }
+            // Whoever reads, or lost all it had, was or is no source of forgotten rows. Others wait until theirs are sorted out.
+            if part == Part::Owner || part == Part::Rebuilder {
+                epochs.raise(tx.raw(), table, slot, epoch)?;
+            }
+            for entry in &entries {
+                tx.apply(entry)?;
+            }
+            Ok(())
+        })
+        .await?;
+        if part == Part::Owner || part == Part::Rebuilder {
+            self.learn_epoch(table, slot, epoch);
+        }
+        Ok(())
+    }
+
+    /// Moves this node to an epoch that the other owners are at.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub(crate) async fn raise_epoch(&self, table: TableId, slot: Slot, epoch: u64) -> Result<(), TableError> {
+        let epochs = self.0.epochs;
+        self.db().write(move |tx| epochs.raise(tx, table, slot, epoch)).await?;
+        self.learn_epoch(table, slot, epoch);
+        Ok(())
+    }
+
+    pub(crate) async fn rows_now(&self, table: TableId, keys: Vec<ByteBuf>, bytes_max: usize) -> Result<RowsNow, TableError> {
+        let Some(first) = keys.first() else { return Ok(RowsNow { epoch: 0, rows: Vec::new(), left: Vec::new() }) };
+        let (rows, epochs, slot) = (self.0.table(table)?.rows, self.0.epochs, Slot::of_key(first));
+        let read = move |tx: &Snapshot<'_>| {
+            let mut now = RowsNow { epoch: epochs.get(tx, table, slot)?, rows: Vec::new(), left: Vec::new() };
+            let mut bytes = 0;
+            let mut keys = keys.into_iter();
+            for key in keys.by_ref() {
+                if let Some(row) = tx.get(rows, &key)? {
+                    bytes += key.len() + row.len();
+                    now.rows.push(KeyedRow { key, row: ByteBuf::from(row) });
+                }
+                if bytes >= bytes_max {
+                    break;
+                }
+            }
+            now.left = keys.collect();
+            Ok(now)
+        };
+        self.db().read(read).await
+    }
+
+    /// Takes rows out of the table without anything following from it elsewhere, and keeps them in a tree of their own for the operator.
+    /// Tombstones just go. Returns how many were kept.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub(crate) async fn set_aside(&self, table: TableId, keys: Vec<ByteBuf>) -> Result<u64, TableError> {
+        if keys.is_empty() {
+            return Ok(0);
+        }
+        let (rules, rows, aside) = {
+            let local = self.0.table(table)?;
+            (local.rules.clone(), local.rows, self.0.set_aside)
+        };
+        self.transact(move |tx| {
+            let mut kept = 0;
+            for key in &keys {
+                let Some(row) = tx.raw().get(rows, key)? else { continue };
+                if !rules.is_collectable(&row)? {
+                    let mut stored = vec![table.0];
+                    stored.extend_from_slice(key);
+                    tx.raw().insert(aside, &stored, &row)?;
+                    kept += 1;
+                }
+                tx.drop_row(table, key, RowDigest::of(key, &row))?;
+            }
+            Ok(kept)
+        })
+        .await
+    }
+
+    /// Takes off this node the rows that are still as named. Returns how many went.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub(crate) async fn drop_rows(&self, table: TableId, rows: Vec<Named>) -> Result<u64, TableError> {
+        self.transact(move |tx| {
+            let mut gone = 0;
+            for named in &rows {
+                gone += u64::from(tx.drop_row(table, &named.key, named.digest)? == Dropped::Gone);
+            }
+            Ok(gone)
+        })
+        .await
+    }
+
+    /// How many rows were set aside on this node.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub async fn set_aside_count(&self) -> Result<u64, TableError> {
+        let tree = self.0.set_aside;
+        Ok(self.db().read(move |tx| tx.count(tree)).await?)
+    }
+}

@@ -1,0 +1,325 @@
+//! The worker that keeps this node's rows equal to the other owners': now and then, when a peer comes up, after layout changes, when
+//! told to. It also moves partitions: what a new layout version asks for is received, what it takes away is handed over; and it
+//! rebuilds a node whose database was lost.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use garage_rpc::cluster::Cluster;
+use garage_rpc::layout::{ClusterLayout, Standing, VersionKey};
+use garage_types::{NodeId, Random, chain};
+use garage_worker::{Status, Step, StepError, Worker};
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+use super::leave::Leave;
+use super::plan::{OwnRows, Part};
+use super::round::{Job, Round, UnitIndex};
+use super::session::{Moved, Progress, Session, Surroundings};
+use super::wire::AskDigests;
+use crate::epochs::Slot;
+use crate::error::TableError;
+use crate::schema::Replication;
+use crate::store::TableStore;
+use crate::wire::TableId;
+
+/// Between two rounds when nothing happens: at least this, at most three times this.
+const PERIOD: Duration = Duration::from_secs(30 * 60);
+/// Before a round is repeated that had to succeed and did not.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Lets others ask for a round.
+#[derive(Clone, Debug, Default)]
+pub struct SyncControl(Arc<Control>);
+
+#[derive(Debug, Default)]
+struct Control {
+    wanted: AtomicBool,
+    notify: Notify,
+}
+
+impl SyncControl {
+    /// Asks for a full round, as soon as the present one is over.
+    pub fn request(&self) {
+        self.0.wanted.store(true, Ordering::Release);
+        self.0.notify.notify_one();
+    }
+
+    fn take(&self) -> bool {
+        self.0.wanted.swap(false, Ordering::AcqRel)
+    }
+}
+
+/// See the module.
+pub struct SyncWorker {
+    around: Surroundings,
+    tables: Vec<(TableId, Replication)>,
+    random: Arc<dyn Random>,
+    control: SyncControl,
+    layouts: watch::Receiver<Arc<ClusterLayout>>,
+    links: watch::Receiver<()>,
+    /// Live versions that the last round was made for.
+    seen: Vec<VersionKey>,
+    next_at: Instant,
+    round: Option<Round>,
+    active: Option<Active>,
+    moved: Moved,
+    rounds: u64,
+}
+
+/// What is under way.
+enum Active {
+    Session { unit: UnitIndex, peer: NodeId, session: Box<Session> },
+    Leave { unit: UnitIndex, leave: Box<Leave> },
+}
+
+impl SyncWorker {
+    pub fn new(store: TableStore, cluster: Cluster, random: Arc<dyn Random>, control: SyncControl) -> Self {
+        control.request();
+        SyncWorker {
+            tables: store.tables(),
+            layouts: cluster.layout_manager().subscribe(),
+            links: cluster.mesh().watch(),
+            around: Surroundings { store, cluster },
+            random,
+            control,
+            seen: Vec::new(),
+            next_at: Instant::now(),
+            round: None,
+            active: None,
+            moved: Moved::default(),
+            rounds: 0,
+        }
+    }
+
+    fn me(&self) -> NodeId {
+        self.around.cluster.node_id()
+    }
+
+    /// Whether the cluster waits for what a round brings.
+    fn is_awaited(&self, layout: &ClusterLayout) -> bool {
+        let standing = self.around.cluster.layout_manager().standing().get();
+        standing == Standing::Rebuilding || layout.history().version_to_sync(self.me()).is_some()
+    }
+
+    fn begin_if_due(&mut self) -> bool {
+        let layout = self.around.cluster.layout();
+        let is_new = self.seen != layout.live_versions();
+        let due = Instant::now() >= self.next_at;
+        if !self.control.take() && !is_new && !due {
+            return false;
+        }
+        let standing = self.around.cluster.layout_manager().standing().get();
+        if layout.is_empty() || standing == Standing::Fresh {
+            self.next_at = Instant::now() + PERIOD;
+            return false;
+        }
+        let own = if standing == Standing::Rebuilding { OwnRows::Rebuilding } else { OwnRows::Whole };
+        self.seen = layout.live_versions().to_vec();
+        self.round = Some(Round::new(&layout, self.me(), own, &self.tables));
+        true
+    }
+
+    async fn work(&mut self) -> Result<Step, StepError> {
+        if self.round.is_none() && !self.begin_if_due() {
+            return Ok(Step::Idle);
+        }
+        if let Some(active) = self.active.take() {
+            self.go_on(active).await;
+            return Ok(Step::Busy);
+        }
+        let Some(round) = &mut self.round else { return Ok(Step::Idle) };
+        match round.jobs.pop_front() {
+            Some(job) => self.start(job).await,
+            None => self.finish().await?,
+        }
+        Ok(Step::Busy)
+    }
+
+    async fn start(&mut self, job: Job) {
+        match job {
+            Job::Roots { peer, units } => {
+                if let Err(error) = self.compare_roots(peer, &units).await {
+                    self.failed(peer, &error);
+                }
+            }
+            Job::Session { peer, unit } => {
+                let Some(round) = &self.round else { return };
+                let (table, plan) = round.unit(unit);
+                let session = Session::new(self.around.clone(), table, plan.range.clone(), peer, plan.part);
+                self.active = Some(Active::Session { unit, peer, session: Box::new(session) });
+            }
+            Job::Leave { unit } => {
+                let Some(round) = &self.round else { return };
+                let (table, plan) = round.unit(unit);
+                let leave = Leave::new(self.around.clone(), table, plan.range.clone(), plan.peers.clone());
+                self.active = Some(Active::Leave { unit, leave: Box::new(leave) });
+            }
+        }
+    }
+
+    async fn go_on(&mut self, active: Active) {
+        match active {
+            Active::Session { unit, peer, mut session } => match session.step().await {
+                Ok(Progress::More) => self.active = Some(Active::Session { unit, peer, session }),
+                Ok(Progress::Finished) => {
+                    self.moved.add(session.moved);
+                    if let Err(error) = self.session_done(unit, peer, session.epoch_seen).await {
+                        self.failed(peer, &error);
+                    }
+                }
+                Err(error) => {
+                    self.moved.add(session.moved);
+                    self.failed(peer, &error);
+                }
+            },
+            Active::Leave { unit, mut leave } => match leave.step().await {
+                Ok(Progress::More) => self.active = Some(Active::Leave { unit, leave }),
+                Ok(Progress::Finished) => self.moved.add(leave.moved),
+                Err(error) => {
+                    self.moved.add(leave.moved);
+                    let Some(round) = &mut self.round else { return };
+                    round.failures += 1;
+                    let (table, plan) = round.unit(unit);
+                    let range = hex::encode(&plan.range.from);
+                    tracing::info!(?table, range, error = %chain(&error), "rows that belong to other nodes could not be handed over yet");
+                }
+            },
+        }
+    }
+
+    async fn session_done(&mut self, unit: UnitIndex, peer: NodeId, epoch: u64) -> Result<(), TableError> {
+        let Some(round) = &mut self.round else { return Ok(()) };
+        round.done(unit, peer);
+        let (table, plan) = round.unit(unit);
+        if plan.part == Part::Newcomer && round.is_satisfied(unit) {
+            // Its own rows have been sorted out by now.
+            let slot = Slot::of_key(&plan.range.from);
+            self.around.store.raise_epoch(table, slot, epoch).await?;
+        }
+        Ok(())
+    }
+
+    /// Finds out which of these ranges differ from a peer's.
+    async fn compare_roots(&mut self, peer: NodeId, units: &[UnitIndex]) -> Result<(), TableError> {
+        let Some(round) = &self.round else { return Ok(()) };
+        let Some((table, _)) = units.first().map(|unit| round.unit(*unit)) else { return Ok(()) };
+        let ranges: Vec<_> = units.iter().map(|unit| round.unit(*unit).1.range.clone()).collect();
+        let ask = AskDigests {
+            layout: self.around.layout(),
+            table,
+            ranges: ranges.iter().cloned().map(Into::into).collect(),
+            pieces: 1,
+        };
+        let theirs = self.around.call(peer, ask).await?;
+        let own = self.around.store.range_digests(table, ranges.clone()).await?;
+        let mut behind = Vec::new();
+        let Some(round) = &mut self.round else { return Ok(()) };
+        let epochs = theirs.epochs.into_iter().chain(std::iter::repeat(0));
+        for (((unit, own), pieces), epoch) in units.iter().zip(own).zip(theirs.ranges).zip(epochs) {
+            if pieces.iter().all(|piece| piece.digest == own) {
+                round.done(*unit, peer);
+                // With nothing to sort out, this node may follow at once.
+                let slot = Slot::of_key(&round.unit(*unit).1.range.from);
+                if self.around.store.known_slot_epoch(table, slot) < epoch {
+                    behind.push((slot, epoch));
+                }
+            } else {
+                round.jobs.push_front(Job::Session { peer, unit: *unit });
+            }
+        }
+        for (slot, epoch) in behind {
+            self.around.store.raise_epoch(table, slot, epoch).await?;
+        }
+        Ok(())
+    }
+
+    fn failed(&mut self, peer: NodeId, error: &TableError) {
+        tracing::debug!(%peer, error = %chain(error), "rows could not be compared with a peer");
+        if let Some(round) = &mut self.round {
+            round.failures += 1;
+            // One that does not answer is not asked again in this round.
+            if error.is_unreachable() {
+                round
+                    .jobs
+                    .retain(|job| !matches!(job, Job::Roots { peer: to, .. } | Job::Session { peer: to, .. } if *to == peer));
+            }
+        }
+    }
+
+    async fn finish(&mut self) -> Result<(), TableError> {
+        let Some(round) = self.round.take() else { return Ok(()) };
+        self.rounds += 1;
+        let layout = self.around.cluster.layout();
+        let manager = self.around.cluster.layout_manager();
+        let proof = round.proof(&layout);
+        if round.own == OwnRows::Rebuilding && proof.complete {
+            self.around.store.record_rebuilt().await?;
+            manager.rebuilt().await.map_err(TableError::Layout)?;
+            tracing::info!(node = %self.me(), rows = self.moved.received, "the metadata is rebuilt; this node answers again");
+            self.control.request();
+        } else if let Some(version) = proof.synced.filter(|_| round.own == OwnRows::Whole) {
+            manager.mark_synced(version).await.map_err(TableError::Layout)?;
+            tracing::info!(node = %self.me(), layout = version.number, "this node has all metadata of the layout");
+        }
+        let rest = if self.is_awaited(&self.around.cluster.layout()) || round.failures > 0 && round.has_leavers() {
+            RETRY
+        } else {
+            PERIOD + Duration::from_millis(self.random.below(2 * PERIOD.as_millis() as u64))
+        };
+        self.next_at = Instant::now() + rest;
+        Ok(())
+    }
+}
+
+impl Worker for SyncWorker {
+    fn name(&self) -> String {
+        "Table sync".to_owned()
+    }
+
+    fn status(&self) -> Status {
+        let Moved { received, sent, set_aside, dropped } = self.moved;
+        let mut messages = vec![format!("rows received {received}, sent {sent}, handed over {dropped}, set aside {set_aside}")];
+        if let Some(round) = &self.round
+            && round.own == OwnRows::Rebuilding
+        {
+            messages.push("rebuilding this node's metadata from the other owners".to_owned());
+        }
+        Status {
+            queue_length: Some(self.round.as_ref().map_or(0, |round| round.jobs.len() as u64)),
+            progress: Some(format!("{} rounds", self.rounds)),
+            messages,
+            ..Status::default()
+        }
+    }
+
+    fn step(&mut self) -> BoxFuture<'_, Result<Step, StepError>> {
+        Box::pin(self.work())
+    }
+
+    fn wait(&mut self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let standing = self.around.cluster.layout_manager().standing().clone();
+            loop {
+                tokio::select! {
+                    () = self.control.0.notify.notified() => return,
+                    () = standing.changed() => return self.control.request(),
+                    () = tokio::time::sleep_until(self.next_at) => return,
+                    changed = self.links.changed() => {
+                        if changed.is_err() { std::future::pending::<()>().await }
+                        return self.control.request();
+                    }
+                    changed = self.layouts.changed() => {
+                        if changed.is_err() { std::future::pending::<()>().await }
+                        let layout = self.around.cluster.layout();
+                        if self.seen != layout.live_versions() || self.is_awaited(&layout) {
+                            return self.control.request();
+                        }
+                    }
+                }
+            }
+        })
+    }
+}
