@@ -72,7 +72,11 @@ class S3Client:
         if self.connection is None:
             self.connection = http.client.HTTPConnection(self.host, timeout=TIMEOUT_SECONDS)
         try:
-            self.connection.request(method, target, body=body, headers=headers)
+            try:
+                self.connection.request(method, target, body=body, headers=headers)
+            except (BrokenPipeError, ConnectionResetError):
+                # A server that refuses need not read everything first: its answer may be there.
+                pass
             answer = self.connection.getresponse()
             received = answer.read()
         except (OSError, http.client.HTTPException):

@@ -129,6 +129,7 @@ fn class_of_model(error: &ModelError) -> Class {
         | ModelError::BlockUnavailable { .. }
         | ModelError::BlockNotStored { .. }
         | ModelError::Superseded
+        | ModelError::NoRoom
         | ModelError::ShuttingDown => UNAVAILABLE,
         // No operation here writes an object or reads its bytes.
         ModelError::NoSuchUpload

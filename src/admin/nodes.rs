@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use futures_util::future::join_all;
+use futures_util::future::{BoxFuture, join_all};
 use garage_rpc::endpoint::Message;
 use garage_types::NodeId;
 use serde::{Deserialize, Serialize};
@@ -20,11 +20,17 @@ pub struct Space {
     pub total: u64,
 }
 
-/// How much room this node has; the wiring implements it. Must answer at once: it is called on async threads.
+/// How much room this node has; `None` when unknown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Spaces {
+    /// Over all data directories.
+    pub data: Option<Space>,
+    pub metadata: Option<Space>,
+}
+
+/// Asks the file systems; the wiring implements it, off the async threads.
 pub trait FreeSpace: Send + Sync + 'static {
-    /// Over all data directories; `None` when unknown.
-    fn data(&self) -> Option<Space>;
-    fn metadata(&self) -> Option<Space>;
+    fn measure(&self) -> BoxFuture<'static, Spaces>;
 }
 
 /// What a node knows of itself from its start on.
@@ -218,7 +224,8 @@ impl Operation for OwnStatus {
 
     async fn run(self, service: &AdminService) -> Result<NodeStatus, AdminError> {
         let Facts { hostname, version, space, .. } = &service.node;
-        Ok(NodeStatus { hostname: hostname.clone(), version: version.clone(), data: space.data(), metadata: space.metadata() })
+        let Spaces { data, metadata } = space.measure().await;
+        Ok(NodeStatus { hostname: hostname.clone(), version: version.clone(), data, metadata })
     }
 }
 

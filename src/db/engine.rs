@@ -179,6 +179,11 @@ pub(crate) trait Storage: Send + Sync + 'static {
     /// Writes a consistent copy into `directory`, which does not exist. The caller brings it to stable storage, or removes what a
     /// failure leaves.
     fn snapshot_to(&self, directory: &Path) -> Result<(), DbError>;
+
+    /// Bytes within the files that later commits will use before the files grow, as far as the engine can tell cheaply.
+    fn reusable_bytes(&self) -> Result<u64, DbError> {
+        Ok(0)
+    }
 }
 
 #[cfg(test)]

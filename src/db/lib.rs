@@ -19,6 +19,7 @@ mod lmdb;
 mod memory;
 mod overlay;
 mod redb_engine;
+mod relief;
 #[cfg(feature = "sled")]
 mod sled_engine;
 #[cfg(feature = "sled")]
@@ -34,18 +35,20 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
-use garage_types::Offload;
 use garage_types::offload::{Inline, offload};
+use garage_types::{Offload, Room};
 
 pub use engine::{Bounds, Direction, Durability, Engine, EngineOptions, KEY_LENGTH_MAX, Tree, VALUE_LENGTH_MAX, Visit};
 pub use error::{DbError, EngineError, Limit};
 pub use lmdb::LmdbOptions;
 pub use memory::MemoryEngine;
+pub use relief::{Relief, Relieved};
 pub use transaction::{Snapshot, Transaction};
 
 use engine::Storage;
 use lmdb::LmdbEngine;
 use redb_engine::RedbEngine;
+use relief::RelievedStorage;
 use writer::{Writer, panic_message};
 
 /// An open database; clones share it. When the last one is dropped the writer finishes its queue and ends.
@@ -54,6 +57,7 @@ pub struct Db {
     storage: Arc<dyn Storage>,
     writer: Arc<Writer>,
     offload: Arc<dyn Offload>,
+    room: Room,
 }
 
 impl fmt::Debug for Db {
@@ -68,9 +72,39 @@ impl Db {
     /// # Errors
     /// [`DbError::AlreadyOpen`], and whatever keeps its files from being opened.
     pub fn open(engine: Engine, path: &Path, options: &EngineOptions, offload: Arc<dyn Offload>) -> Result<Db, DbError> {
-        let storage = open_storage(engine, path, options)?;
+        Self::threaded(open_storage(engine, path, options)?, offload)
+    }
+
+    fn threaded(storage: Arc<dyn Storage>, offload: Arc<dyn Offload>) -> Result<Db, DbError> {
         let writer = Arc::new(Writer::spawn(storage.clone())?);
-        Ok(Db { storage, writer, offload })
+        Ok(Db { storage, writer, offload, room: Room::default() })
+    }
+
+    /// The same database, just opened, whose commits ask `relief` for room when the disk is full; `room` is what is known of it.
+    ///
+    /// # Errors
+    /// [`DbError::Engine`] when the system has no thread to give.
+    pub fn with_relief(self, relief: Arc<dyn Relief>, room: Room) -> Result<Db, DbError> {
+        let Db { storage, writer, offload, room: _unwatched } = self;
+        let is_inline = writer.is_inline();
+        drop(writer);
+        let storage: Arc<dyn Storage> = Arc::new(RelievedStorage { storage, relief });
+        let writer = if is_inline { Writer::inline(storage.clone()) } else { Writer::spawn(storage.clone())? };
+        Ok(Db { storage, writer: Arc::new(writer), offload, room })
+    }
+
+    /// What is known of the room on this node's disks; whoever watches them says it here.
+    pub fn room(&self) -> &Room {
+        &self.room
+    }
+
+    /// Bytes within the database's files that commits will use before the files grow, as far as can be told cheaply.
+    ///
+    /// # Errors
+    /// What the engine reports; [`DbError::Lost`].
+    pub async fn reusable_bytes(&self) -> Result<u64, DbError> {
+        let storage = self.storage.clone();
+        offload(&*self.offload, move || storage.reusable_bytes()).await?
     }
 
     /// Opens the LMDB database in the directory `path`, which is created when missing. Blocks.
@@ -78,9 +112,7 @@ impl Db {
     /// # Errors
     /// [`DbError::AlreadyOpen`], and whatever keeps its files from being opened.
     pub fn open_lmdb(path: &Path, options: LmdbOptions, offload: Arc<dyn Offload>) -> Result<Db, DbError> {
-        let storage: Arc<dyn Storage> = Arc::new(LmdbEngine::open(path, options)?);
-        let writer = Arc::new(Writer::spawn(storage.clone())?);
-        Ok(Db { storage, writer, offload })
+        Self::threaded(Arc::new(LmdbEngine::open(path, options)?), offload)
     }
 
     /// Opens a database in memory. Everything runs at once on the caller's thread, in the order of the calls.
@@ -90,7 +122,7 @@ impl Db {
     pub fn open_memory(memory: MemoryEngine) -> Result<Db, DbError> {
         let storage: Arc<dyn Storage> = Arc::new(memory);
         let writer = Arc::new(Writer::inline(storage.clone()));
-        Ok(Db { storage, writer, offload: Arc::new(Inline) })
+        Ok(Db { storage, writer, offload: Arc::new(Inline), room: Room::default() })
     }
 
     /// The tree of that name, created when missing. For the start: blocks, and waits for running reads and writes.

@@ -18,7 +18,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use heed::types::{Bytes, DecodeIgnore, Str};
-use heed::{CommitOrAbort, CompactionOption, Database, Env, EnvFlags, EnvOpenOptions, MdbError, RoTxn, RwTxn, WithoutTls};
+use heed::{
+    CommitOrAbort, CompactionOption, Database, DatabaseStat, Env, EnvFlags, EnvOpenOptions, MdbError, RoTxn, RwTxn, WithoutTls,
+};
+use rustix::io::Errno;
 
 use crate::engine::{Bounds, Direction, Durability, KEY_LENGTH_MAX, ReadRows, Storage, Tree, Visit, WriteRows};
 use crate::error::{DbError, Limit};
@@ -41,6 +44,9 @@ const MAP_SIZE_MIN: u64 = 64 << 20;
 
 /// Maps are multiples of this, and so of every system's page size.
 const MAP_SIZE_STEP: u64 = 64 << 10;
+
+/// Free bytes on a disk that has no room for the pages of a large transaction.
+const NEARLY_FULL: u64 = 32 << 20;
 
 const TREES_MAX: u32 = 128;
 
@@ -123,7 +129,18 @@ impl LmdbEngine {
         let txn = env.write_txn().map_err(of_lmdb("begin a write transaction"))?;
         let mut rows = Writing { trees, txn };
         body(&mut rows)?;
-        rows.txn.commit().map_err(of_lmdb("commit"))
+        rows.txn.commit().map_err(|error| self.of_commit(error))
+    }
+
+    /// A write that the file system cuts short because it is nearly full, LMDB reports as an input/output error.
+    fn of_commit(&self, error: heed::Error) -> DbError {
+        let cut_short = matches!(&error, heed::Error::Io(cause) if cause.raw_os_error() == Some(Errno::IO.raw_os_error()));
+        let is_nearly_full =
+            || rustix::fs::statvfs(&self.path).is_ok_and(|fs| fs.f_bavail.saturating_mul(fs.f_frsize) < NEARLY_FULL);
+        match cut_short && is_nearly_full() {
+            true => DbError::Full { limit: Limit::Disk, source: Arc::new(error) },
+            false => of_lmdb("commit")(error),
+        }
     }
 
     fn open_tree_once(&self, name: &str) -> Result<Tree, DbError> {
@@ -237,6 +254,20 @@ impl Storage for LmdbEngine {
 
     fn sync(&self) -> Result<(), DbError> {
         self.state().environment()?.env.force_sync().map_err(of_lmdb("sync"))
+    }
+
+    fn reusable_bytes(&self) -> Result<u64, DbError> {
+        let state = self.state();
+        let Environment { env, trees } = state.environment()?;
+        let txn = env.read_txn().map_err(of_lmdb("begin a read transaction"))?;
+        let root = env.unnamed_database_stat();
+        let pages = |stat: &DatabaseStat| (stat.branch_pages + stat.leaf_pages + stat.overflow_pages) as u64;
+        let mut used = pages(&root);
+        for tree in trees {
+            used += pages(&tree.stat(&txn).map_err(of_lmdb("measure the database"))?);
+        }
+        let all = env.info().last_page_number as u64;
+        Ok(all.saturating_sub(used) * u64::from(root.page_size))
     }
 
     fn snapshot_to(&self, directory: &Path) -> Result<(), DbError> {
@@ -539,6 +570,17 @@ mod tests {
         assert_eq!(count(&engine, tree), 10);
         insert(&engine, tree, 10..20, 10).unwrap();
         assert_eq!(count(&engine, tree), 20);
+    }
+
+    #[test]
+    fn room_of_removed_rows_is_reusable() {
+        let directory = tempfile::tempdir().unwrap();
+        let engine = LmdbEngine::open(directory.path(), LmdbOptions::default()).unwrap();
+        let tree = engine.open_tree("rows").unwrap();
+        insert(&engine, tree, 0..1000, 1000).unwrap();
+        let before = engine.reusable_bytes().unwrap();
+        engine.write(&mut |rows| (0..1000_u32).try_for_each(|key| rows.remove(tree, &key.to_be_bytes()))).unwrap();
+        assert!(engine.reusable_bytes().unwrap() >= before + 900_000);
     }
 
     #[test]

@@ -192,21 +192,23 @@ impl Storage for RedbEngine {
     }
 
     fn open_tree(&self, name: &str) -> Result<Tree, DbError> {
-        let created = self.with_state(|state| {
-            if state.names.iter().any(|known| known == name) {
-                return Ok(());
-            }
+        let number = |index| Tree(u32::try_from(index).expect("fewer than 2^32 trees"));
+        // A known tree does not have to wait for the readers.
+        let known = self.state().names.iter().position(|known| known == name);
+        if let Some(index) = known {
+            return Ok(number(index));
+        }
+        self.with_state(|state| {
             let txn = self.begin(state.database()?, Durability::Synced)?;
             drop(txn.open_table(definition(name)).map_err(of_redb("create a tree"))?);
             txn.commit().map_err(of_redb("create a tree"))
-        });
-        created?;
+        })?;
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         let index = state.names.iter().position(|known| known == name).unwrap_or_else(|| {
             state.names.push(name.to_owned());
             state.names.len() - 1
         });
-        Ok(Tree(u32::try_from(index).expect("fewer than 2^32 trees")))
+        Ok(number(index))
     }
 
     fn tree_names(&self) -> Result<Vec<String>, DbError> {

@@ -26,7 +26,7 @@ use crate::overlay::{Change, Overlay};
 use crate::sled_versions::Versions;
 
 /// What an operator has to know.
-pub(crate) const CAUTION: &str = "sled does not wait for the disk when it flushes: a power cut may lose acknowledged writes. Its last release is of 2021. Consider `garage convert-db` to lmdb or redb";
+pub(crate) const CAUTION: &str = "sled does not wait for the disk when it flushes: a power cut may lose acknowledged writes; and after a full disk it works again only when the daemon is restarted. Its last release is of 2021. Consider `garage convert-db` to lmdb or redb";
 
 /// Memory for pages: sled uses several times what it is given.
 const CACHE_BYTES: u64 = 64 << 20;

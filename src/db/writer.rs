@@ -147,6 +147,11 @@ impl Writer {
         Writer(Place::Inline { storage, closed: AtomicBool::new(false) })
     }
 
+    /// Whether closures run on the caller's thread.
+    pub(crate) fn is_inline(&self) -> bool {
+        matches!(self.0, Place::Inline { .. })
+    }
+
     /// Runs the closure in a transaction and waits until that is committed.
     ///
     /// # Errors

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use garage_admin::error::with_causes;
-use garage_admin::nodes::{Facts, FreeSpace, Space};
+use garage_admin::nodes::{Facts, FreeSpace, Space, Spaces};
 use garage_admin::snapshots::TakeSnapshot;
 use garage_admin::{AdminService, register};
+use garage_node::capabilities::BlockingThreads;
 use garage_node::daemon::{self, DaemonOptions, Ready, Setup};
 use garage_node::engine;
 use garage_node::node::Node;
@@ -15,6 +16,7 @@ use garage_node::single::DefaultBucket;
 use garage_node::snapshots::Snapshots;
 use garage_rpc::endpoint::Router;
 use garage_types::config::{Config, parse_rpc_secret};
+use garage_types::offload::offload;
 use garage_types::{KeyId, Secret};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -140,6 +142,7 @@ fn facts(config: &Config) -> Facts {
 }
 
 /// The file systems of a node's directories.
+#[derive(Clone)]
 struct FileSystems {
     metadata: PathBuf,
     data: Vec<PathBuf>,
@@ -153,18 +156,23 @@ fn space_at(path: &PathBuf) -> Option<Space> {
     Some(Space { available: stat.f_bavail * stat.f_frsize, total: stat.f_blocks * stat.f_frsize })
 }
 
-impl FreeSpace for FileSystems {
-    fn data(&self) -> Option<Space> {
-        let spaces = self.data.iter().map(space_at).collect::<Option<Vec<Space>>>()?;
+impl FileSystems {
+    fn spaces(&self) -> Spaces {
         let add = |sum: Space, space: Space| Space {
             available: sum.available.saturating_add(space.available),
             total: sum.total.saturating_add(space.total),
         };
-        spaces.into_iter().reduce(add)
+        let data = self.data.iter().map(space_at).collect::<Option<Vec<Space>>>();
+        Spaces { data: data.and_then(|spaces| spaces.into_iter().reduce(add)), metadata: space_at(&self.metadata) }
     }
+}
 
-    fn metadata(&self) -> Option<Space> {
-        space_at(&self.metadata)
+impl FreeSpace for FileSystems {
+    fn measure(&self) -> BoxFuture<'static, Spaces> {
+        let file_systems = self.clone();
+        // A file system in the network may take its time.
+        let measured = offload(&BlockingThreads::of_current_runtime(), move || file_systems.spaces());
+        Box::pin(async move { measured.await.unwrap_or_default() })
     }
 }
 

@@ -87,10 +87,10 @@ pub struct BlockTrees {
     /// See [`crate::resync_queue`].
     pub resync: Tree,
     pub errors: Tree,
+    /// After how long without references a block may be deleted.
+    pub release_delay_ms: u64,
 }
 
-/// After how long without references a block may be deleted.
-pub const RELEASE_DELAY_MS: u64 = 10 * 60 * 1000;
 /// After how long a block whose first reference came without its bytes is looked for.
 pub const FETCH_DELAY_MS: u64 = 30_000;
 
@@ -146,7 +146,7 @@ impl BlockTrees {
         let released_at = if count == 0 { now } else { Timestamp::ZERO };
         tx.raw().insert(self.counts, block.as_bytes(), &RefCount { count, released_at }.encode())?;
         let queued = match (before, count, bytes) {
-            (_, 0, _) => Queued::new(now.plus_millis(RELEASE_DELAY_MS), *block, Reason::Released),
+            (_, 0, _) => Queued::new(now.plus_millis(self.release_delay_ms), *block, Reason::Released),
             (0, _, Bytes::Unknown) => Queued::new(now.plus_millis(FETCH_DELAY_MS), *block, Reason::Fetch),
             _ => return Ok(()),
         };

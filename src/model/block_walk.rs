@@ -10,7 +10,7 @@ use garage_db::{DbError, Direction, Snapshot};
 use garage_table::TableError;
 use garage_types::{BlockHash, Placement};
 
-use crate::block_ref::{RELEASE_DELAY_MS, RefCount};
+use crate::block_ref::RefCount;
 use crate::error::ModelError;
 use crate::garage::Garage;
 use crate::resync_queue::{Queued, Reason};
@@ -115,9 +115,11 @@ fn owns(garage: &Garage, block: BlockHash) -> bool {
 async fn worth_a_look(garage: &Garage, block: BlockHash, count: Option<RefCount>) -> Result<Option<Queued>, ModelError> {
     let now = garage.0.clock.now();
     Ok(match count {
-        Some(RefCount { count: 0, released_at }) => {
-            Some(Queued::new(now.max(released_at.plus_millis(RELEASE_DELAY_MS)), block, Reason::Released))
-        }
+        Some(RefCount { count: 0, released_at }) => Some(Queued::new(
+            now.max(released_at.plus_millis(garage.0.local.block_trees.release_delay_ms)),
+            block,
+            Reason::Released,
+        )),
         // A damaged count is queued too, to be listed among the failures.
         Some(_) | None if owns(garage, block) && !garage.0.local.blocks.blocks.contains(block).await? => {
             Some(Queued::new(now, block, Reason::Fetch))
@@ -133,7 +135,7 @@ fn file_worth_a_look(garage: &Garage, block: BlockHash, count: Option<RefCount>)
         // Seen with its count already.
         Some(_) => None,
         // Nobody knows since when nothing refers to it.
-        None => Some(Queued::new(now.plus_millis(RELEASE_DELAY_MS), block, Reason::Released)),
+        None => Some(Queued::new(now.plus_millis(garage.0.local.block_trees.release_delay_ms), block, Reason::Released)),
     }
 }
 

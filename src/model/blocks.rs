@@ -99,6 +99,10 @@ pub struct BlockService {
 
 impl BlockService {
     async fn put(&self, request: PutBlock, block: StoredBlock) -> Result<BlockStored, RpcError> {
+        // Its reference would take of what deletions need.
+        if self.tables.db().room().is_metadata_scarce() {
+            return Err(TableError::NoRoom.into());
+        }
         // Held until the reference is durable: nobody decides to delete the block in between.
         let locked = self.blocks.lock(request.hash).await;
         locked.write(block).await.map_err(block_error)?;

@@ -64,6 +64,7 @@ impl Garage {
     /// [`ModelError`]; nothing is visible then, and what was stored is released.
     pub async fn copy_object(&self, copy: CopyObject) -> Result<Written, ModelError> {
         self.check_conditions_available(&copy.put)?;
+        self.check_room(copy.put.bucket, None)?;
         if copy.source.meta.size > PUT_SIZE_MAX {
             return Err(ModelError::CopySourceTooLarge { limit: PUT_SIZE_MAX });
         }

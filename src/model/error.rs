@@ -76,18 +76,26 @@ pub enum ModelError {
     Table(#[from] TableError),
     #[error(transparent)]
     State(#[from] StateFileError),
+    /// Known before the body is read.
+    #[error("there is no room on this node's disks")]
+    NoRoom,
     #[error("the node is shutting down")]
     ShuttingDown,
 }
 
 impl ModelError {
-    /// Whether the cause is a full disk, here or on too many owners.
+    /// Whether the cause is a full disk, here or on so many owners that the others do not suffice. Where others failed for reasons
+    /// that pass, repeating may help, and the answer is another one.
     pub fn is_full(&self) -> bool {
-        let all_full = |error: &QuorumError<RpcError>| error.errors.iter().any(|failed| failed.error.code == ErrorCode::Full);
+        let all_full = |error: &QuorumError<RpcError>| {
+            let full = error.errors.iter().filter(|failed| failed.error.code == ErrorCode::Full).count();
+            full > 0 && error.of.saturating_sub(full) < error.needed
+        };
         match self {
             ModelError::BlockNotStored { source, .. } => all_full(source),
             ModelError::Table(TableError::Quorum(source)) => all_full(source),
             ModelError::Table(TableError::Db(source)) => source.is_full(),
+            ModelError::Table(TableError::NoRoom) | ModelError::NoRoom => true,
             _ => false,
         }
     }

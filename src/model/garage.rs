@@ -1,6 +1,7 @@
 //! The store as frontends and admin operations use it: tables, blocks and settings in one cheap handle.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use garage_block::{Compression, LocalStore};
 use garage_db::{Db, DbError};
@@ -39,6 +40,8 @@ pub struct Settings {
     pub punycode: Punycode,
     /// Bytes of blocks that may wait in memory at once, over all requests.
     pub block_ram_buffer_max: usize,
+    /// After how long without references a block may be deleted.
+    pub block_release_delay: Duration,
     /// Differs after each start of this node.
     pub incarnation: u64,
 }
@@ -58,12 +61,13 @@ impl LocalModel {
     /// # Errors
     /// The metadata engine's.
     pub fn open(parts: LocalParts<'_>) -> Result<Self, DbError> {
-        let LocalParts { db, blocks, clock, layouts, layout, offload, may_delete } = parts;
+        let LocalParts { db, blocks, clock, layouts, layout, offload, may_delete, block_release_delay } = parts;
         let counters = BucketCounters(db.open_tree("bucket_counters")?);
         let trees = BlockTrees {
             counts: db.open_tree("block_counts")?,
             resync: db.open_tree("block_resync")?,
             errors: db.open_tree("block_errors")?,
+            release_delay_ms: u64::try_from(block_release_delay.as_millis()).unwrap_or(u64::MAX),
         };
         let arriving = Arriving::default();
         let tables = Builder::new(db.clone())
@@ -99,6 +103,8 @@ pub struct LocalParts<'a> {
     pub layout: Arc<LayoutManager>,
     pub offload: Arc<dyn Offload>,
     pub may_delete: Arc<dyn MayDelete>,
+    /// After how long without references a block may be deleted.
+    pub block_release_delay: Duration,
 }
 
 pub(crate) struct Inner {

@@ -118,6 +118,7 @@ impl Garage {
     /// # Errors
     /// [`ModelError`]; what was stored is released then.
     pub async fn upload_part(&self, put: PutPart, source: Box<dyn Source>) -> Result<PartWritten, ModelError> {
+        self.check_room(put.upload.bucket, source.announced())?;
         let upload = self.open_multipart(&put.upload).await?;
         let algorithm = part_algorithm(upload.checksum, put.checksum)?;
         // In a task of its own: a client that hangs up must not stop us halfway through cleaning up.

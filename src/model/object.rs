@@ -310,6 +310,10 @@ impl Schema for ObjectTable {
         key
     }
 
+    fn grows(row: &ObjectRow) -> bool {
+        matches!(row.state, ObjectState::Live(_))
+    }
+
     fn admit(&self, tx: &mut RowTransaction<'_, '_>, row: &mut ObjectRow, how: Admit<'_>) -> Result<Admission, TableError> {
         let siblings = Self::siblings(tx, row)?;
         let newer = siblings.iter().filter(|sibling| sibling.age() > row.age());

@@ -203,6 +203,10 @@ impl Schema for PartTable {
         }
     }
 
+    fn grows(row: &PartRow) -> bool {
+        matches!(&row.entry, PartEntry::Attempt(Attempt { state: AttemptState::Pending { .. }, .. }))
+    }
+
     fn admit(&self, tx: &mut RowTransaction<'_, '_>, row: &mut PartRow, how: Admit<'_>) -> Result<Admission, TableError> {
         let PartEntry::Attempt(attempt) = &row.entry else { return Ok(Admission::Merge) };
         let (placement, key) = (Self::placement(row), Self::sort_key(row));

@@ -29,6 +29,11 @@ pub trait Source: Send + 'static {
     /// The next bytes; `None` at the end, which must be the true end: a cut-off body is an error.
     fn next(&mut self) -> BoxFuture<'_, Option<Result<Bytes, SourceError>>>;
 
+    /// How many bytes will come in all, if that is known.
+    fn announced(&self) -> Option<u64> {
+        None
+    }
+
     /// What must be true of the whole body; called once, after its end.
     fn expected(&mut self) -> Result<Expected, SourceError>;
 }

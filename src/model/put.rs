@@ -87,6 +87,7 @@ impl Garage {
     /// [`ModelError`]; nothing is visible then, and what was stored is released.
     pub async fn put_object(&self, put: PutObject, mut source: Box<dyn Source>) -> Result<Written, ModelError> {
         self.check_conditions_available(&put)?;
+        self.check_room(put.bucket, source.announced())?;
         match pipeline::open(&mut *source, self.0.settings.inline_max).await? {
             Opening::Whole(body) => self.put_inline(&put, body, &mut *source).await,
             Opening::Start(start) => {
@@ -101,6 +102,16 @@ impl Garage {
                 result.await.map_err(|_cancelled| ModelError::ShuttingDown)?
             }
         }
+    }
+
+    /// Refuses, before its body is read, what this node alone would have to store and has no room for; other owners say so
+    /// themselves. `length`: of the body, if that is known; whether it can be compressed is not.
+    pub(crate) fn check_room(&self, bucket: BucketId, length: Option<u64>) -> Result<(), ModelError> {
+        let room = self.0.local.tables.db().room();
+        let of_blocks = length.filter(|length| *length > self.0.settings.inline_max as u64);
+        let fits = !room.is_metadata_scarce() && of_blocks.is_none_or(|length| length <= room.data_free());
+        let placement = crate::object::IndexShard { bucket, shard: 0 }.placement();
+        if fits || !self.0.cluster.decides_alone(&placement) { Ok(()) } else { Err(ModelError::NoRoom) }
     }
 
     pub(crate) fn check_conditions_available(&self, put: &PutObject) -> Result<(), ModelError> {

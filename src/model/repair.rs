@@ -16,7 +16,7 @@ use garage_table::{Schema, Table, TableError};
 use garage_types::{BlockHash, Timestamp, VersionId};
 use garage_worker::{Status, Step, StepError, Worker, WorkerId};
 
-use crate::block_ref::{BlockRefRow, BlockRefTable, RELEASE_DELAY_MS, RefCount};
+use crate::block_ref::{BlockRefRow, BlockRefTable, RefCount};
 use crate::block_walk::{BlockWalk, Walk};
 use crate::error::ModelError;
 use crate::garage::Garage;
@@ -407,7 +407,7 @@ impl Garage {
                 let released_at = if count == 0 { now } else { Timestamp::ZERO };
                 tx.raw().insert(trees.counts, block.as_bytes(), &RefCount { count, released_at }.encode())?;
                 let queued = match count {
-                    0 => Queued::new(now.plus_millis(RELEASE_DELAY_MS), *block, Reason::Released),
+                    0 => Queued::new(now.plus_millis(trees.release_delay_ms), *block, Reason::Released),
                     _ => Queued::new(now, *block, Reason::Fetch),
                 };
                 trees.enqueue(tx.raw(), &queued)?;

@@ -23,7 +23,7 @@ use tokio::time::Instant;
 
 use crate::background::BackgroundSettings;
 use crate::block_need::{ASKED_MAX, AskNeeds, BlockGiven, GiveBlock, Need};
-use crate::block_ref::{RELEASE_DELAY_MS, RefCount};
+use crate::block_ref::RefCount;
 use crate::error::ModelError;
 use crate::garage::Garage;
 use crate::resync_queue::{Queued, Reason};
@@ -33,7 +33,7 @@ pub(crate) const RESYNC_BATCH: usize = 100;
 /// No block is moved after this in one go; the others wait for the next.
 const MOVING_MAX: Duration = Duration::from_secs(2);
 /// When a block that had to stay is looked at again.
-const KEPT_MS: u64 = RELEASE_DELAY_MS;
+const KEPT_MS: u64 = 10 * 60 * 1000;
 
 /// What resync keeps in memory.
 pub(crate) struct Resync {
@@ -240,8 +240,8 @@ impl Garage {
             }
             Judgement::Keep => Ok(kept),
             _gone if !self.0.background.may_delete.may_delete_blocks() => Ok(kept),
-            Judgement::Released { released_for_ms } if released_for_ms < RELEASE_DELAY_MS => {
-                Ok(Outcome::Again(now.plus_millis(RELEASE_DELAY_MS - released_for_ms), reason))
+            Judgement::Released { released_for_ms } if released_for_ms < self.0.local.block_trees.release_delay_ms => {
+                Ok(Outcome::Again(now.plus_millis(self.0.local.block_trees.release_delay_ms - released_for_ms), reason))
             }
             Judgement::Released { .. } => {
                 locked.remove().await?;
@@ -272,7 +272,9 @@ impl Garage {
         let count = self.reference_count(block).await?;
         Ok(match count {
             Some(RefCount { count: 1.., .. }) if !is_planted(Bug::DeletesReferencedBlock) => Refs::Held,
-            Some(RefCount { released_at, .. }) => Refs::Released { until: released_at.plus_millis(RELEASE_DELAY_MS) },
+            Some(RefCount { released_at, .. }) => {
+                Refs::Released { until: released_at.plus_millis(self.0.local.block_trees.release_delay_ms) }
+            }
             None => Refs::Released { until: Timestamp::ZERO },
         })
     }

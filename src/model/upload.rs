@@ -263,6 +263,10 @@ impl Schema for UploadTable {
         Self::key_of(&row.key, &row.id)
     }
 
+    fn grows(row: &UploadRow) -> bool {
+        row.is_new()
+    }
+
     fn admit(&self, tx: &mut RowTransaction<'_, '_>, row: &mut UploadRow, how: Admit<'_>) -> Result<Admission, TableError> {
         if how.mode == Mode::Replicate {
             return Ok(Admission::Merge);

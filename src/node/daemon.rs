@@ -17,10 +17,10 @@ use garage_rpc::mesh::MeshError;
 use garage_rpc::peers::PeerAddress;
 use garage_rpc::quorum::ConsistencyMode;
 use garage_s3::{S3Service, S3Settings};
-use garage_types::Random;
 use garage_types::clock::SystemClock;
 use garage_types::config::{Compression, Config, Consistency, DataDir, DataDirPurpose, Listen};
 use garage_types::disk::{Disk, FileError, create_directories};
+use garage_types::{Random, Room, chain};
 use garage_worker::spawn::{Spawn, TokioSpawn};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -29,6 +29,7 @@ use crate::capabilities::{BlockingThreads, system_random};
 use crate::engine::{self, EngineError};
 use crate::node::{MeshSettings, Node, NodeError, NodeParts, NodeSettings};
 use crate::real_disk::RealDisk;
+use crate::room::{Ballast, Watched, keep_room, reserve};
 use crate::single::{self, Credentials, DefaultBucket, SingleError};
 use crate::snapshots::{SnapshotParts, Snapshots, take_regularly};
 use crate::state::{self, StateError};
@@ -81,8 +82,6 @@ pub enum DaemonError {
     Mesh(#[from] MeshError),
 }
 
-/// Bytes of the disk left free, so that metadata can still be written when blocks are refused.
-const RESERVE_BYTES: u64 = 64 << 20;
 /// Block files read or written at once.
 const BLOCK_FILES_IN_FLIGHT: usize = 16;
 
@@ -105,12 +104,14 @@ pub async fn run(
     for directory in &config.data_dirs {
         create_directories(&*disk, &directory.path)?;
     }
+    let ballast = Arc::new(Ballast::of(disk.clone(), &config.metadata_dir, Room::default())?);
+    ballast.make_way_for_start()?;
     let random: Arc<dyn Random> = Arc::new(system_random()?);
     let identity = state::identity(&*disk, &*random, &config.metadata_dir)?;
     let incarnation = state::count_start(&*disk, &config.metadata_dir)?;
     let node_id = identity.id();
     let offload = Arc::new(BlockingThreads::of_current_runtime());
-    let db = chosen.open(offload.clone())?;
+    let db = chosen.open(ballast.clone(), ballast.room.clone(), offload.clone())?;
     let spawn: Arc<dyn Spawn> = Arc::new(TokioSpawn);
     let parts = NodeParts {
         identity,
@@ -122,7 +123,7 @@ pub async fn run(
         random,
         offload: offload.clone(),
         spawn: spawn.clone(),
-        settings: settings(&config, node_id, incarnation),
+        settings: settings(&config, node_id, incarnation, data_reserve(&*disk, &config.data_dirs)?),
     };
     let node = Node::build(parts).await?;
     let mut credentials = None;
@@ -135,11 +136,29 @@ pub async fn run(
     if chosen.options.sync == garage_db::Durability::Unsynced {
         spawn.spawn("metadata sync", Box::pin(engine::sync_regularly(db.clone())));
     }
+    let watched = Watched {
+        db: db.clone(),
+        ballast,
+        data: config
+            .data_dirs
+            .iter()
+            .filter(|directory| is_writable(directory))
+            .map(|directory| directory.path.clone())
+            .collect(),
+        disk: disk.clone(),
+        offload: offload.clone(),
+    };
+    if let Err(error) = watched.look().await {
+        tracing::warn!(error = %chain(&error), "cannot see how full the disks are");
+    }
+    spawn.spawn("room on the disks", Box::pin(keep_room(watched)));
+    let metadata_reserve =
+        reserve(disk.space(&config.metadata_dir).map_err(FileError::of("measure", &config.metadata_dir))?.total);
     let snapshots = Snapshots::new(SnapshotParts {
         db: db.clone(),
         database: chosen.path.clone(),
         directory: config.metadata_snapshots_dir.clone(),
-        reserve_bytes: RESERVE_BYTES,
+        reserve_bytes: metadata_reserve,
         disk: disk.clone(),
         clock: Arc::new(SystemClock),
         offload,
@@ -203,7 +222,7 @@ fn transport(config: &Config) -> TcpTransport {
     TcpTransport { outgoing }
 }
 
-fn settings(config: &Config, node: garage_types::NodeId, incarnation: u64) -> NodeSettings {
+fn settings(config: &Config, node: garage_types::NodeId, incarnation: u64, reserve_bytes: u64) -> NodeSettings {
     NodeSettings {
         metadata_dir: config.metadata_dir.clone(),
         replication_factor: usize::from(config.replication.factor),
@@ -218,7 +237,7 @@ fn settings(config: &Config, node: garage_types::NodeId, incarnation: u64) -> No
             metadata_dir: config.metadata_dir.clone(),
             directories: config.data_dirs.iter().map(data_directory).collect(),
             durability: if config.data_fsync { garage_block::Durability::Synced } else { garage_block::Durability::Unsynced },
-            reserve_bytes: RESERVE_BYTES,
+            reserve_bytes,
             reads_in_flight_max: BLOCK_FILES_IN_FLIGHT,
             writes_in_flight_max: BLOCK_FILES_IN_FLIGHT,
         },
@@ -231,6 +250,7 @@ fn settings(config: &Config, node: garage_types::NodeId, incarnation: u64) -> No
             },
             punycode: config.punycode,
             block_ram_buffer_max: usize::try_from(config.block_ram_buffer_max).unwrap_or(usize::MAX),
+            block_release_delay: config.block_release_delay,
             incarnation,
         },
         collect_after: garage_table::collect::CollectAfter::default(),
@@ -256,6 +276,20 @@ fn data_directory(directory: &DataDir) -> DataDirectory {
         DataDirPurpose::ReadOnly => Usage::ReadOnly,
     };
     DataDirectory { path: directory.path.clone(), usage }
+}
+
+fn is_writable(directory: &DataDir) -> bool {
+    matches!(directory.purpose, DataDirPurpose::Writable { .. })
+}
+
+/// What is left free on each data disk: what suits the smallest.
+fn data_reserve(disk: &dyn Disk, directories: &[DataDir]) -> Result<u64, FileError> {
+    let mut smallest = u64::MAX;
+    for directory in directories.iter().filter(|directory| is_writable(directory)) {
+        let total = disk.space(&directory.path).map_err(FileError::of("measure", &directory.path))?.total;
+        smallest = smallest.min(reserve(total));
+    }
+    Ok(smallest)
 }
 
 /// What a node alone may store: the sizes of the file systems below its data directories.

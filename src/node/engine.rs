@@ -7,10 +7,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use garage_db::{Db, DbError, Durability, Engine, EngineOptions};
+use garage_db::{Db, DbError, Durability, Engine, EngineOptions, Relief, Relieved};
 use garage_types::config::Config;
 use garage_types::disk::{Disk, FileError};
-use garage_types::{Offload, chain};
+use garage_types::{Offload, Room, chain};
 
 /// The engines of this build, by their names in the configuration.
 pub const BUILT_IN: &[&str] = Engine::BUILT_IN;
@@ -57,15 +57,20 @@ pub fn choose(disk: &dyn Disk, config: &Config) -> Result<Chosen, EngineError> {
 }
 
 impl Chosen {
-    /// Opens the database, and tells the operator what the engine does not promise.
+    /// Opens the database, with `relief` for a full disk, and tells the operator what the engine does not promise.
     ///
     /// # Errors
     /// [`DbError`].
-    pub fn open(&self, offload: Arc<dyn Offload>) -> Result<Db, DbError> {
+    pub fn open(&self, relief: Arc<dyn Relief>, room: Room, offload: Arc<dyn Offload>) -> Result<Db, DbError> {
         if let Some(caution) = self.engine.caution() {
             tracing::warn!(engine = self.engine.name(), "{caution}");
         }
-        Db::open(self.engine, &self.path, &self.options, offload)
+        let open = || Db::open(self.engine, &self.path, &self.options, offload.clone());
+        let db = match open() {
+            Err(error) if error.is_full() && relief.give() == Relieved::Yes => open()?,
+            outcome => outcome?,
+        };
+        db.with_relief(relief, room)
     }
 }
 

@@ -9,6 +9,7 @@ pub mod daemon;
 pub mod engine;
 pub mod node;
 pub mod real_disk;
+pub mod room;
 pub mod single;
 pub mod snapshots;
 pub mod state;

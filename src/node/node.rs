@@ -160,6 +160,7 @@ impl Node {
             layout: layout.clone(),
             offload: offload.clone(),
             may_delete: may_delete.clone(),
+            block_release_delay: settings.store.block_release_delay,
         })?;
         let directory = StateDirectory { disk: disk.clone(), offload: offload.clone(), path: settings.metadata_dir.clone() };
         let background =

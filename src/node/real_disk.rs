@@ -3,7 +3,7 @@
 //! The daemon's implementation of [`Disk`]; all calls block. Nothing is synced unless asked for.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, IoSlice, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -30,6 +30,18 @@ impl Disk for RealDisk {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
         let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
         write_all_vectored(&mut file, &mut slices)
+    }
+
+    fn preallocate(&self, path: &Path, len: u64) -> io::Result<()> {
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+        match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, len) {
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => write_zeros(file, len),
+            reserved => Ok(reserved?),
+        }
+    }
+
+    fn overwrite(&self, path: &Path, content: &[u8]) -> io::Result<()> {
+        OpenOptions::new().write(true).open(path)?.write_all_at(content, 0)
     }
 
     fn sync_file(&self, path: &Path) -> io::Result<()> {
@@ -84,6 +96,11 @@ impl Disk for RealDisk {
             available: stat.f_bavail.saturating_mul(stat.f_frsize),
         })
     }
+}
+
+/// For file systems that cannot reserve room.
+fn write_zeros(mut file: File, len: u64) -> io::Result<()> {
+    io::copy(&mut io::repeat(0).take(len), &mut file).map(|_copied| ())
 }
 
 struct RealFile(File);

@@ -5,6 +5,7 @@
 //! the node with the path in the message.
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use garage_net::identity::{Identity, IdentityError};
@@ -113,8 +114,20 @@ pub fn count_start(disk: &dyn Disk, metadata_dir: &Path) -> Result<u64, StateErr
             .ok_or_else(|| StateError::Starts { path: path.clone() })?,
     };
     let now = before + 1;
-    replace_atomically(disk, &path, format!("{now}\n").as_bytes(), Access::Everyone)?;
+    let text = format!("{now}\n");
+    match replace_atomically(disk, &path, text.as_bytes(), Access::Everyone) {
+        // A node has to start on a full disk, or nobody could delete anything. A few bytes of one sector are written or not.
+        Err(error) if before > 0 && is_full(&error) => {
+            disk.overwrite(&path, text.as_bytes()).map_err(FileError::of("overwrite", &path))?;
+            disk.sync_file(&path).map_err(FileError::of("sync", &path))?;
+        }
+        replaced => replaced?,
+    }
     Ok(now)
+}
+
+fn is_full(error: &FileError) -> bool {
+    matches!(error.source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
 }
 
 #[cfg(test)]
@@ -134,6 +147,20 @@ mod tests {
         disk.crash();
         assert_eq!(identity(&disk, &random, Path::new("/")).unwrap().id(), first);
         assert_eq!([count_start(&disk, Path::new("/")).unwrap(), count_start(&disk, Path::new("/")).unwrap()], [1, 2]);
+    }
+
+    #[test]
+    fn starts_are_counted_on_a_full_disk_too() {
+        let disk = MemoryDisk::new();
+        let count = || count_start(&disk, Path::new("/")).unwrap();
+        assert_eq!(count(), 1);
+        disk.set_capacity(Some(2));
+        let after: Vec<u64> = (0..10).map(|_| count()).collect();
+        assert_eq!(after, (2..12).collect::<Vec<_>>());
+        disk.crash();
+        assert_eq!(count(), 12);
+        disk.set_capacity(None);
+        assert_eq!(count(), 13);
     }
 
     #[test]

@@ -234,9 +234,10 @@ impl From<ModelError> for S3Error {
             ModelError::Mismatch(mismatch) => mismatch_error(&mismatch),
             ModelError::Source(source) => source_error(source),
             ModelError::TooLarge { limit } => S3Error::from(Code::EntityTooLarge).with("MaxSizeAllowed", &limit.to_string()),
-            ModelError::BlockUnavailable { .. } | ModelError::BlockNotStored { .. } | ModelError::ShuttingDown => {
-                unavailable(&error)
-            }
+            ModelError::BlockUnavailable { .. }
+            | ModelError::BlockNotStored { .. }
+            | ModelError::NoRoom
+            | ModelError::ShuttingDown => unavailable(&error),
             ModelError::Table(_) | ModelError::Superseded => unavailable(&error),
             ModelError::Block(_) | ModelError::State(_) | ModelError::Damaged(_) => internal(&error),
         }

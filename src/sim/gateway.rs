@@ -84,6 +84,7 @@ async fn start(network: &MemoryNetwork, number: u8) -> Machine {
                 writes_in_flight_max: 4,
             },
             store: Settings {
+                block_release_delay: std::time::Duration::from_secs(600),
                 block_size: BLOCK_SIZE,
                 inline_max: INLINE_MAX,
                 compression: Compression::Zstd { level: 1 },

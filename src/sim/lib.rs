@@ -48,6 +48,9 @@ mod blocks_world;
 mod power_cuts;
 
 #[cfg(test)]
+mod full_disk;
+
+#[cfg(test)]
 mod gateway;
 
 #[cfg(test)]

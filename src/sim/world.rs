@@ -113,6 +113,7 @@ impl World {
                     writes_in_flight_max: 4,
                 },
                 store: Settings {
+                    block_release_delay: Duration::from_secs(600),
                     block_size: BLOCK_SIZE,
                     inline_max: INLINE_MAX,
                     compression: Compression::Zstd { level: 1 },

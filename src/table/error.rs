@@ -52,6 +52,9 @@ pub enum TableError {
     Layout(LayoutError),
     #[error("the rows changed faster than they could be read")]
     Unsettled,
+    /// Below the reserve: what is left is for deletions.
+    #[error("there is no room for more metadata on this node")]
+    NoRoom,
     #[error("too few owners of the row answered")]
     Quorum(#[source] Box<QuorumError<RpcError>>),
 }
@@ -67,7 +70,7 @@ impl TableError {
 impl From<TableError> for RpcError {
     fn from(error: TableError) -> Self {
         let code = match &error {
-            TableError::Db(DbError::Full { .. }) => ErrorCode::Full,
+            TableError::Db(DbError::Full { .. }) | TableError::NoRoom => ErrorCode::Full,
             TableError::Db(_)
             | TableError::DamagedState
             | TableError::Layout(_)

@@ -50,6 +50,11 @@ pub trait Schema: Send + Sync + 'static {
     /// Order-preserving; no sort key of a placement is a prefix of another's.
     fn sort_key(row: &Self::Row) -> Vec<u8>;
 
+    /// Whether storing the row needs room that a nearly full disk keeps for deletions. Asked of new writes only.
+    fn grows(_row: &Self::Row) -> bool {
+        false
+    }
+
     /// Decides, in the owner's transaction, whether the row may be stored; may change other rows that it supersedes.
     ///
     /// # Errors
@@ -144,6 +149,9 @@ impl<S: Schema> Rules for Typed<S> {
 
     fn apply(&self, tx: &mut RowTransaction<'_, '_>, entry: &Entry) -> Result<Verdict, TableError> {
         let mut row = S::decode(&entry.row)?;
+        if entry.mode == Mode::Commit && S::grows(&row) && tx.room().is_metadata_scarce() {
+            return Err(TableError::NoRoom);
+        }
         let condition = entry.condition.as_ref().map(|bytes| bytes.as_slice());
         let how = Admit { mode: entry.mode, condition, now: tx.now() };
         if let Admission::Answer(verdict) = self.0.admit(tx, &mut row, how)? {

@@ -395,6 +395,10 @@ impl LocalTable {
 }
 
 impl Inner {
+    pub(crate) fn db(&self) -> &Db {
+        &self.db
+    }
+
     fn touched(&self, table: TableId) {
         if let Some(table) = self.tables.get(&table) {
             table.generation.fetch_add(1, Ordering::AcqRel);

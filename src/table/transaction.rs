@@ -4,7 +4,7 @@ use std::ops::{Bound, ControlFlow};
 
 use garage_db::{Direction, Transaction};
 use garage_types::planted::{Bug, is_planted};
-use garage_types::{Placement, Timestamp};
+use garage_types::{Placement, Room, Timestamp};
 
 use crate::digest::RowDigest;
 use crate::epochs::Slot;
@@ -25,6 +25,11 @@ impl<'tx> RowTransaction<'_, 'tx> {
     /// Time of the request at this node, the same however often the transaction runs.
     pub fn now(&self) -> Timestamp {
         self.now
+    }
+
+    /// What is known of this node's disks.
+    pub fn room(&self) -> &Room {
+        self.inner.db().room()
     }
 
     /// The engine's transaction, for local trees.

@@ -42,6 +42,8 @@ pub struct Config {
     pub replication: Replication,
     /// Bytes of a block of a new object.
     pub block_size: u64,
+    /// After how long without references a block may be deleted.
+    pub block_release_delay: Duration,
     /// Objects of at most this many bytes live in the metadata.
     pub inline_threshold: u64,
     /// Bytes of blocks that may wait in memory at once.

@@ -53,6 +53,9 @@ pub trait DiskFile: Send + Sync {
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
 }
 
+/// How much is written at once by disks that cannot reserve room otherwise.
+const PREALLOCATED_PART: usize = 64 << 10;
+
 /// A file system. The daemon has the real one; [`crate::memory_disk::MemoryDisk`] forgets what was not synced.
 pub trait Disk: Send + Sync + 'static {
     /// The whole content of a file.
@@ -72,6 +75,27 @@ pub trait Disk: Send + Sync + 'static {
     /// # Errors
     /// `AlreadyExists`, `StorageFull`, … . On failure the partial file is left for the caller to remove.
     fn create(&self, path: &Path, parts: &[&[u8]], access: Access) -> io::Result<()>;
+
+    /// Creates a file that must not exist and takes up `len` bytes, for its owner only. Nothing is synced.
+    ///
+    /// # Errors
+    /// As [`Disk::create`].
+    fn preallocate(&self, path: &Path, len: u64) -> io::Result<()> {
+        let zeros = vec![0; PREALLOCATED_PART];
+        let whole = usize::try_from(len).map_err(|_too_long| io::ErrorKind::FileTooLarge)? / PREALLOCATED_PART;
+        let mut parts = vec![zeros.as_slice(); whole];
+        parts.push(&zeros[..(len % PREALLOCATED_PART as u64) as usize]);
+        self.create(path, &parts, Access::OwnerOnly)
+    }
+
+    /// Overwrites the beginning of a file that exists, where it lies: a full disk does not keep that from being done, a crash may
+    /// leave some of it. Nothing is synced.
+    ///
+    /// # Errors
+    /// `NotFound`, `Unsupported`, and what the operating system reports.
+    fn overwrite(&self, _path: &Path, _content: &[u8]) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 
     /// Brings a file's content to stable storage (not its name: [`Disk::sync_directory`]).
     ///

@@ -159,6 +159,16 @@ impl Disk for MemoryDisk {
         if full { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
     }
 
+    fn overwrite(&self, path: &Path, content: &[u8]) -> io::Result<()> {
+        let mut state = self.state();
+        let number = state.file(path)?;
+        let Some(file) = state.contents.get_mut(&number) else { return Err(io::ErrorKind::NotFound.into()) };
+        let written = Arc::make_mut(&mut file.written);
+        written.resize(written.len().max(content.len()), 0);
+        written[..content.len()].copy_from_slice(content);
+        Ok(())
+    }
+
     fn sync_file(&self, path: &Path) -> io::Result<()> {
         let mut state = self.state();
         let number = state.file(path)?;

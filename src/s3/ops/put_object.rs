@@ -82,6 +82,10 @@ impl Source for PayloadSource {
         .boxed()
     }
 
+    fn announced(&self) -> Option<u64> {
+        self.payload.decoded_length()
+    }
+
     fn expected(&mut self) -> Result<Expected, SourceError> {
         let checksum = match &self.facts.checksum {
             Some(AnnouncedChecksum::Value(algorithm, value)) => {

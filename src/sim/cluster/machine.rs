@@ -228,6 +228,7 @@ impl Machine {
                 writes_in_flight_max: 4,
             },
             store: Settings {
+                block_release_delay: std::time::Duration::from_secs(600),
                 block_size: BLOCK_SIZE,
                 inline_max: INLINE_MAX,
                 compression: Compression::Off,

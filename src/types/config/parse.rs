@@ -1,6 +1,7 @@
 //! From the text of the file to a [`Config`].
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use toml::{Table, Value};
 
@@ -19,6 +20,7 @@ const INLINE_THRESHOLD_DEFAULT: u64 = 8192;
 /// Rows travel whole, also in listings that skip their content.
 const INLINE_THRESHOLD_MAX: u64 = 64 << 10;
 const DB_ENGINE_DEFAULT: &str = "lmdb";
+const BLOCK_RELEASE_DELAY_DEFAULT: Duration = Duration::from_secs(10 * 60);
 const LMDB_MAP_SIZE_DEFAULT: u64 = if cfg!(target_pointer_width = "64") { 1 << 40 } else { 1 << 30 };
 
 const ADDRESS: Kind<std::net::SocketAddr> =
@@ -119,6 +121,7 @@ pub(super) fn resolve(text: &str, flags: &Overrides, environment: &Overrides) ->
         disable_scrub: top.or("disable_scrub", &BOOL, false)?,
         use_local_tz: top.or("use_local_tz", &BOOL, false)?,
         replication: replication(&mut top)?,
+        block_release_delay: top.or("block_release_delay", &DURATION, BLOCK_RELEASE_DELAY_DEFAULT)?,
         block_size: top.or("block_size", &BLOCK_SIZE, BLOCK_SIZE_DEFAULT)?,
         inline_threshold: top.or("inline_threshold", &INLINE, INLINE_THRESHOLD_DEFAULT)?,
         block_ram_buffer_max: top.or("block_ram_buffer_max", &SIZE, BLOCK_RAM_BUFFER_DEFAULT)?,
