@@ -117,6 +117,27 @@ async fn a_deleted_block_stays_while_an_owner_cannot_be_asked_and_goes_afterward
 }
 
 #[tokio::test(start_paused = true)]
+async fn nothing_is_deleted_on_the_word_of_a_node_whose_database_is_new_nor_by_it() {
+    let (mut cluster, bucket) = three_nodes().await;
+    let (content, blocks) = body(5, 1);
+    store(cluster.garage(0), bucket, "a", content).await;
+    until_everywhere(&cluster, blocks[0], &[0, 1, 2]).await;
+    delete(&cluster, bucket, "a").await;
+    settle_queues(&cluster, &[0, 1, 2]).await;
+    cluster.take_down(2).await;
+    cluster.bring_back_without_metadata(2).await;
+    // To the new database every block is superfluous.
+    cluster.garage(2).queue_misplaced_blocks().await.unwrap();
+    for _round in 0..3 {
+        cluster.clock.advance_millis(HOUR_MS);
+        for machine in 0..3 {
+            cluster.resync(machine).await;
+        }
+    }
+    assert_eq!(cluster.holders(blocks[0]).await, [0, 1, 2]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_node_that_leaves_gives_its_blocks_to_the_new_owners_before_it_lets_go() {
     let cluster = Cluster::of(4, 2).await;
     cluster.lay_out(&[0, 1]).await;

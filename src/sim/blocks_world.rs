@@ -18,6 +18,7 @@ use garage_net::MemoryNetwork;
 use garage_net::identity::{Identity, NetworkKey};
 use garage_net::mux::Windows;
 use garage_node::node::{MeshSettings, Node, NodeParts, NodeSettings};
+use garage_node::state;
 use garage_rpc::cluster::Timeouts;
 use garage_rpc::endpoint::Router;
 use garage_rpc::layout::NodeRole;
@@ -84,6 +85,7 @@ impl Cluster {
         }
         let identity = identity(number);
         let id = identity.id();
+        let incarnation = state::count_start(disk, &meta).expect("starts can be counted");
         let parts = NodeParts {
             identity,
             network_key: NetworkKey::from_bytes([7; 32]),
@@ -115,7 +117,7 @@ impl Cluster {
                     compression: Compression::Off,
                     punycode: Punycode::Refused,
                     block_ram_buffer_max: 1 << 20,
-                    incarnation: 1,
+                    incarnation,
                 },
                 collect_after: crate::world::COLLECT_AFTER,
                 background: BackgroundSettings::default(),
@@ -151,9 +153,19 @@ impl Cluster {
 
     /// The machine comes back, with the disk and the database it had.
     pub async fn bring_back(&mut self, machine: usize) {
-        let Machine { disk, engine, number, .. } = &self.machines[machine];
-        let node = self.build(*number, disk, engine).await;
-        self.machines[machine].node = node;
+        let engine = self.machines[machine].engine.clone();
+        self.bring_back_with(machine, engine).await;
+    }
+
+    /// The machine comes back with an empty database.
+    pub async fn bring_back_without_metadata(&mut self, machine: usize) {
+        self.bring_back_with(machine, MemoryEngine::new()).await;
+    }
+
+    async fn bring_back_with(&mut self, machine: usize, engine: MemoryEngine) {
+        let Machine { disk, number, .. } = &self.machines[machine];
+        let node = self.build(*number, disk, &engine).await;
+        (self.machines[machine].node, self.machines[machine].engine) = (node, engine);
         self.connect_all().await;
     }
 
@@ -173,6 +185,10 @@ impl Cluster {
         first.apply(next).await.expect("the layout can be applied");
         for machine in &self.machines {
             until(async || machine.node.layout.current().version() == next).await;
+            if next == 1 {
+                // As the background work would: the database is the one that the first layout was made with.
+                machine.node.garage.local().tables.record_start(1).await.expect("the start can be recorded");
+            }
         }
     }
 
