@@ -63,6 +63,7 @@ impl Worker for ResyncWorker {
     fn wait(&mut self) -> BoxFuture<'_, ()> {
         async move {
             tokio::select! {
+                biased;
                 () = tokio::time::sleep(RESYNC_PERIOD) => {}
                 () = self.garage.0.resync.wake.notified() => {}
             }
