@@ -36,6 +36,8 @@ pub struct Round {
     done: Vec<BTreeSet<NodeId>>,
     pub jobs: VecDeque<Job>,
     pub failures: u64,
+    /// Peers with whom something failed.
+    pub failed: BTreeSet<NodeId>,
 }
 
 /// What a finished round proves.
@@ -78,6 +80,7 @@ impl Round {
             units: all,
             jobs,
             failures: 0,
+            failed: BTreeSet::new(),
         }
     }
 

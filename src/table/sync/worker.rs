@@ -29,6 +29,8 @@ use crate::wire::TableId;
 const PERIOD: Duration = Duration::from_secs(30 * 60);
 /// Before a round is repeated that had to succeed and did not.
 const RETRY: Duration = Duration::from_secs(5);
+/// It takes twice as long each time, up to some five minutes.
+const RETRY_DOUBLINGS_MAX: u32 = 6;
 
 /// Lets others ask for a round.
 #[derive(Clone, Debug, Default)]
@@ -67,6 +69,8 @@ pub struct SyncWorker {
     active: Option<Active>,
     moved: Moved,
     rounds: u64,
+    /// Rounds in a row that did not reach everybody who is there.
+    retries: u32,
 }
 
 /// What is under way.
@@ -91,6 +95,7 @@ impl SyncWorker {
             active: None,
             moved: Moved::default(),
             rounds: 0,
+            retries: 0,
         }
     }
 
@@ -240,6 +245,7 @@ impl SyncWorker {
         tracing::debug!(%peer, error = %chain(error), "rows could not be compared with a peer");
         if let Some(round) = &mut self.round {
             round.failures += 1;
+            round.failed.insert(peer);
             // One that does not answer is not asked again in this round.
             if error.is_unreachable() {
                 round
@@ -264,9 +270,16 @@ impl SyncWorker {
             manager.mark_synced(version).await.map_err(TableError::Layout)?;
             tracing::info!(node = %self.me(), layout = version.number, "this node has all metadata of the layout");
         }
-        let rest = if self.is_awaited(&self.around.cluster.layout()) || round.failures > 0 && round.has_leavers() {
+        // A peer that is not connected is compared when it is again.
+        let again = round.failed.iter().any(|peer| self.around.cluster.mesh().is_up(*peer));
+        let rest = if self.is_awaited(&self.around.cluster.layout()) {
             RETRY
+        } else if again || round.failures > 0 && round.has_leavers() {
+            let doublings = self.retries.min(RETRY_DOUBLINGS_MAX);
+            self.retries = self.retries.saturating_add(1);
+            RETRY * (1 << doublings)
         } else {
+            self.retries = 0;
             PERIOD + Duration::from_millis(self.random.below(2 * PERIOD.as_millis() as u64))
         };
         self.next_at = Instant::now() + rest;
