@@ -210,6 +210,7 @@ impl Garage {
             (Decision::Fetch, _) => {
                 // Nothing is changed before the bytes are here; the lock is taken again then.
                 drop(locked);
+                tracing::debug!(node = %self.0.cluster.node_id().short(), %block, "a block is missing here");
                 self.fetch_missing(block).await
             }
             // The facts changed since the owners were, or were not, asked.

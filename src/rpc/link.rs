@@ -10,6 +10,7 @@ use garage_net::{Class, Connection, MuxStream};
 use garage_types::NodeId;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::endpoint::{Message, Request};
 use crate::error::{ErrorCode, RpcError};
@@ -30,6 +31,8 @@ pub(crate) struct Link {
     calls: Semaphore,
     /// Another connection took its place.
     pub superseded: Notify,
+    /// The peer is taken for lost: what is under way fails now rather than when its time is up.
+    given_up: CancellationToken,
 }
 
 impl Link {
@@ -41,6 +44,7 @@ impl Link {
             idle: Mutex::new(Vec::new()),
             calls: Semaphore::new(CALLS_MAX),
             superseded: Notify::new(),
+            given_up: CancellationToken::new(),
         }
     }
 
@@ -56,6 +60,11 @@ impl Link {
         self.connection.is_closed()
     }
 
+    /// Ends all calls under way, and those to come.
+    pub(crate) fn give_up(&self) {
+        self.given_up.cancel();
+    }
+
     pub(crate) async fn close(&self) {
         self.connection.close().await;
     }
@@ -64,7 +73,15 @@ impl Link {
         let envelope = RequestEnvelope { endpoint: R::ENDPOINT.to_owned() };
         let encoded = wire::encode(&envelope, &request.body, request.data.clone())
             .map_err(|error| RpcError::new(ErrorCode::BadRequest, format!("the request to {}: {error}", R::ENDPOINT)))?;
-        let work = self.exchange(R::ENDPOINT, &encoded);
+        let work = async {
+            tokio::select! {
+                biased;
+                answer = self.exchange(R::ENDPOINT, &encoded) => answer,
+                () = self.given_up.cancelled() => {
+                    Err(RpcError::new(ErrorCode::Unavailable, format!("node {:?} does not answer any more", self.peer())))
+                }
+            }
+        };
         let received = tokio::time::timeout(timeout, work).await.map_err(|_elapsed| {
             RpcError::new(ErrorCode::Timeout, format!("no answer of {:?} to {} within {timeout:?}", self.peer(), R::ENDPOINT))
         })??;

@@ -65,12 +65,21 @@ fn a_seed_replays_a_run_exactly() {
     }
 }
 
+/// Log lines carry the time of the run, as the trace does.
+struct VirtualTime;
+
+impl tracing_subscriber::fmt::time::FormatTime for VirtualTime {
+    fn format_time(&self, writer: &mut tracing_subscriber::fmt::format::Writer<'_>) -> std::fmt::Result {
+        write!(writer, "{:>9.3}s", crate::history::elapsed().as_secs_f64())
+    }
+}
+
 /// Driven by the environment: SIMULATE_SCENARIO, SIMULATE_FROM, SIMULATE_SEEDS.
 #[test]
 #[ignore = "runs as many seeds as one likes; see script/simulate"]
 fn simulate() {
     if let Ok(filter) = std::env::var("SIMULATE_LOG") {
-        tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().init();
+        tracing_subscriber::fmt().with_env_filter(filter).with_timer(VirtualTime).with_ansi(false).with_test_writer().init();
     }
     let number = |name: &str, default: u64| std::env::var(name).map_or(default, |text| text.parse().unwrap());
     let (from, seeds) = (number("SIMULATE_FROM", 0), number("SIMULATE_SEEDS", 100));

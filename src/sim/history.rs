@@ -2,8 +2,10 @@
 //!
 //! A write is known by a number of its own, which its object carries in a header; so a reader knows whose content it should have.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
 
 use bytes::Bytes;
 use garage_model::object::ObjectMeta;
@@ -18,6 +20,20 @@ pub const WRITE_HEADER: &str = "x-amz-meta-write";
 /// One write under way, to be ended by [`History::acknowledged`] or left in doubt.
 #[derive(Clone, Copy, Debug)]
 pub struct Begun(usize);
+
+thread_local! {
+    /// When this thread's run began, for log lines.
+    static STARTED: Cell<Option<Instant>> = const { Cell::new(None) };
+}
+
+/// Time of this thread's run.
+pub fn elapsed() -> Duration {
+    // Outside of a runtime there is no virtual time.
+    match (STARTED.get(), tokio::runtime::Handle::try_current()) {
+        (Some(started), Ok(_)) => started.elapsed(),
+        _ => Duration::ZERO,
+    }
+}
 
 pub struct History {
     started: Instant,
@@ -56,6 +72,7 @@ pub struct Tally {
 
 impl History {
     pub fn new() -> Self {
+        STARTED.set(Some(Instant::now()));
         History { started: Instant::now(), state: Mutex::default() }
     }
 

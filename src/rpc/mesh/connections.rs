@@ -91,7 +91,10 @@ impl Mesh {
         let reason = tokio::select! {
             biased;
             () = serving => "the connection ended",
-            () = self.ping_until_silent(&link, origin.as_deref()) => "it does not answer any more",
+            () = self.ping_until_silent(&link, origin.as_deref()) => {
+                link.give_up();
+                "it does not answer any more"
+            }
             () = superseded(&link) => "another connection took the place of this one",
             () = self.0.shutdown.cancelled() => "this node is stopping",
         };

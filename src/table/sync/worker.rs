@@ -123,7 +123,9 @@ impl SyncWorker {
         }
         let own = if standing == Standing::Rebuilding { OwnRows::Rebuilding } else { OwnRows::Whole };
         self.seen = layout.live_versions().to_vec();
-        self.round = Some(Round::new(&layout, self.me(), own, &self.tables));
+        let round = Round::new(&layout, self.me(), own, &self.tables);
+        tracing::debug!(node = %self.me().short(), jobs = round.jobs.len(), ?own, "comparing all rows with the other owners");
+        self.round = Some(round);
         true
     }
 
@@ -261,6 +263,8 @@ impl SyncWorker {
         let layout = self.around.cluster.layout();
         let manager = self.around.cluster.layout_manager();
         let proof = round.proof(&layout);
+        let failures = round.failures;
+        tracing::debug!(node = %self.me().short(), failures, complete = proof.complete, moved = ?self.moved, "compared all rows");
         if round.own == OwnRows::Rebuilding && proof.complete {
             self.around.store.record_rebuilt().await?;
             manager.rebuilt().await.map_err(TableError::Layout)?;
