@@ -76,6 +76,8 @@ pub enum ModelError {
     Table(#[from] TableError),
     #[error(transparent)]
     State(#[from] StateFileError),
+    #[error("every node has to answer, and one did not")]
+    NodeSilent(#[source] Box<RpcError>),
     /// Known before the body is read.
     #[error("there is no room on this node's disks")]
     NoRoom,
