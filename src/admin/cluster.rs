@@ -272,8 +272,7 @@ fn seen_as(peer: PeerInfo, now: Timestamp) -> Seen {
 /// # Errors
 /// In words.
 async fn connect(service: &AdminService, peer: &PeerAddress) -> Result<(), String> {
-    let peer = garage_rpc::peers::PeerAddress { id: peer.node, address: peer.address.to_string() };
-    service.mesh().connect(&peer).await.map_err(|error| with_causes(&error))
+    service.mesh().connect(peer).await.map_err(|error| with_causes(&error))
 }
 
 #[cfg(test)]

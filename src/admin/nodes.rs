@@ -155,6 +155,17 @@ pub struct NodeStatistics {
     pub tables: Vec<TableStatistics>,
     /// Changes that other nodes have not acknowledged yet.
     pub insert_queue_length: u64,
+    /// `None` from a node whose version does not tell.
+    #[serde(default)]
+    pub blocks: Option<BlockStatistics>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BlockStatistics {
+    /// Blocks that are, or were until lately, referred to from this node.
+    pub rc_entries: u64,
+    pub resync_queue_length: u64,
 }
 
 impl Operation for GetNodeStatistics {
@@ -197,11 +208,13 @@ impl Operation for OwnStatistics {
     async fn run(self, service: &AdminService) -> Result<NodeStatistics, AdminError> {
         let tables = &service.garage.local().tables;
         let count = |table: garage_table::store::TableCount| TableStatistics { name: table.name.to_owned(), items: table.rows };
+        let blocks = service.garage.block_counts().await?;
         Ok(NodeStatistics {
             info: OwnInfo.run(service).await?,
             hostname: service.node.hostname.clone(),
             tables: tables.counts().await?.into_iter().map(count).collect(),
             insert_queue_length: tables.queue_len().await?,
+            blocks: Some(BlockStatistics { rc_entries: blocks.counted, resync_queue_length: blocks.resync_queue }),
         })
     }
 }

@@ -71,6 +71,7 @@ pub fn visit_all(visitor: &mut impl Visitor) {
     visitor.visit::<objects::CleanupIncompleteUploads>();
     visitor.visit::<nodes::GetNodeInfo>();
     visitor.visit::<nodes::GetNodeStatistics>();
+    visitor.visit::<snapshots::CreateMetadataSnapshot>();
     visitor.visit::<workers::ListWorkers>();
     visitor.visit::<workers::GetWorkerInfo>();
     visitor.visit::<workers::GetWorkerVariable>();
@@ -80,7 +81,6 @@ pub fn visit_all(visitor: &mut impl Visitor) {
     visitor.visit::<blocks::GetBlockInfo>();
     visitor.visit::<blocks::RetryBlockResync>();
     visitor.visit::<blocks::PurgeBlocks>();
-    visitor.visit::<snapshots::CreateMetadataSnapshot>();
 }
 
 /// Runs operations on one node.
@@ -152,8 +152,8 @@ pub fn register(builder: RouterBuilder, service: AdminService) -> RouterBuilder 
     let mut registration = Registration { builder, service: Arc::new(service) };
     visit_all(&mut registration);
     nodes::visit_internal(&mut registration);
+    snapshots::visit_internal(&mut registration);
     workers::visit_internal(&mut registration);
     blocks::visit_internal(&mut registration);
-    snapshots::visit_internal(&mut registration);
     registration.builder
 }

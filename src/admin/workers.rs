@@ -332,7 +332,10 @@ impl Operation for OwnRepair {
                     ScrubError::State(error) => AdminError::Model(ModelError::State(error)),
                 });
             }
-            RepairType::Tables => return Err(AdminError::NotImplemented("a repair of tables")),
+            RepairType::Tables => {
+                service.garage.sync().request();
+                return Ok(());
+            }
             RepairType::Aliases => return Err(AdminError::NotImplemented("a repair of aliases")),
         };
         service.garage.start_repair(repair);

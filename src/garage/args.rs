@@ -53,17 +53,18 @@ pub struct Global {
     /// File with the RPC secret [env: GARAGE_RPC_SECRET_FILE]
     #[arg(long, global = true, value_name = "FILE", hide_short_help = true)]
     rpc_secret_file: Option<PathBuf>,
+    // Of interfaces that this version does not have: accepted, so that existing scripts and units start, and not offered.
     /// Administration token of the daemon [env: GARAGE_ADMIN_TOKEN]
-    #[arg(long, global = true, value_name = "TOKEN", value_parser = value::secret, hide_short_help = true)]
+    #[arg(long, global = true, value_name = "TOKEN", value_parser = value::secret, hide = true)]
     admin_token: Option<Secret>,
     /// File with the administration token [env: GARAGE_ADMIN_TOKEN_FILE]
-    #[arg(long, global = true, value_name = "FILE", hide_short_help = true)]
+    #[arg(long, global = true, value_name = "FILE", hide = true)]
     admin_token_file: Option<PathBuf>,
     /// Token for the daemon's metrics [env: GARAGE_METRICS_TOKEN]
-    #[arg(long, global = true, value_name = "TOKEN", value_parser = value::secret, hide_short_help = true)]
+    #[arg(long, global = true, value_name = "TOKEN", value_parser = value::secret, hide = true)]
     metrics_token: Option<Secret>,
     /// File with the token for the daemon's metrics [env: GARAGE_METRICS_TOKEN_FILE]
-    #[arg(long, global = true, value_name = "FILE", hide_short_help = true)]
+    #[arg(long, global = true, value_name = "FILE", hide = true)]
     metrics_token_file: Option<PathBuf>,
     /// Accept files with secrets that others may read [env: GARAGE_ALLOW_WORLD_READABLE_SECRETS]
     #[arg(long, global = true, hide_short_help = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]

@@ -41,10 +41,10 @@ async fn run_remote(daemon: &Daemon, command: Command, output: Output) -> Result
         Command::Bucket(command) => bucket::run(daemon, command, output).await,
         Command::Key(command) => key::run(daemon, command, output).await,
         Command::Stats(args) => cluster::stats(daemon, &args, output).await,
+        Command::Meta(command) => meta::run(daemon, command, output).await,
         Command::Worker(command) => worker::worker(daemon, command, output).await,
         Command::Repair(args) => worker::repair(daemon, args, output).await,
         Command::Block(command) => worker::block(daemon, command, output).await,
-        Command::Meta(command) => meta::run(daemon, command, output).await,
         Command::JsonApi(args) => json_api::run(daemon, &args).await,
         Command::Server(_) | Command::ConvertDb(_) | Command::Node(NodeCommand::Id(_)) | Command::NodeId(_) => Ok(()),
     }

@@ -8,7 +8,6 @@ use garage_admin::{Call, Operation};
 use garage_net::{NetworkKey, TcpTransport};
 use garage_node::capabilities::system_random;
 use garage_rpc::client::{Client, ClientOptions};
-use garage_rpc::peers::PeerAddress;
 use garage_worker::spawn::TokioSpawn;
 
 use crate::error::CliError;
@@ -35,11 +34,9 @@ impl Daemon {
             spawn: Arc::new(TokioSpawn),
             timeout: CONNECT_TIMEOUT,
         };
-        let address = target.daemon.address.to_string();
-        let node = PeerAddress { id: target.daemon.node, address: address.clone() };
-        match Client::connect(options, &node).await {
+        match Client::connect(options, &target.daemon).await {
             Ok(client) => Ok(Daemon { client }),
-            Err(source) => Err(CliError::Unreachable { address, source }),
+            Err(source) => Err(CliError::Unreachable { address: target.daemon.address.to_string(), source }),
         }
     }
 

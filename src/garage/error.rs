@@ -74,10 +74,10 @@ pub enum CliError {
     ZoneNeeded { node: NodeId },
     #[error("node {node} has no role yet: say how much it may store with -c SIZE, or make it a gateway with -g")]
     CapacityNeeded { node: NodeId },
-    #[error("{0}")]
-    Node(String),
     #[error("no snapshot was made on {failed} of the nodes")]
     NoSnapshot { failed: usize },
+    #[error("{0}")]
+    Node(String),
     #[error("some nodes did not answer, or refused")]
     Incomplete,
     #[error("{operation} does not take this JSON")]

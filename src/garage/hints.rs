@@ -43,17 +43,34 @@ fn instead_of(group: &str, wrong: &str) -> Option<&'static str> {
         ("", "assign" | "apply" | "revert") => "to change the layout: garage layout assign, apply or revert",
         ("", "buckets" | "create-bucket" | "mb") => "to list or make buckets: garage bucket list, garage bucket create NAME",
         ("", "keys" | "create-key" | "user" | "users") => "to list or make access keys: garage key list, garage key create NAME",
+        ("", "statistics" | "df" | "du" | "usage") => "to see what is stored and what is free: garage stats -a",
+        ("", "history" | "skip-dead-nodes" | "resolve") => {
+            "that belongs to the layout: garage layout history, skip-dead-nodes or resolve"
+        }
+        ("", "peers" | "health" | "ping") => "to see the nodes: garage status",
         ("", "migrate") => "there is nothing to migrate: that command belonged to older versions",
-        ("", "admin-token" | "offline-repair" | "meta" | "convert-db") => {
+        ("", "admin-token" | "offline-repair") => {
             "this version does not have the command yet; `garage --help` lists those it has"
         }
         ("node", "configure") => "roles are given with: garage layout assign NODE -z ZONE -c CAPACITY",
+        ("node", "add" | "join") => "to connect to a node: garage node connect <node id>@<host>:<port>",
+        ("node", "stats" | "info") => "to see what nodes store: garage stats, or garage stats -a for all of them",
         ("node", "list" | "ls" | "status") => "to see the nodes: garage status",
         ("node", "remove" | "rm" | "delete") => "to take a node out: garage layout remove NODE, then garage layout apply",
         ("layout", "list" | "status" | "get" | "info") => "to see the layout: garage layout show",
         ("layout", "commit" | "save") => "to make staged changes: garage layout apply --version N",
         ("layout", "add" | "set") => "to give a node a role: garage layout assign NODE -z ZONE -c CAPACITY",
         ("layout", "rm" | "delete" | "unassign") => "to take a node's role away: garage layout remove NODE",
+        ("layout", "replace") => "to put a node in another's place: garage layout assign NEW -z ZONE -c CAPACITY --replace OLD",
+        ("layout", "versions" | "log" | "progress") => "to see past and live versions: garage layout history",
+        ("layout", "skip" | "skip-dead" | "skip-dead-node" | "force") => {
+            "to go on without nodes that are gone: garage layout skip-dead-nodes --version N"
+        }
+        ("layout", "choose" | "pick" | "merge" | "fix") => {
+            "to choose between layouts with one number: garage layout resolve DIGEST"
+        }
+        ("layout", "preview" | "plan" | "diff") => "to see what staged changes would do: garage layout show",
+        ("layout", "redundancy" | "parameters") => "to set how copies are spread: garage layout config -r maximum",
         ("layout", "cancel" | "clear" | "reset") => "to drop staged changes: garage layout revert --yes",
         ("bucket", "new" | "add" | "make" | "mk") => "to make a bucket: garage bucket create NAME",
         ("bucket", "rm" | "remove" | "del") => "to delete a bucket: garage bucket delete BUCKET --yes",
@@ -97,6 +114,9 @@ mod tests {
             Some("roles are given with: garage layout assign NODE -z ZONE -c CAPACITY")
         );
         assert_eq!(hint_for("bucket --json rm x"), Some("to delete a bucket: garage bucket delete BUCKET --yes"));
+        assert!(hint_for("layout skip --version 3").is_some_and(|hint| hint.contains("skip-dead-nodes --version N")));
+        assert!(hint_for("layout replace a b").is_some_and(|hint| hint.contains("--replace OLD")));
+        assert!(hint_for("df").is_some_and(|hint| hint.contains("garage stats -a")));
         assert!(hint_for("offline-repair --yes object_counters").is_some_and(|hint| hint.contains("not have the command yet")));
         assert!(hint_for("status -c /x").is_some_and(|hint| hint.contains("garage -c FILE COMMAND")));
         assert!(hint_for("bucket list -h").is_some_and(|hint| hint.contains("--help")));

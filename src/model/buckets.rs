@@ -67,21 +67,29 @@ pub(crate) async fn all_rows<S: Schema>(tables: &TableStore) -> Result<Vec<S::Ro
 impl Garage {
     /// The bucket that a name means to a key: its own name first, then the global one, then a full id.
     ///
+    /// A name that means nothing here is asked of a quorum before it is refused: a bucket that another node has just made, and
+    /// acknowledged, may not have come here yet.
+    ///
     /// # Errors
     /// [`ModelError::NoSuchBucket`].
     pub async fn resolve_bucket(&self, key: Option<&KeyId>, name: &str) -> Result<Bucket, ModelError> {
-        if let Some(key) = key
-            && let Some(id) = self.alias_target(&AliasScope::Local(key.clone()), name).await?
-        {
+        let scopes = || key.cloned().map(AliasScope::Local).into_iter().chain([AliasScope::Global]);
+        for scope in scopes() {
+            if let Some(id) = self.alias_target(&scope, name).await? {
+                return self.bucket(id).await;
+            }
+        }
+        if let Ok(id) = name.parse::<BucketId>() {
             return self.bucket(id).await;
         }
-        if let Some(id) = self.alias_target(&AliasScope::Global, name).await? {
-            return self.bucket(id).await;
+        for scope in scopes() {
+            let (placement, key) = key_of(&scope, name);
+            let row = self.0.aliases.get(placement, key).await?;
+            if let Some(id) = row.and_then(|row| *row.bucket.get()) {
+                return self.bucket(id).await;
+            }
         }
-        match name.parse::<BucketId>() {
-            Ok(id) => self.bucket(id).await,
-            Err(_not_an_id) => Err(ModelError::NoSuchBucket(name.to_owned())),
-        }
+        Err(ModelError::NoSuchBucket(name.to_owned()))
     }
 
     /// What a name means, from memory when it has not changed.

@@ -13,7 +13,7 @@ use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
 use garage_types::codec::Unknown;
 use garage_types::{BlockHash, VersionId};
 
-use crate::digest::{ChecksumAlgorithm, Expected};
+use crate::digest::{Checksum, ChecksumAlgorithm, ChecksumKind, Expected};
 use crate::error::{ModelError, SourceError};
 use crate::garage::Garage;
 use crate::get::{ByteStream, Object};
@@ -106,8 +106,9 @@ impl Garage {
         let version = VersionId::random(&*self.0.random);
         let upload = self.simple_upload(&put, version);
         won(self.0.uploads.commit(&upload).await?)?;
+        let backlink = Backlink { bucket: put.bucket, key: put.key.clone() };
         let registered = match self.blocks_of_object(&source).await {
-            Ok(blocks) => self.register(&blocks, &put, version).await.map(|()| blocks),
+            Ok(blocks) => self.register(&blocks, backlink, version).await.map(|()| blocks),
             Err(error) => Err(error),
         };
         let blocks = match registered {
@@ -117,11 +118,7 @@ impl Garage {
                 return Err(error);
             }
         };
-        let first = blocks.first().copied();
-        let content = first.map_or(Content::Inline(serde_bytes::ByteBuf::new()), |(first, first_length)| Content::Blocks {
-            first,
-            first_length,
-        });
+        let content = content_of(&blocks);
         let meta = ObjectMeta {
             content,
             headers: put.headers.clone(),
@@ -138,10 +135,9 @@ impl Garage {
     pub(crate) async fn register(
         &self,
         blocks: &[(BlockHash, u64)],
-        put: &PutObject,
+        backlink: Backlink,
         version: VersionId,
     ) -> Result<(), ModelError> {
-        let backlink = Backlink { bucket: put.bucket, key: put.key.clone() };
         for (index, blocks) in blocks.chunks(SEGMENT_PIECES_MAX).enumerate() {
             let pieces = blocks.iter().map(|(hash, length)| Piece::Block { hash: *hash, length: *length }).collect();
             let segment = Segment::listing(index as u32, backlink.clone(), pieces);
@@ -151,6 +147,13 @@ impl Garage {
         let distinct: BTreeMap<BlockHash, u64> = blocks.iter().copied().collect();
         let refer = |(hash, _length)| self.refer_block(hash, version);
         stream::iter(distinct).map(Ok).try_for_each_concurrent(REFERENCES_IN_FLIGHT, refer).await
+    }
+
+    /// Registers all blocks of `source` under `version`; returns the content that they are.
+    pub(crate) async fn refer_all(&self, source: &Object, backlink: Backlink, version: VersionId) -> Result<Content, ModelError> {
+        let blocks = self.blocks_of_object(source).await?;
+        self.register(&blocks, backlink, version).await?;
+        Ok(content_of(&blocks))
     }
 
     async fn refer_block(&self, hash: BlockHash, version: VersionId) -> Result<(), ModelError> {
@@ -166,8 +169,8 @@ impl Garage {
         stored
     }
 
-    /// Stores bytes of an object as a part. Their MD5 has to be known, so they are read; blocks that are cut as before are known to
-    /// their owners and are not stored twice.
+    /// Stores bytes of an object as a part. Their MD5 has to be known: a whole object that has it as its ETag is taken over by
+    /// reference; otherwise the bytes are read, and blocks that are cut as before are known to their owners and not stored twice.
     ///
     /// # Errors
     /// [`ModelError`]; what was stored is released then.
@@ -175,9 +178,30 @@ impl Garage {
         if range.end - range.start > PUT_SIZE_MAX {
             return Err(ModelError::CopySourceTooLarge { limit: PUT_SIZE_MAX });
         }
+        let algorithm = self.part_checksum(&put).await?;
+        if range == (0..source.meta.size) && has_digests_of_part(&source.meta, algorithm) {
+            return self.refer_part(put, source).await;
+        }
         let body = self.stored(source, range).await?;
         self.upload_part(put, Box::new(body)).await.map_err(unwrapped)
     }
+}
+
+/// An object's content in these blocks.
+fn content_of(blocks: &[(BlockHash, u64)]) -> Content {
+    match blocks.first().copied() {
+        Some((first, first_length)) => Content::Blocks { first, first_length },
+        None => Content::Inline(serde_bytes::ByteBuf::new()),
+    }
+}
+
+/// Whether the digests of an object are those that a part of the same bytes would have.
+fn has_digests_of_part(source: &ObjectMeta, algorithm: ChecksumAlgorithm) -> bool {
+    let in_blocks = matches!(source.content, Content::Blocks { .. });
+    // That of an upload in parts is no MD5 of the bytes, and says so by its dash.
+    let is_md5 = source.etag.len() == 32 && source.etag.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let whole = |checksum: &Checksum| checksum.algorithm == algorithm && checksum.kind == ChecksumKind::FullObject;
+    in_blocks && is_md5 && source.checksum.as_ref().is_some_and(whole)
 }
 
 /// An error of reading the source, which came through the pipeline as that of a body.
@@ -195,16 +219,30 @@ fn unwrapped(error: ModelError) -> ModelError {
 mod tests {
     use std::collections::BTreeMap;
 
+    use garage_types::BlockHash;
     use garage_types::codec::Unknown;
 
-    use super::keeps_digests;
+    use super::{has_digests_of_part, keeps_digests};
     use crate::digest::{Checksum, ChecksumAlgorithm, ChecksumKind};
     use crate::object::{Content, ObjectMeta};
 
     #[test]
-    fn another_checksum_needs_the_bytes() {
+    fn a_part_by_reference_needs_the_md5_and_the_checksum_of_the_whole() {
+        let fits = |meta: &ObjectMeta| has_digests_of_part(meta, ChecksumAlgorithm::Crc32);
+        let content = Content::Blocks { first: BlockHash::of(b"x"), first_length: 1 };
+        let meta = ObjectMeta { etag: "0".repeat(32), content, ..meta() };
+        assert!(fits(&meta));
+        assert!(!has_digests_of_part(&meta, ChecksumAlgorithm::Sha256));
+        assert!(!fits(&ObjectMeta { etag: format!("{}-2", "0".repeat(32)), ..meta.clone() }));
+        assert!(!fits(&ObjectMeta { content: Content::Inline(b"x".to_vec().into()), ..meta.clone() }));
+        let composite = Checksum { kind: ChecksumKind::Composite, ..meta.checksum.clone().unwrap() };
+        assert!(!fits(&ObjectMeta { checksum: Some(composite), ..meta.clone() }));
+        assert!(!fits(&ObjectMeta { checksum: None, ..meta }));
+    }
+
+    fn meta() -> ObjectMeta {
         let checksum = Checksum { algorithm: ChecksumAlgorithm::Crc32, value: String::new(), kind: ChecksumKind::FullObject };
-        let meta = ObjectMeta {
+        ObjectMeta {
             size: 1,
             etag: String::new(),
             content: Content::NotShown,
@@ -213,7 +251,12 @@ mod tests {
             owner: None,
             upload: None,
             unknown: Unknown::new(),
-        };
+        }
+    }
+
+    #[test]
+    fn another_checksum_needs_the_bytes() {
+        let meta = meta();
         assert!(keeps_digests(&meta, None));
         assert!(keeps_digests(&meta, Some(ChecksumAlgorithm::Crc32)));
         assert!(!keeps_digests(&meta, Some(ChecksumAlgorithm::Sha256)));

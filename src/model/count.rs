@@ -64,7 +64,28 @@ impl Handler<CountBucket> for CountService {
     }
 }
 
+/// What this node's block manager has to look after.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BlockCounts {
+    /// Blocks that are, or were until lately, referred to from here.
+    pub counted: u64,
+    /// Blocks that wait to be looked after.
+    pub resync_queue: u64,
+}
+
 impl Garage {
+    /// What this node's block manager has to look after.
+    ///
+    /// # Errors
+    /// [`ModelError::Table`]: the metadata engine's.
+    pub async fn block_counts(&self) -> Result<BlockCounts, ModelError> {
+        let trees = self.0.local.block_trees;
+        let read = move |tx: &garage_db::Snapshot<'_>| {
+            Ok(BlockCounts { counted: tx.count(trees.counts)?, resync_queue: tx.count(trees.resync)? })
+        };
+        Ok(self.0.local.tables.db().read(read).await.map_err(TableError::Db)?)
+    }
+
     /// What a bucket holds.
     ///
     /// # Errors

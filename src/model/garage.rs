@@ -8,6 +8,7 @@ use garage_db::{Db, DbError};
 use garage_rpc::cluster::Cluster;
 use garage_rpc::layout::LayoutManager;
 use garage_table::store::{Builder, LiveLayouts};
+use garage_table::sync::worker::SyncControl;
 use garage_table::{Table, TableStore};
 use garage_types::names::Punycode;
 use garage_types::{BucketId, Clock, KeyId, Offload, Random};
@@ -113,6 +114,7 @@ pub(crate) struct Inner {
     pub random: Arc<dyn Random>,
     pub offload: Arc<dyn Offload>,
     pub workers: Workers,
+    pub sync: SyncControl,
     pub settings: Settings,
     pub background: Background,
     pub local: LocalModel,
@@ -143,6 +145,7 @@ pub struct Parts {
     pub random: Arc<dyn Random>,
     pub offload: Arc<dyn Offload>,
     pub workers: Workers,
+    pub sync: SyncControl,
     pub settings: Settings,
     pub background: Background,
     pub local: LocalModel,
@@ -150,7 +153,7 @@ pub struct Parts {
 
 impl Garage {
     pub fn new(parts: Parts) -> Self {
-        let Parts { cluster, clock, random, offload, workers, settings, background, local } = parts;
+        let Parts { cluster, clock, random, offload, workers, sync, settings, background, local } = parts;
         let tables = &local.tables;
         let blocks = Blocks::new(cluster.clone(), local.blocks.clone(), offload.clone(), settings.compression);
         let permits = (settings.block_ram_buffer_max / 1024).clamp(1, Semaphore::MAX_PERMITS);
@@ -173,6 +176,7 @@ impl Garage {
             random,
             offload,
             workers,
+            sync,
             settings,
             background,
             local,
@@ -191,6 +195,11 @@ impl Garage {
     /// What the background jobs may do and remember.
     pub fn background(&self) -> &Background {
         &self.0.background
+    }
+
+    /// Asks for a comparison of this node's rows with the other owners'.
+    pub fn sync(&self) -> &SyncControl {
+        &self.0.sync
     }
 
     pub fn settings(&self) -> &Settings {

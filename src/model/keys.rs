@@ -54,6 +54,17 @@ impl Garage {
         Ok(Key { id: id.clone(), state: state.clone() })
     }
 
+    /// A key as a quorum knows it: what is refused for a permission that is missing here may have been allowed elsewhere.
+    ///
+    /// # Errors
+    /// [`ModelError::NoSuchAccessKey`] when it does not exist or is deleted.
+    pub async fn key_as_agreed(&self, id: &KeyId) -> Result<Key, ModelError> {
+        let row = self.0.keys.get(placement_of(id), Vec::new()).await?;
+        let state = row.and_then(|row| row.state.as_option().cloned());
+        let state = state.ok_or_else(|| ModelError::NoSuchAccessKey(id.to_string()))?;
+        Ok(Key { id: id.clone(), state })
+    }
+
     /// All keys that exist, in the order of creation.
     ///
     /// # Errors

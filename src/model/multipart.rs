@@ -10,11 +10,12 @@ use garage_table::wire::{Order, Projection};
 use garage_types::codec::Unknown;
 use garage_types::{BucketId, KeyId, ObjectKey, Timestamp, UploadId, VersionId};
 
-use crate::digest::{Checksum, ChecksumAlgorithm, Digested};
+use crate::digest::{Checksum, ChecksumAlgorithm};
 use crate::error::ModelError;
 use crate::garage::Garage;
+use crate::get::Object;
 use crate::part::{Attempt, AttemptState, Fate, Part, PartEntry, PartRow, StoredPart, attempts_from, newest_parts};
-use crate::pipeline::{self, Plan, Source};
+use crate::pipeline::{self, Plan, Source, StoredBody};
 use crate::put::{PUT_SIZE_MAX, won};
 use crate::upload::{MultipartUpload, UploadChecksum, UploadRow, UploadState, UploadTable};
 use crate::version::Backlink;
@@ -119,8 +120,7 @@ impl Garage {
     /// [`ModelError`]; what was stored is released then.
     pub async fn upload_part(&self, put: PutPart, source: Box<dyn Source>) -> Result<PartWritten, ModelError> {
         self.check_room(put.upload.bucket, source.announced())?;
-        let upload = self.open_multipart(&put.upload).await?;
-        let algorithm = part_algorithm(upload.checksum, put.checksum)?;
+        let algorithm = self.part_checksum(&put).await?;
         // In a task of its own: a client that hangs up must not stop us halfway through cleaning up.
         let (done, result) = oneshot::channel();
         let garage = self.clone();
@@ -132,45 +132,97 @@ impl Garage {
         result.await.map_err(|_cancelled| ModelError::ShuttingDown)?
     }
 
+    /// The checksum that a part gets.
+    ///
+    /// # Errors
+    /// [`ModelError::NoSuchUpload`], [`ModelError::PartChecksumAlgorithm`].
+    pub(crate) async fn part_checksum(&self, put: &PutPart) -> Result<ChecksumAlgorithm, ModelError> {
+        part_algorithm(self.open_multipart(&put.upload).await?.checksum, put.checksum)
+    }
+
+    /// Makes a part of a whole object, whose digests are those of the part, by references to its blocks.
+    ///
+    /// # Errors
+    /// As [`Garage::upload_part`].
+    pub(crate) async fn refer_part(&self, put: PutPart, source: &Object) -> Result<PartWritten, ModelError> {
+        let (done, result) = oneshot::channel();
+        let (garage, source) = (self.clone(), source.clone());
+        let task = async move {
+            drop(done.send(garage.store_reference(put, &source).await));
+        };
+        self.0.cluster.spawn().spawn("copy part", task.boxed());
+        result.await.map_err(|_cancelled| ModelError::ShuttingDown)?
+    }
+
+    async fn store_reference(&self, put: PutPart, source: &Object) -> Result<PartWritten, ModelError> {
+        let missing = || ModelError::Damaged(format!("{} has no checksum", source.key));
+        let checksum = source.meta.checksum.clone().ok_or_else(missing)?;
+        let (row, attempt) = self.new_attempt(&put);
+        let UploadName { bucket, key, id } = put.upload;
+        won(self.0.parts.commit(&row).await?)?;
+        let prepared = match self.refer_all(source, Backlink { bucket, key }, attempt.version).await {
+            Ok(_content) => self.stored_part(id, put.number, source.meta.size, source.meta.etag.clone(), checksum).await,
+            Err(error) => Err(error),
+        };
+        self.commit_prepared(&row, &attempt, prepared).await
+    }
+
+    fn new_attempt(&self, put: &PutPart) -> (PartRow, Attempt) {
+        let state = AttemptState::Pending { coordinator: self.0.cluster.node_id(), incarnation: self.0.settings.incarnation };
+        let attempt = Attempt { number: put.number, version: VersionId::random(&*self.0.random), state };
+        let UploadName { bucket, id, .. } = put.upload;
+        (PartRow { upload: id, bucket, entry: PartEntry::Attempt(attempt.clone()) }, attempt)
+    }
+
+    async fn commit_prepared(
+        &self,
+        row: &PartRow,
+        attempt: &Attempt,
+        prepared: Result<StoredPart, ModelError>,
+    ) -> Result<PartWritten, ModelError> {
+        match prepared {
+            Ok(stored) => self.commit_part(row, attempt, stored).await,
+            Err(error) => {
+                self.give_up_attempt(row, attempt).await;
+                Err(error)
+            }
+        }
+    }
+
     async fn store_part(
         &self,
         put: PutPart,
         checksum: ChecksumAlgorithm,
         source: Box<dyn Source>,
     ) -> Result<PartWritten, ModelError> {
+        let (row, attempt) = self.new_attempt(&put);
         let UploadName { bucket, key, id } = put.upload;
-        let version = VersionId::random(&*self.0.random);
-        let pending = AttemptState::Pending { coordinator: self.0.cluster.node_id(), incarnation: self.0.settings.incarnation };
-        let attempt = Attempt { number: put.number, version, state: pending };
-        let row = PartRow { upload: id, bucket, entry: PartEntry::Attempt(attempt.clone()) };
-        let plan = Plan { version, backlink: Backlink { bucket, key }, checksum, size_max: PUT_SIZE_MAX };
+        let plan = Plan { version: attempt.version, backlink: Backlink { bucket, key }, checksum, size_max: PUT_SIZE_MAX };
         // As for whole objects, the row that tells of the attempt goes beside its blocks.
         let begin = async { won(self.0.parts.commit(&row).await?) };
         let store = pipeline::store(self.clone(), plan, BytesMut::new(), source);
         let (begun, stored) = futures_util::future::join(begin, store).await;
         let prepared = match begun.and(stored) {
-            Ok(stored) => self.stored_part(id, put.number, &stored.digested).await,
+            Ok(StoredBody { digested, .. }) => {
+                self.stored_part(id, put.number, digested.length, digested.etag(), digested.checksum).await
+            }
             Err(error) => Err(error),
         };
-        match prepared {
-            Ok(stored) => self.commit_part(&row, &attempt, stored).await,
-            Err(error) => {
-                self.give_up_attempt(&row, &attempt).await;
-                Err(error)
-            }
-        }
+        self.commit_prepared(&row, &attempt, prepared).await
     }
 
-    async fn stored_part(&self, upload: UploadId, number: u32, digested: &Digested) -> Result<StoredPart, ModelError> {
+    async fn stored_part(
+        &self,
+        upload: UploadId,
+        number: u32,
+        size: u64,
+        etag: String,
+        checksum: Checksum,
+    ) -> Result<StoredPart, ModelError> {
         let newest = newest_parts(self.part_attempts(upload, number, Some(number)).await?);
         let newest = newest.first().map_or(Timestamp::ZERO, |part| part.stored.timestamp.next());
-        Ok(StoredPart {
-            // Later than what it replaces, whatever the clocks say.
-            timestamp: self.0.clock.now().max(newest),
-            size: digested.length,
-            etag: digested.etag(),
-            checksum: digested.checksum.clone(),
-        })
+        // Later than what it replaces, whatever the clocks say.
+        Ok(StoredPart { timestamp: self.0.clock.now().max(newest), size, etag, checksum })
     }
 
     /// Makes a stored part count.

@@ -318,7 +318,8 @@ impl Garage {
         let upload = self.simple_upload(put, version);
         won(self.0.uploads.commit(&upload).await?)?;
         attempts.push(upload);
-        self.register(blocks, put, version).await
+        let backlink = Backlink { bucket: put.bucket, key: put.key.clone() };
+        self.register(blocks, backlink, version).await
     }
 
     /// Deletes an object. There need not be one.

@@ -4,7 +4,7 @@
 //! read again, and only if every owner of every live layout version has answered; bytes from elsewhere are stored only under
 //! the lock and while this node refers to them, so that nothing is left behind that no entry of the queue will find.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ const KEPT_MS: u64 = 10 * 60 * 1000;
 /// What resync keeps in memory.
 pub(crate) struct Resync {
     /// Blocks that a worker is busy with.
-    claimed: Mutex<HashSet<BlockHash>>,
+    claimed: Mutex<BTreeSet<BlockHash>>,
     /// Something was queued that is due now, or a setting changed.
     pub(crate) wake: Notify,
     rate: Option<Mutex<ByteRate>>,
@@ -179,11 +179,11 @@ impl Garage {
     }
 
     /// Blocks that failed and whose next try has not come.
-    async fn waiting_for_next_try(&self, queued: &[Queued]) -> Result<HashSet<BlockHash>, ModelError> {
+    async fn waiting_for_next_try(&self, queued: &[Queued]) -> Result<BTreeSet<BlockHash>, ModelError> {
         let (trees, now) = (self.0.local.block_trees, self.0.clock.now());
         let blocks: Vec<BlockHash> = queued.iter().map(|queued| queued.block).collect();
         let read = move |tx: &garage_db::Snapshot<'_>| {
-            let mut waiting = HashSet::new();
+            let mut waiting = BTreeSet::new();
             for block in blocks {
                 if trees.failure(tx, &block)?.is_some_and(|failure| !failure.failures.is_due(now)) {
                     waiting.insert(block);
@@ -301,13 +301,13 @@ impl Garage {
     }
 
     /// Asks all other owners about blocks; every block has an answer of each of its owners.
-    async fn ask_owners(&self, blocks: &[BlockHash]) -> HashMap<BlockHash, Vec<(NodeId, Answer)>> {
+    async fn ask_owners(&self, blocks: &[BlockHash]) -> BTreeMap<BlockHash, Vec<(NodeId, Answer)>> {
         let (layout, own) = (self.0.cluster.layout(), self.0.cluster.node_id());
         let mut by_owner: BTreeMap<NodeId, Vec<BlockHash>> = BTreeMap::new();
-        let mut answers: HashMap<BlockHash, Vec<(NodeId, Answer)>> = HashMap::new();
+        let mut answers: BTreeMap<BlockHash, Vec<(NodeId, Answer)>> = BTreeMap::new();
         for block in blocks {
             answers.insert(*block, Vec::new());
-            let owners: HashSet<NodeId> = layout.write_sets(Placement::from(*block)).into_iter().flatten().collect();
+            let owners: BTreeSet<NodeId> = layout.write_sets(Placement::from(*block)).into_iter().flatten().collect();
             for owner in owners.into_iter().filter(|owner| *owner != own) {
                 by_owner.entry(owner).or_default().push(*block);
             }

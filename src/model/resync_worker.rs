@@ -6,9 +6,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use garage_rpc::layout::ClusterLayout;
 use garage_types::hash::blake2b;
-use garage_worker::{Status, Step, StepError, Worker};
-use std::sync::Arc;
-use tokio::sync::watch;
+use garage_worker::{Status, Step, StepError, Watch, Worker};
 
 use crate::background::Walked;
 use crate::block_walk::{BlockWalk, Walk};
@@ -65,6 +63,7 @@ impl Worker for ResyncWorker {
     fn wait(&mut self) -> BoxFuture<'_, ()> {
         async move {
             tokio::select! {
+                biased;
                 () = tokio::time::sleep(RESYNC_PERIOD) => {}
                 () = self.garage.0.resync.wake.notified() => {}
             }
@@ -76,14 +75,14 @@ impl Worker for ResyncWorker {
 /// Looks at every block once the live layout versions have changed, also when that was before a restart.
 pub(crate) struct LayoutWalker {
     garage: Garage,
-    changes: watch::Receiver<Arc<ClusterLayout>>,
+    changes: Watch,
     /// The layout that the present walk is for.
     walk: Option<(String, BlockWalk)>,
 }
 
 impl LayoutWalker {
     pub(crate) fn new(garage: Garage) -> Self {
-        let changes = garage.0.cluster.layout_manager().subscribe();
+        let changes = garage.0.cluster.layout_manager().watch();
         LayoutWalker { garage, changes, walk: None }
     }
 }
@@ -110,7 +109,7 @@ impl Worker for LayoutWalker {
 
     fn step(&mut self) -> BoxFuture<'_, Result<Step, StepError>> {
         async move {
-            let layout = name_of(&self.changes.borrow_and_update().clone());
+            let layout = name_of(&self.garage.0.cluster.layout());
             let walked = &self.garage.0.background.walked;
             if layout == walked.get().layout {
                 self.walk = None;
@@ -132,11 +131,6 @@ impl Worker for LayoutWalker {
     }
 
     fn wait(&mut self) -> BoxFuture<'_, ()> {
-        async move {
-            if self.changes.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        }
-        .boxed()
+        self.changes.changed().boxed()
     }
 }

@@ -182,6 +182,7 @@ impl Worker for ScrubWorker {
                 _ => LOOK_PERIOD,
             };
             tokio::select! {
+                biased;
                 () = tokio::time::sleep(wait) => {}
                 () = self.garage.0.background.scrub_told.notified() => {}
             }

@@ -43,13 +43,25 @@ impl MemoryNetwork {
         self.0.lock().expect("nothing panics while holding the network").connections
     }
 
+    /// The network as a machine at `host` sees it: others see its connections come from there. Ports of outgoing connections are
+    /// arbitrary, as behind a router.
+    pub fn at(&self, host: &str) -> MemoryHost {
+        MemoryHost { network: self.clone(), host: host.to_owned() }
+    }
+
+    async fn connect_from(&self, host: &str, address: &str) -> io::Result<Socket> {
+        let Dialled { listener, ours, theirs } = self.dial(address, host)?;
+        listener.send(theirs).await.map_err(|_gone| io::ErrorKind::ConnectionRefused)?;
+        Ok(ours)
+    }
+
     /// Both ends of a new connection, and the listener that expects one.
-    fn dial(&self, address: &str) -> io::Result<Dialled> {
+    fn dial(&self, address: &str, from: &str) -> io::Result<Dialled> {
         let mut state = self.0.lock().expect("nothing panics while holding the network");
         let listener = state.listeners.get(address).cloned().ok_or(io::ErrorKind::ConnectionRefused)?;
         state.connections += 1;
         let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
-        let remote = format!("caller-{}", state.connections);
+        let remote = format!("{from}:{}", 50_000 + state.connections % 10_000);
         Ok(Dialled {
             listener,
             ours: Socket { stream: Box::new(Pipe::new(ours, &state.cut)), remote: address.to_owned() },
@@ -62,6 +74,23 @@ struct Dialled {
     listener: mpsc::Sender<Socket>,
     ours: Socket,
     theirs: Socket,
+}
+
+/// A [`MemoryNetwork`] from one machine's point of view.
+#[derive(Clone)]
+pub struct MemoryHost {
+    network: MemoryNetwork,
+    host: String,
+}
+
+impl Transport for MemoryHost {
+    fn listen<'a>(&'a self, address: &'a str) -> BoxFuture<'a, io::Result<Box<dyn Listener>>> {
+        self.network.listen(address)
+    }
+
+    fn connect<'a>(&'a self, address: &'a str) -> BoxFuture<'a, io::Result<Socket>> {
+        self.network.connect_from(&self.host, address).boxed()
+    }
 }
 
 impl Transport for MemoryNetwork {
@@ -79,12 +108,7 @@ impl Transport for MemoryNetwork {
     }
 
     fn connect<'a>(&'a self, address: &'a str) -> BoxFuture<'a, io::Result<Socket>> {
-        async move {
-            let Dialled { listener, ours, theirs } = self.dial(address)?;
-            listener.send(theirs).await.map_err(|_gone| io::ErrorKind::ConnectionRefused)?;
-            Ok(ours)
-        }
-        .boxed()
+        self.connect_from("caller", address).boxed()
     }
 }
 

@@ -9,12 +9,16 @@ use futures_util::future::BoxFuture;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, lookup_host};
 
+use crate::race::first_success;
 use crate::transport::{Listener, Socket, Transport};
 
 /// Silence after which the kernel asks whether the other side is still there.
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(30);
 /// Connections the kernel completes before we accept them.
 const BACKLOG: u32 = 256;
+
+/// A name may have several addresses, some of which lead nowhere: IPv6 where there is none, for example.
+const NEXT_CANDIDATE_AFTER: Duration = Duration::from_millis(500);
 
 /// The network of the operating system.
 #[derive(Debug, Clone, Default)]
@@ -38,14 +42,10 @@ impl Transport for TcpTransport {
 
     fn connect<'a>(&'a self, address: &'a str) -> BoxFuture<'a, io::Result<Socket>> {
         async move {
-            let mut failure = no_address(address);
-            for candidate in resolve(address).await? {
-                match self.connect_to(candidate).await {
-                    Ok(stream) => return into_socket(stream, candidate),
-                    Err(error) => failure = error,
-                }
-            }
-            Err(failure)
+            let candidates = resolve(address).await?;
+            let connect = |candidate| async move { into_socket(self.connect_to(candidate).await?, candidate) };
+            let connected = first_success(candidates, NEXT_CANDIDATE_AFTER, connect).await;
+            connected.map_err(|mut failures| failures.pop().unwrap_or_else(|| no_address(address)))
         }
         .boxed()
     }
@@ -96,6 +96,8 @@ fn into_socket(stream: TcpStream, remote: SocketAddr) -> io::Result<Socket> {
     stream.set_nodelay(true)?;
     let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(KEEPALIVE_AFTER);
     SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
+    // A listener on [::] sees IPv4 as mapped addresses, which others could not use.
+    let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
     Ok(Socket { stream: Box::new(stream), remote: remote.to_string() })
 }
 
@@ -119,5 +121,32 @@ mod tests {
         let mut received = [0; 5];
         server.stream.read_exact(&mut received).await.unwrap();
         assert_eq!(&received, b"hello");
+    }
+
+    #[tokio::test]
+    async fn host_names_and_ipv6_addresses_lead_to_listeners() {
+        let transport = TcpTransport::default();
+        let mut listener = transport.listen("127.0.0.1:0").await.unwrap();
+        let port = listener.local_address().rsplit_once(':').unwrap().1.to_owned();
+        // The name may stand for ::1 as well, where nobody listens.
+        let address = format!("localhost:{port}");
+        let (client, server) = tokio::join!(transport.connect(&address), listener.accept());
+        assert_eq!(client.unwrap().remote, format!("127.0.0.1:{port}"));
+        server.unwrap();
+        // Some machines that run tests have no IPv6.
+        if let Ok(mut listener) = transport.listen("[::]:0").await {
+            let port = listener.local_address().rsplit_once(':').unwrap().1.to_owned();
+            let address = format!("127.0.0.1:{port}");
+            let (client, server) = tokio::join!(transport.connect(&address), listener.accept());
+            client.unwrap();
+            assert!(server.unwrap().remote.starts_with("127.0.0.1:"), "as the caller would write it");
+        }
+        if let Ok(mut listener) = transport.listen("[::1]:0").await {
+            let address = listener.local_address();
+            let (client, server) = tokio::join!(transport.connect(&address), listener.accept());
+            assert_eq!(client.unwrap().remote, address);
+            server.unwrap();
+        }
+        assert!(transport.connect("no.such.host.invalid:1").await.is_err());
     }
 }

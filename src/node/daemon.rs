@@ -14,17 +14,16 @@ use garage_net::mux::Windows;
 use garage_net::tcp::TcpTransport;
 use garage_rpc::cluster::Timeouts;
 use garage_rpc::mesh::MeshError;
-use garage_rpc::peers::PeerAddress;
-use garage_rpc::quorum::ConsistencyMode;
 use garage_s3::{S3Service, S3Settings};
 use garage_types::clock::SystemClock;
-use garage_types::config::{Compression, Config, Consistency, DataDir, DataDirPurpose, Listen};
+use garage_types::config::{Compression, Config, DataDir, DataDirPurpose, Listen};
 use garage_types::disk::{Disk, FileError, create_directories};
 use garage_types::{Random, Room, chain};
 use garage_worker::spawn::{Spawn, TokioSpawn};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::addresses;
 use crate::capabilities::{BlockingThreads, system_random};
 use crate::engine::{self, EngineError};
 use crate::node::{MeshSettings, Node, NodeError, NodeParts, NodeSettings};
@@ -226,12 +225,8 @@ fn settings(config: &Config, node: garage_types::NodeId, incarnation: u64, reser
     NodeSettings {
         metadata_dir: config.metadata_dir.clone(),
         replication_factor: usize::from(config.replication.factor),
-        consistency: match config.replication.consistency {
-            Consistency::Consistent => ConsistencyMode::Consistent,
-            Consistency::Degraded => ConsistencyMode::Degraded,
-            Consistency::Dangerous => ConsistencyMode::Dangerous,
-        },
-        timeouts: Timeouts::default(),
+        consistency: config.replication.consistency,
+        timeouts: Timeouts::from_configured(config.rpc.timeout, config.rpc.ping_timeout),
         blocks: StoreOptions {
             node,
             metadata_dir: config.metadata_dir.clone(),
@@ -259,15 +254,11 @@ fn settings(config: &Config, node: garage_types::NodeId, incarnation: u64, reser
             scrub: if config.disable_scrub { ScrubStart::OnCommand } else { ScrubStart::Automatic },
         },
         mesh: MeshSettings {
-            public_addresses: config.rpc.public_addr.iter().map(ToString::to_string).collect(),
-            bootstrap_peers: config.rpc.bootstrap_peers.iter().map(peer_address).collect(),
+            public_addresses: addresses::advertised(&config.rpc, &addresses::interfaces()),
+            bootstrap_peers: config.rpc.bootstrap_peers.clone(),
             windows: Windows::Grow,
         },
     }
-}
-
-fn peer_address(peer: &garage_types::config::PeerAddress) -> PeerAddress {
-    PeerAddress { id: peer.node, address: peer.address.to_string() }
 }
 
 fn data_directory(directory: &DataDir) -> DataDirectory {

@@ -3,6 +3,7 @@
 //! [`node::Node`] is the same in the daemon and in the simulator; [`daemon`] gives it the real world: the system's clock, disks,
 //! threads and sockets.
 
+pub mod addresses;
 pub mod capabilities;
 pub mod convert;
 pub mod daemon;

@@ -201,7 +201,7 @@ impl Node {
             peer_list: settings.metadata_dir.join("peer_list"),
             public_addresses: settings.mesh.public_addresses,
             bootstrap: settings.mesh.bootstrap_peers,
-            timing: Timing::default(),
+            timing: Timing { ping_timeout: settings.timeouts.ping, ..Timing::default() },
             windows: settings.mesh.windows,
             incoming_bytes_max: INCOMING_BYTES_MAX,
         };
@@ -212,17 +212,19 @@ impl Node {
         spawn.spawn("layout gossip", Box::pin(gossip));
         let workers = Workers::new(spawn.clone(), clock.clone());
         let cluster = Cluster::new(mesh.clone(), layout.clone(), settings.consistency, settings.timeouts, spawn);
-        let parts =
-            Parts { cluster, clock, random, offload, workers: workers.clone(), settings: settings.store, background, local };
-        Ok(Node {
-            mesh,
-            layout,
-            garage: Garage::new(parts),
-            workers,
-            sync: SyncControl::default(),
-            start,
-            collect_after: settings.collect_after,
-        })
+        let sync = SyncControl::default();
+        let parts = Parts {
+            cluster,
+            clock,
+            random,
+            offload,
+            workers: workers.clone(),
+            sync: sync.clone(),
+            settings: settings.store,
+            background,
+            local,
+        };
+        Ok(Node { mesh, layout, garage: Garage::new(parts), workers, sync, start, collect_after: settings.collect_after })
     }
 
     /// Starts the background work; to be called once the mesh has started.

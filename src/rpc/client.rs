@@ -6,7 +6,7 @@ use std::time::Duration;
 use garage_net::establish::{self, Local};
 use garage_net::mux::Windows;
 use garage_net::{Class, Identity, Multiplexed, NetError, NetworkKey, Purpose, Role, Transport};
-use garage_types::Random;
+use garage_types::{NodeId, Random};
 use garage_worker::spawn::Spawn;
 
 use crate::endpoint::{Message, Request};
@@ -38,7 +38,7 @@ impl Client {
         let local = Local { identity, network: options.network_key, random: options.random, timeout: options.timeout };
         let purpose = Purpose { role: Role::Client, class: Class::Metadata };
         let Multiplexed { connection, incoming, driver } =
-            dial(&*options.transport, &local, node, purpose).await?.multiplex(Windows::Grow);
+            dial(&*options.transport, &local, node.node, &node.address.to_string(), purpose).await?.multiplex(Windows::Grow);
         // A client answers nothing: streams towards it are reset.
         drop(incoming);
         options.spawn.spawn("rpc-client", Box::pin(log_end(driver)));
@@ -58,14 +58,15 @@ impl Client {
 pub(crate) async fn dial(
     transport: &dyn Transport,
     local: &Local,
-    node: &PeerAddress,
+    node: NodeId,
+    address: &str,
     purpose: Purpose,
 ) -> Result<establish::Established, NetError> {
-    let connecting = tokio::time::timeout(local.timeout, transport.connect(&node.address)).await;
+    let connecting = tokio::time::timeout(local.timeout, transport.connect(address)).await;
     let socket = connecting
         .unwrap_or_else(|_elapsed| Err(std::io::ErrorKind::TimedOut.into()))
         .map_err(|source| NetError::Io { action: "connect", source })?;
-    establish::connect(socket, local, node.id, purpose).await
+    establish::connect(socket, local, node, purpose).await
 }
 
 pub(crate) async fn log_end(driver: impl Future<Output = Result<(), NetError>>) {

@@ -14,7 +14,7 @@ use garage_worker::spawn::Spawn;
 use crate::endpoint::{Message, Request};
 use crate::error::RpcError;
 use crate::layout::{ClusterLayout, LayoutManager, WritePermit};
-use crate::mesh::Mesh;
+use crate::mesh::{Mesh, PING_TIMEOUT};
 use crate::quorum::{self, ConsistencyMode, NodeReply, QuorumError, Quorums, WriteQuorum};
 
 /// How long metadata and block calls may take, and when a read asks one more node.
@@ -24,11 +24,23 @@ pub struct Timeouts {
     pub bulk: Duration,
     /// An answer later than this makes a read ask the next node as well.
     pub hedge: Duration,
+    /// For the answer to a ping.
+    pub ping: Duration,
+}
+
+/// How much longer a block may take than metadata.
+const BULK_FACTOR: u32 = 12;
+
+impl Timeouts {
+    /// `metadata`, `ping`: as configured; the others follow.
+    pub fn from_configured(metadata: Duration, ping: Duration) -> Self {
+        Timeouts { metadata, bulk: metadata.saturating_mul(BULK_FACTOR), hedge: Duration::from_millis(300), ping }
+    }
 }
 
 impl Default for Timeouts {
     fn default() -> Self {
-        Timeouts { metadata: Duration::from_secs(10), bulk: Duration::from_secs(120), hedge: Duration::from_millis(300) }
+        Timeouts::from_configured(Duration::from_secs(10), PING_TIMEOUT)
     }
 }
 

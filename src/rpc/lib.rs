@@ -17,4 +17,8 @@ mod serve;
 pub mod wire;
 
 #[cfg(test)]
+mod mesh_network_tests;
+#[cfg(test)]
 mod mesh_tests;
+#[cfg(test)]
+mod mesh_upgrade_tests;

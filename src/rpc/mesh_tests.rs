@@ -11,6 +11,7 @@ use garage_net::establish::{self, Local, Purpose};
 use garage_net::mux::Windows;
 use garage_net::{Class, Identity, MemoryNetwork, NetError, NetworkKey, Transport};
 use garage_types::clock::ManualClock;
+use garage_types::config::HostPort;
 use garage_types::memory_disk::MemoryDisk;
 use garage_types::offload::Inline;
 use garage_types::random::SeededRandom;
@@ -25,13 +26,13 @@ use crate::error::{ErrorCode, RpcError};
 use crate::mesh::{Mesh, MeshOptions, Timing};
 use crate::peers::{PeerAddress, PeerState};
 
-const TIMEOUT: Duration = Duration::from_secs(10);
-const KEY: [u8; 32] = [8; 32];
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const KEY: [u8; 32] = [8; 32];
 
 macro_rules! request {
     ($name:ident, $endpoint:literal, $class:ident, { $($field:ident: $type:ty),* }) => {
         #[derive(Serialize, Deserialize, Clone)]
-        struct $name { $($field: $type),* }
+        pub(crate) struct $name { $($field: $type),* }
         impl Request for $name {
             const ENDPOINT: &'static str = $endpoint;
             const CLASS: Class = Class::$class;
@@ -108,43 +109,63 @@ impl Handler<Hang> for Handlers {
     }
 }
 
-struct World {
-    network: MemoryNetwork,
+/// Where a node is.
+pub(crate) struct Place {
+    pub transport: Arc<dyn Transport>,
+    pub listen: String,
+    pub public_addresses: Vec<String>,
+    /// Bootstrap peers before the others.
+    pub knows: Vec<PeerAddress>,
+}
+
+pub(crate) struct World {
+    pub network: MemoryNetwork,
     disk: Arc<MemoryDisk>,
     events: mpsc::UnboundedReceiver<&'static str>,
     handlers: Arc<Handlers>,
 }
 
 impl World {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let (sender, events) = mpsc::unbounded_channel();
         let disk = Arc::new(MemoryDisk::default());
         disk.create_directory("/meta".as_ref()).unwrap();
         World { network: MemoryNetwork::default(), disk, events, handlers: Arc::new(Handlers(sender)) }
     }
 
-    fn identity(number: u64) -> Identity {
+    pub(crate) fn identity(number: u64) -> Identity {
         Identity::generate(&SeededRandom::new(number))
     }
 
-    fn address(number: u64) -> PeerAddress {
-        PeerAddress { id: Self::identity(number).id(), address: format!("node-{number}") }
+    pub(crate) fn address(number: u64) -> PeerAddress {
+        PeerAddress { node: Self::identity(number).id(), address: HostPort { host: format!("node-{number}"), port: 3901 } }
     }
 
     /// Starts node `number`, which knows the nodes `bootstrap`.
-    async fn node(&self, number: u64, bootstrap: &[u64]) -> Mesh {
+    pub(crate) async fn node(&self, number: u64, bootstrap: &[u64]) -> Mesh {
+        let address = Self::address(number).address.to_string();
+        let place = Place {
+            transport: Arc::new(self.network.clone()),
+            listen: address.clone(),
+            public_addresses: vec![address],
+            knows: vec![],
+        };
+        self.node_at(place, number, bootstrap).await
+    }
+
+    pub(crate) async fn node_at(&self, place: Place, number: u64, bootstrap: &[u64]) -> Mesh {
         let options = MeshOptions {
             identity: Self::identity(number),
             network_key: NetworkKey::from_bytes(KEY),
-            transport: Arc::new(self.network.clone()),
+            transport: place.transport,
             clock: Arc::new(ManualClock::default()),
             random: Arc::new(SeededRandom::new(1000 + number)),
             spawn: Arc::new(TokioSpawn),
             disk: self.disk.clone(),
             offload: Arc::new(Inline),
             peer_list: PathBuf::from(format!("/meta/peer_list-{number}")),
-            public_addresses: vec![Self::address(number).address],
-            bootstrap: bootstrap.iter().map(|&other| Self::address(other)).collect(),
+            public_addresses: place.public_addresses,
+            bootstrap: place.knows.into_iter().chain(bootstrap.iter().map(|&other| Self::address(other))).collect(),
             timing: Timing::default(),
             windows: Windows::Grow,
             incoming_bytes_max: 64 << 20,
@@ -159,7 +180,7 @@ impl World {
         let client_router = Router::builder().add::<ForClients>(self.handlers.clone()).build();
         let mesh = Mesh::open(options, node_router).await.unwrap();
         mesh.start(client_router);
-        mesh.listen(&format!("node-{number}")).await.unwrap();
+        mesh.listen(&place.listen).await.unwrap();
         mesh
     }
 
@@ -175,17 +196,17 @@ impl World {
     }
 }
 
-async fn until(mesh: &Mesh, condition: impl Fn(&Mesh) -> bool) {
+pub(crate) async fn until(mesh: &Mesh, condition: impl Fn(&Mesh) -> bool) {
     let mut changes = mesh.watch();
     let wait = async {
         while !condition(mesh) {
-            changes.changed().await.unwrap();
+            changes.changed().await;
         }
     };
     tokio::time::timeout(Duration::from_secs(600), wait).await.expect("the condition never came true");
 }
 
-async fn until_up(mesh: &Mesh, peer: NodeId) {
+pub(crate) async fn until_up(mesh: &Mesh, peer: NodeId) {
     until(mesh, |mesh| mesh.is_up(peer)).await;
 }
 
@@ -196,7 +217,7 @@ async fn two_nodes(world: &World) -> (Mesh, Mesh) {
     (a, b)
 }
 
-fn echo(text: &str) -> Echo {
+pub(crate) fn echo(text: &str) -> Echo {
     Echo { text: text.to_owned() }
 }
 
@@ -250,7 +271,7 @@ async fn a_call_to_a_node_that_is_down_fails_at_once() {
     let world = World::new();
     let a = world.node(1, &[9]).await;
     let before = tokio::time::Instant::now();
-    assert_eq!(code(a.call(World::address(9).id, Message::new(echo("x")), TIMEOUT).await), Some(ErrorCode::Unavailable));
+    assert_eq!(code(a.call(World::address(9).node, Message::new(echo("x")), TIMEOUT).await), Some(ErrorCode::Unavailable));
     assert_eq!(before.elapsed(), Duration::ZERO);
 }
 
@@ -314,13 +335,27 @@ async fn nodes_that_share_a_peer_find_each_other_and_remember() {
     b.call(c.node_id(), Message::new(echo("hello")), TIMEOUT).await.unwrap();
     assert_eq!(a.peers().len(), 3);
 
-    // Saved a little later; after a restart no bootstrap peer is needed.
-    tokio::time::timeout(Duration::from_secs(30), std::future::pending::<()>()).await.unwrap_err();
+    // Saved a moment later; after a restart no bootstrap peer is needed.
+    tokio::time::timeout(Duration::from_secs(2), std::future::pending::<()>()).await.unwrap_err();
     c.shutdown();
     until(&a, |mesh| !mesh.is_up(c.node_id())).await;
     let again = world.node(3, &[]).await;
     until_up(&again, a.node_id()).await;
     until_up(&again, b.node_id()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_the_operator_named_is_remembered_though_the_node_is_killed_at_once() {
+    let world = World::new();
+    let (a, b) = (world.node(1, &[]).await, world.node(2, &[]).await);
+    a.connect(&World::address(2)).await.unwrap();
+    tokio::time::timeout(Duration::from_millis(10), std::future::pending::<()>()).await.unwrap_err();
+    a.shutdown();
+    until(&b, |mesh| !mesh.is_up(a.node_id())).await;
+    world.disk.crash();
+    let again = world.node(1, &[]).await;
+    until_up(&again, b.node_id()).await;
+    assert_eq!(world.network.connections_made(), 4, "one for each class, before and after");
 }
 
 #[tokio::test(start_paused = true)]
@@ -331,13 +366,13 @@ async fn a_peer_that_answers_no_ping_is_down() {
     let mute = Identity::generate(&*random);
     let id = mute.id();
     let local = Local { identity: mute, network: NetworkKey::from_bytes(KEY), random, timeout: TIMEOUT };
-    let socket = world.network.connect("node-1").await.unwrap();
+    let socket = world.network.connect("node-1:3901").await.unwrap();
     let purpose = Purpose { role: garage_net::Role::Node, class: Class::Metadata };
     let _silent = establish::connect(socket, &local, a.node_id(), purpose).await.unwrap();
     until_up(&a, id).await;
     let up = tokio::time::Instant::now();
     until(&a, |mesh| !mesh.is_up(id)).await;
-    assert!(up.elapsed() <= Duration::from_secs(110), "{:?}", up.elapsed());
+    assert!(up.elapsed() <= Duration::from_secs(11), "{:?}", up.elapsed());
     assert!(matches!(a.peers().last().unwrap().state, PeerState::Down { .. }));
 }
 
@@ -362,7 +397,7 @@ async fn a_peer_that_claims_too_much_is_disconnected() {
     let random: Arc<dyn Random> = Arc::new(SeededRandom::new(5));
     let rogue = Identity::generate(&*random);
     let local = Local { identity: rogue, network: NetworkKey::from_bytes(KEY), random, timeout: TIMEOUT };
-    let socket = world.network.connect("node-1").await.unwrap();
+    let socket = world.network.connect("node-1:3901").await.unwrap();
     let purpose = Purpose { role: garage_net::Role::Client, class: Class::Metadata };
     let connection = establish::connect(socket, &local, a.node_id(), purpose).await.unwrap().multiplex(Windows::Grow);
     let driver = tokio::spawn(connection.driver);

@@ -4,12 +4,11 @@
 //! per peer, the one that worked last first. The list is saved, so that a node finds its cluster again without its bootstrap peers.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
-use std::str::FromStr;
 use std::time::Duration;
 
 use garage_net::Class;
 use garage_types::codec::Format;
+pub use garage_types::config::PeerAddress;
 use garage_types::{NodeId, Timestamp};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -22,39 +21,8 @@ const ADDRESS_BYTES_MAX: usize = 256;
 const PEERS_MAX: usize = 1000;
 /// Smaller transfers take their time for other reasons than the width of the link.
 const LARGE_TRANSFER_BYTES: usize = 128 << 10;
-/// How long the called side waits for the caller to add the classes that are missing.
+/// How long a connection's maker has to add those for the classes that are missing.
 const CALLER_COMPLETES: Duration = Duration::from_secs(5);
-
-/// A node and a place where it may be reached: `<64 hexadecimal digits>@<host>:<port>`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct PeerAddress {
-    pub id: NodeId,
-    pub address: String,
-}
-
-/// A text that is not a [`PeerAddress`].
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a peer: <node id>@<host>:<port> is needed")]
-pub struct ParsePeerError(String);
-
-impl FromStr for PeerAddress {
-    type Err = ParsePeerError;
-    fn from_str(text: &str) -> Result<Self, ParsePeerError> {
-        let malformed = || ParsePeerError(text.to_owned());
-        let (id, address) = text.split_once('@').ok_or_else(malformed)?;
-        let id = id.parse().map_err(|_malformed_id| malformed())?;
-        if address.is_empty() || address.len() > ADDRESS_BYTES_MAX {
-            return Err(malformed());
-        }
-        Ok(PeerAddress { id, address: address.to_owned() })
-    }
-}
-
-impl fmt::Display for PeerAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}@{}", self.id, self.address)
-    }
-}
 
 /// Whether a peer can be called now, and since when that is so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,8 +149,9 @@ impl PeerTable {
         }
         if news == Unsaved::Changes {
             self.unsaved = news;
-            // A new address deserves an attempt now, however often the old ones failed.
+            // A new address deserves an attempt now, however often the old ones failed. Who is connected already needs none.
             if let Some(peer) = self.peers.get_mut(&told.id)
+                && peer.linked.is_empty()
                 && let Attempt::Due(at) = &mut peer.attempt
             {
                 *at = now.timer.min(*at);
@@ -240,15 +209,17 @@ impl PeerTable {
             peer.state = PeerState::Up { since: now.wall };
             peer.failures = 0;
         }
-        match (address, &mut peer.attempt) {
-            (None, Attempt::Due(at)) => *at = now.timer + CALLER_COMPLETES,
-            (Some(address), _) if peer.addresses.first().map(String::as_str) != Some(address) => {
-                peer.addresses.retain(|other| other != address);
-                peer.addresses.insert(0, address.to_owned());
-                peer.addresses.truncate(ADDRESSES_MAX);
-                self.unsaved = Unsaved::Changes;
-            }
-            (None, Attempt::Running) | (Some(_), _) => {}
+        // Whoever made it makes the others as well.
+        if let Attempt::Due(at) = &mut peer.attempt {
+            *at = now.timer + CALLER_COMPLETES;
+        }
+        if let Some(address) = address
+            && peer.addresses.first().map(String::as_str) != Some(address)
+        {
+            peer.addresses.retain(|other| other != address);
+            peer.addresses.insert(0, address.to_owned());
+            peer.addresses.truncate(ADDRESSES_MAX);
+            self.unsaved = Unsaved::Changes;
         }
     }
 
@@ -339,7 +310,7 @@ mod tests {
     use garage_types::{NodeId, Timestamp};
     use tokio::time::Instant;
 
-    use super::{ADDRESSES_MAX, Backoff, Now, PeerAddress, PeerAddresses, PeerState, PeerTable};
+    use super::{ADDRESSES_MAX, Backoff, Now, PeerAddresses, PeerState, PeerTable};
 
     const PEER: NodeId = NodeId::from_bytes([2; 32]);
     const BACKOFF: Backoff = Backoff { min: Duration::from_secs(1), max: Duration::from_secs(60) };
@@ -358,15 +329,6 @@ mod tests {
 
     fn later(now: Now, seconds: u64) -> Now {
         Now { wall: now.wall.plus_millis(seconds * 1000), timer: now.timer + Duration::from_secs(seconds) }
-    }
-
-    #[test]
-    fn peers_are_written_as_id_at_address() {
-        let text = format!("{PEER}@[::1]:3901");
-        assert_eq!(text.parse::<PeerAddress>().unwrap().to_string(), text);
-        for bad in ["", "@", "02@host:1", &format!("{PEER}@"), &PEER.to_string()] {
-            assert!(bad.parse::<PeerAddress>().is_err(), "{bad:?}");
-        }
     }
 
     #[test]
@@ -434,6 +396,18 @@ mod tests {
         assert_eq!(table.take_unsaved(), None);
         table.linked(PEER, Class::Metadata, Some("a"), now);
         assert_eq!(table.to_share(), vec![told(&["a"])]);
+    }
+
+    #[test]
+    fn a_peer_that_is_just_being_connected_is_not_called_a_second_time() {
+        for address in [None, Some("a")] {
+            let (mut table, now) = (table(), start());
+            table.linked(PEER, Class::Metadata, address, now);
+            table.learn(&told(&["a", "b"]), now);
+            assert!(table.due(now.timer).is_empty(), "{address:?}");
+            let dials = table.due(later(now, 5).timer);
+            assert_eq!((dials.len(), &dials[0].classes[..]), (1, &[Class::Bulk][..]), "unless nobody completes it");
+        }
     }
 
     #[test]

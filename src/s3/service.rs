@@ -222,16 +222,7 @@ impl Found<'_> {
             ModelError::NoSuchBucket(_) => S3Error::from(Code::NoSuchBucket).with("BucketName", &bucket_name),
             other => other.into(),
         })?;
-        let permissions = caller.key.state.permissions(&bucket.id);
-        let allowed = match access {
-            Access::Any => permissions.any(),
-            Access::Read => permissions.read,
-            Access::Write => permissions.write,
-            Access::Owner => permissions.owner,
-        };
-        if !allowed {
-            return Err(Code::AccessDenied.into());
-        }
+        caller.check_access(access, &bucket.id).await?;
         Ok((BucketCtx { caller, bucket, bucket_name }, body))
     }
 }

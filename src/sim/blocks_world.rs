@@ -27,6 +27,7 @@ use garage_rpc::quorum::ConsistencyMode;
 use garage_table::Schema;
 use garage_table::wire::{Mode, Write};
 use garage_types::clock::ManualClock;
+use garage_types::config::HostPort;
 use garage_types::disk::create_directories;
 use garage_types::memory_disk::MemoryDisk;
 use garage_types::names::Punycode;
@@ -60,7 +61,7 @@ fn identity(number: u64) -> Identity {
 }
 
 fn address(number: u64) -> PeerAddress {
-    PeerAddress { id: identity(number).id(), address: format!("node-{number}") }
+    PeerAddress { node: identity(number).id(), address: HostPort { host: format!("node-{number}"), port: 3901 } }
 }
 
 impl Cluster {
@@ -121,7 +122,7 @@ impl Cluster {
                 collect_after: crate::world::COLLECT_AFTER,
                 background: BackgroundSettings::default(),
                 mesh: MeshSettings {
-                    public_addresses: vec![address(number).address],
+                    public_addresses: vec![address(number).address.to_string()],
                     bootstrap_peers: (0..number).map(address).collect(),
                     windows: Windows::Fixed,
                 },
@@ -129,7 +130,7 @@ impl Cluster {
         };
         let node = Node::build(parts).await.expect("the node starts");
         node.mesh.start(Router::builder().build());
-        node.mesh.listen(&format!("node-{number}")).await.expect("the address is free");
+        node.mesh.listen(&address(number).address.to_string()).await.expect("the address is free");
         node
     }
 

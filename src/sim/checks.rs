@@ -13,7 +13,7 @@ use garage_types::BlockHash;
 
 use crate::cluster::machine::Machine;
 use crate::scenario::Abilities;
-use crate::workload::{KEYS, World};
+use crate::workload::World;
 use crate::world::{BLOCK_SIZE, INLINE_MAX};
 
 /// For the mesh to come back, queues to empty and time-outs to pass.
@@ -38,7 +38,7 @@ pub async fn after_quiet(world: &World, abilities: Abilities) {
     tokio::time::sleep(QUIET).await;
     for machine in &world.cluster.machines {
         let name = format!("final look on {}", machine.number);
-        for key in KEYS {
+        for key in world.used_keys() {
             if let Err(error) = world.try_get(&name, machine, key).await {
                 world.history.violation(format!("{name}: {key} cannot be read: {error}"));
             }
@@ -75,7 +75,11 @@ async fn counters_agree(world: &World, machine: &Machine) {
     let (count, bytes) = live.fold((0, 0), |(count, bytes), meta| (count + 1, bytes + meta.size as i64));
     let open = |row: &UploadRow| matches!(row.state, UploadState::Simple(_) | UploadState::Multipart(_));
     let uploads = rows::<UploadTable>(machine).await.iter().filter(|row| open(row)).count() as i64;
-    let counts: Counts = machine.garage().expect("the machine runs").bucket_counts(world.bucket).await.unwrap();
+    let local = machine.garage().expect("the machine runs").local().clone();
+    let (tree, bucket) = (local.counters.0, world.bucket);
+    let read = move |tx: &garage_db::Snapshot<'_>| tx.get(tree, bucket.as_bytes());
+    let stored: Result<Option<Vec<u8>>, garage_db::DbError> = local.tables.db().read(read).await;
+    let counts = stored.unwrap().map_or_else(Counts::default, |bytes| Counts::decode(&bytes));
     if (counts.objects, counts.bytes, counts.uploads) != (count, bytes, uploads) {
         world.history.violation(format!(
             "machine {}: counted {counts:?}, but there are {count} objects of {bytes} bytes and {uploads} uploads",
@@ -88,7 +92,7 @@ async fn counters_agree(world: &World, machine: &Machine) {
 async fn blocks_are_held(world: &World, abilities: Abilities) {
     let machines = &world.cluster.machines;
     let cluster = machines[0].garage().expect("the machine runs").cluster().clone();
-    for key in KEYS {
+    for key in world.used_keys() {
         let Ok(Some(object)) = world.look("blocks", &machines[0], key).await else { continue };
         let write = crate::history::write_of(&object.meta);
         let Some(body) = write.and_then(|write| world.history.body(write)) else { continue };
@@ -140,7 +144,7 @@ async fn replicas_are_equal(world: &World) {
 /// Deletes everything, and looks for what is left of it.
 pub async fn after_deleting_all(world: &World) {
     let machine = &world.cluster.machines[0];
-    for key in KEYS {
+    for key in world.used_keys() {
         world.delete("the end", machine, key).await;
     }
     world.abort_all(machine).await;

@@ -35,6 +35,11 @@ fn promises_hold_where_all_want_the_same_key() {
 }
 
 #[test]
+fn listings_agree_with_the_keys() {
+    passes(scenario("listing"), 0..4);
+}
+
+#[test]
 fn uploads_in_parts_end_once_and_whole() {
     passes(scenario("uploads"), 0..10);
 }

@@ -24,6 +24,8 @@ pub enum Fault {
     Tangle,
     /// A machine loses what was not synced, and comes back.
     Crash,
+    /// A machine dies in the middle of a write that a client asked of it, and is back at once.
+    CrashWriter,
     /// All machines lose power at once.
     Blackout,
     /// A machine's clock is up to an hour off.
@@ -38,11 +40,15 @@ pub enum Fault {
 /// Makes faults for as long as it is polled.
 pub async fn make_faults(world: Arc<World>, faults: &'static [Fault], random: Arc<SeededRandom>) {
     loop {
-        let pause = Duration::from_millis(100 + random.below(2_500));
+        let pause = Duration::from_millis(50 + random.below(1_200));
         tokio::time::sleep(pause).await;
         let fault = faults[random.below(faults.len() as u64) as usize];
+        if fault == Fault::CrashWriter {
+            crash_writer(&world, &random).await;
+            continue;
+        }
         begin(&world, fault, &random);
-        let held = Duration::from_millis(if random.below(3) == 0 { random.below(25_000) } else { random.below(3_000) });
+        let held = Duration::from_millis(if random.below(5) == 0 { random.below(25_000) } else { random.below(1_500) });
         tokio::time::sleep(held).await;
         // Now and then the next fault comes on top.
         if random.below(4) > 0 {
@@ -77,6 +83,8 @@ fn begin(world: &World, fault: Fault, random: &SeededRandom) {
             }
         }
         Fault::Crash => one.crash(death(random)),
+        // Not begun here: it waits for its moment.
+        Fault::CrashWriter => {}
         Fault::Blackout => machines.iter().for_each(|machine| machine.crash(Death::Reset)),
         Fault::ClockJump => {
             let off_by_ms = [0, 3_600_000, -3_600_000, 700, -700][random.below(5) as usize];
@@ -87,6 +95,22 @@ fn begin(world: &World, fault: Fault, random: &SeededRandom) {
         Fault::FullDisk => one.disk.set_capacity(Some(0)),
         Fault::FullDatabase => one.engine.fail_next_commits(1 + random.below(20) as u32),
     }
+}
+
+/// Longest wait for a write to break off.
+const WRITE_WAIT: Duration = Duration::from_secs(2);
+
+async fn crash_writer(world: &World, random: &SeededRandom) {
+    let mut writer = world.writer.subscribe();
+    if tokio::time::timeout(WRITE_WAIT, writer.changed()).await.is_err() {
+        return;
+    }
+    let machine = &world.cluster.machines[*writer.borrow()];
+    let delay = Duration::from_micros(random.below(2 * world.usual_delay.as_micros() as u64));
+    tokio::time::sleep(delay).await;
+    world.history.note(format!("FAULT CrashWriter machine {}", machine.number));
+    machine.crash(Death::Reset);
+    heal(world).await;
 }
 
 fn death(random: &SeededRandom) -> Death {

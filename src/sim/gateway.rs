@@ -25,6 +25,7 @@ use garage_rpc::layout::NodeRole;
 use garage_rpc::peers::PeerAddress;
 use garage_rpc::quorum::ConsistencyMode;
 use garage_types::clock::ManualClock;
+use garage_types::config::HostPort;
 use garage_types::disk::create_directories;
 use garage_types::memory_disk::MemoryDisk;
 use garage_types::names::Punycode;
@@ -46,8 +47,8 @@ fn identity(number: u8) -> Identity {
     Identity::generate(&SeededRandom::new(u64::from(number)))
 }
 
-fn address(number: u8) -> String {
-    format!("node-{number}")
+fn address(number: u8) -> HostPort {
+    HostPort { host: format!("node-{number}"), port: 3901 }
 }
 
 /// One of four nodes on `network`, which knows the first.
@@ -58,7 +59,7 @@ async fn start(network: &MemoryNetwork, number: u8) -> Machine {
     create_directories(&disk, &data).unwrap();
     let identity = identity(number);
     let id = identity.id();
-    let bootstrap = PeerAddress { id: self::identity(1).id(), address: address(1) };
+    let bootstrap = PeerAddress { node: self::identity(1).id(), address: address(1) };
     let parts = NodeParts {
         identity,
         network_key: NetworkKey::from_bytes([7; 32]),
@@ -95,7 +96,7 @@ async fn start(network: &MemoryNetwork, number: u8) -> Machine {
             background: BackgroundSettings::default(),
             collect_after: crate::world::COLLECT_AFTER,
             mesh: MeshSettings {
-                public_addresses: vec![address(number)],
+                public_addresses: vec![address(number).to_string()],
                 bootstrap_peers: vec![bootstrap],
                 windows: Windows::Fixed,
             },
@@ -103,7 +104,7 @@ async fn start(network: &MemoryNetwork, number: u8) -> Machine {
     };
     let node = Node::build(parts).await.unwrap();
     node.mesh.start(Router::default());
-    node.mesh.listen(&address(number)).await.unwrap();
+    node.mesh.listen(&address(number).to_string()).await.unwrap();
     Machine { node, disk }
 }
 

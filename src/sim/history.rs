@@ -66,7 +66,8 @@ impl History {
     /// Adds a line to the trace.
     pub fn note(&self, line: impl AsRef<str>) {
         let at = self.started.elapsed();
-        self.state().trace.push(format!("{:>9.3}s {}", at.as_secs_f64(), line.as_ref()));
+        let line = without_stream_names(line.as_ref());
+        self.state().trace.push(format!("{:>9.3}s {line}", at.as_secs_f64()));
     }
 
     /// Something that must never happen has.
@@ -191,4 +192,14 @@ impl History {
 /// The write that an object comes from.
 pub fn write_of(meta: &ObjectMeta) -> Option<u64> {
     meta.headers.get(WRITE_HEADER)?.parse().ok()
+}
+
+/// The text without the multiplexer's names of streams, `0000007d/5: `, which count on through the runs of one process.
+fn without_stream_names(line: &str) -> String {
+    let is_name = |word: &str| {
+        let mut halves = word.strip_suffix(':').unwrap_or(word).split('/');
+        let hex = halves.next().is_some_and(|half| half.len() == 8 && half.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        hex && halves.next().is_some_and(|half| half.parse::<u32>().is_ok()) && halves.next().is_none()
+    };
+    line.split(' ').filter(|word| !is_name(word)).collect::<Vec<_>>().join(" ")
 }

@@ -209,6 +209,32 @@ async fn a_completion_retried_while_the_first_goes_on_is_never_told_that_there_i
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_part_that_is_a_whole_object_is_taken_by_reference_and_outlives_it() {
+    let world = World::new(9);
+    let garage = world.start().await.garage;
+    let bucket = garage.create_bucket("pictures").await.unwrap();
+    let source = garage.put_object(put(bucket, "source"), Box::new(InMemory::new(body(1, 300)))).await.unwrap();
+    let object = garage.object(bucket, &key("source")).await.unwrap();
+    let upload = begin(&garage, bucket, "k").await;
+    // Begun twice: the second replaces the first, whose references are released.
+    let mut listed = Vec::new();
+    for _attempt in 0..2 {
+        let copied = PutPart { upload: upload.clone(), number: 1, checksum: None };
+        let written = garage.upload_part_copy(copied, &object, 0..300).await.unwrap();
+        assert_eq!((&written.etag, &written.checksum), (&source.etag, source.checksum.as_ref().unwrap()));
+        listed = vec![ListedPart { number: 1, etag: written.etag, checksums: Vec::new() }];
+    }
+    garage.delete_object(bucket, &key("source"), Preconditions::default()).await.unwrap();
+    settle(&world, &garage).await;
+    complete(&garage, &upload, &listed).await.unwrap();
+    settle(&world, &garage).await;
+    assert_eq!(fetch(&garage, bucket, "k").await, body(1, 300));
+    garage.delete_object(bucket, &key("k"), Preconditions::default()).await.unwrap();
+    settle(&world, &garage).await;
+    assert_eq!(blocks(&world), 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_deleted_bucket_takes_its_open_uploads_with_it() {
     let world = World::new(7);
     let garage = world.start().await.garage;

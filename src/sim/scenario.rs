@@ -13,6 +13,7 @@ use crate::cluster::machine::Setup;
 use crate::faults::{Fault, heal, make_faults};
 use crate::history::{History, Tally};
 use crate::workload::{Mix, World};
+use tokio::sync::watch;
 
 /// What the cluster can do by itself by now: faults and checks that need more are left out.
 #[derive(Clone, Copy, Debug)]
@@ -25,7 +26,7 @@ pub struct Abilities {
     pub doubtful_uploads_end: bool,
 }
 
-pub const ABILITIES: Abilities = Abilities { anti_entropy: true, block_resync: false, doubtful_uploads_end: false };
+pub const ABILITIES: Abilities = Abilities { anti_entropy: true, block_resync: true, doubtful_uploads_end: false };
 
 #[derive(Clone, Copy, Debug)]
 pub struct Scenario {
@@ -43,7 +44,7 @@ pub struct Scenario {
 
 const USUAL: Mix = Mix { put: 26, get: 26, delete: 10, copy: 10, list: 8, create: 6, part: 7, complete: 5 };
 const UPLOADS: Mix = Mix { put: 6, get: 16, delete: 5, copy: 8, list: 4, create: 16, part: 22, complete: 17 };
-const CROWD: Mix = Mix { put: 30, get: 50, delete: 7, copy: 5, list: 8, create: 0, part: 0, complete: 0 };
+const CROWD: Mix = Mix { put: 4, get: 84, delete: 2, copy: 2, list: 8, create: 0, part: 0, complete: 0 };
 
 const ALL: &[Fault] = &[
     Fault::Delay,
@@ -54,26 +55,45 @@ const ALL: &[Fault] = &[
     Fault::Tangle,
     Fault::Crash,
     Fault::Crash,
-    Fault::Crash,
+    Fault::CrashWriter,
+    Fault::CrashWriter,
     Fault::Blackout,
     Fault::ClockJump,
     Fault::SlowDisk,
     Fault::FullDisk,
     Fault::FullDatabase,
 ];
+const LISTING: Mix = Mix { put: 45, get: 2, delete: 15, copy: 3, list: 35, create: 0, part: 0, complete: 0 };
 
 const NETWORK: &[Fault] =
     &[Fault::Delay, Fault::LoseConnections, Fault::BlockOneWay, Fault::Isolate, Fault::Tangle, Fault::Tangle, Fault::ClockJump];
+
+/// Writes that break off half-way.
+const BREAKS: &[Fault] = &[
+    Fault::Delay,
+    Fault::LoseConnections,
+    Fault::LoseConnections,
+    Fault::CrashWriter,
+    Fault::CrashWriter,
+    Fault::CrashWriter,
+    Fault::CrashWriter,
+    Fault::Tangle,
+    Fault::ClockJump,
+];
+
+/// Machines that miss what the others write.
+const LAGGING: &[Fault] = &[Fault::Isolate, Fault::Isolate, Fault::Crash, Fault::Tangle, Fault::LoseConnections];
 
 /// What the scenarios start from.
 const THREE: Scenario =
     Scenario { name: "calm", machines: 3, replication_factor: 3, clients: 4, operations: 50, keys: 5, mix: USUAL, faults: &[] };
 
-pub const SCENARIOS: [Scenario; 7] = [
+pub const SCENARIOS: [Scenario; 8] = [
     THREE,
     Scenario { name: "network", faults: NETWORK, ..THREE },
     Scenario { name: "everything", faults: ALL, ..THREE },
-    Scenario { name: "crowd", keys: 1, mix: CROWD, faults: NETWORK, ..THREE },
+    Scenario { name: "crowd", operations: 70, keys: 1, mix: CROWD, faults: BREAKS, ..THREE },
+    Scenario { name: "listing", operations: 25, keys: 40, mix: LISTING, faults: LAGGING, ..THREE },
     Scenario { name: "uploads", keys: 2, mix: UPLOADS, faults: ALL, ..THREE },
     Scenario { name: "five", machines: 5, clients: 5, operations: 40, faults: ALL, ..THREE },
     Scenario { name: "single", machines: 1, replication_factor: 1, clients: 3, faults: ALL, ..THREE },
@@ -164,6 +184,7 @@ async fn run_in_runtime(scenario: Scenario, seed: u64, flaw: Option<Flaw>) -> Ou
         keys: scenario.keys,
         mix: scenario.mix,
         usual_delay: Duration::from_millis([1, 5, 30, 120][(seed % 4) as usize]),
+        writer: watch::Sender::new(0),
         uploads: Mutex::default(),
     });
     heal(&world).await;
@@ -189,6 +210,9 @@ async fn run_in_runtime(scenario: Scenario, seed: u64, flaw: Option<Flaw>) -> Ou
     }
     if scenario.faults.is_empty() && world.history.tally().in_doubt > 0 {
         world.history.note("operations failed although nothing went wrong");
+    }
+    if world.history.tally().acknowledged == 0 {
+        world.history.violation("not one write was acknowledged");
     }
     world.history.note(world.cluster.network.summary());
     world.history.judge();

@@ -18,14 +18,19 @@ use garage_model::upload_end::CompleteUpload;
 use garage_model::{Garage, ModelError};
 use garage_types::random::SeededRandom;
 use garage_types::{BucketId, ObjectKey, Random};
+use tokio::sync::watch;
 
 use crate::cluster::Cluster;
 use crate::cluster::machine::{Machine, NoAnswer};
 use crate::history::{Begun, History, WRITE_HEADER, write_of};
 use crate::world::{BLOCK_SIZE, INLINE_MAX};
 
-/// Few, so that clients meet; some are prefixes of others.
-pub const KEYS: [&str; 5] = ["a", "a/b", "b", "c/1", "c/2"];
+/// Every scenario uses the first few, so that clients meet; some are prefixes of others.
+pub const KEYS: [&str; 40] = [
+    "a", "a/b", "b", "c/1", "c/2", "d/00", "d/01", "d/02", "d/03", "d/04", "d/05", "d/06", "d/07", "d/08", "d/09", "d/10",
+    "d/11", "d/12", "d/13", "d/14", "d/15", "d/16", "d/17", "d/18", "d/19", "d/20", "d/21", "d/22", "d/23", "d/24", "d/25",
+    "d/26", "d/27", "d/28", "d/29", "d/30", "d/31", "d/32", "d/33", "d/34",
+];
 
 /// How long a client waits before it hangs up.
 const PATIENCE: Duration = Duration::from_secs(45);
@@ -90,6 +95,8 @@ pub struct World {
     pub mix: Mix,
     /// The longest usual delay on the network.
     pub usual_delay: Duration,
+    /// The machine on which a write began last.
+    pub writer: watch::Sender<usize>,
     pub uploads: Mutex<Vec<Arc<Mutex<Upload>>>>,
 }
 
@@ -162,13 +169,17 @@ impl World {
                 Step::Get => self.get(&name, &machine, key).await,
                 Step::Delete => self.delete(&name, &machine, key).await,
                 Step::Copy => self.copy(&name, &machine, key).await,
-                Step::List => self.list(&name, &machine, 1 + self.random.below(3) as usize).await,
+                Step::List => self.list(&name, &machine, 1 + self.random.below(3 + self.keys as u64 * 2 / 3) as usize).await,
                 Step::Create => self.create_upload(&name, &machine, key).await,
                 Step::Part => self.upload_part(&name, &machine).await,
                 Step::Complete => self.complete(&name, &machine).await,
                 Step::Abort => self.abort(&name, &machine).await,
             }
         }
+    }
+
+    pub fn used_keys(&self) -> &'static [&'static str] {
+        &KEYS[..self.keys]
     }
 
     fn some_key(&self) -> &'static str {
@@ -204,6 +215,7 @@ impl World {
         self.history.note(&name);
         let begun = self.history.begin(key, Some(write));
         let put = put_of(self.bucket, key, write);
+        self.writer.send_replace(machine.number);
         let work = |garage: Garage| async move { garage.put_object(put, Box::new(InMemory::new(body))).await };
         let result = machine.run(PATIENCE, work).await;
         self.ended(&name, Some(begun), &result);
@@ -213,6 +225,7 @@ impl World {
         let name = format!("{name}: delete {key}");
         self.history.note(&name);
         let begun = self.history.begin(key, None);
+        self.writer.send_replace(machine.number);
         let (bucket, object_key) = (self.bucket, ObjectKey::parse(key).unwrap());
         let work = move |garage: Garage| async move { garage.delete_object(bucket, &object_key, Preconditions::default()).await };
         let result = machine.run(PATIENCE, work).await;
@@ -316,12 +329,12 @@ impl World {
             }
             let end = found.keys().next_back().cloned().filter(|_| listing.truncated);
             self.history.note(format!("{name}: list behind {behind:?} -> {found:?}, truncated: {}", listing.truncated));
-            if found.keys().any(|key| !KEYS.contains(&key.as_str()) || *key <= behind) {
+            if found.keys().any(|key| !self.used_keys().contains(&key.as_str()) || *key <= behind) {
                 self.history
                     .violation(format!("{name}: the page behind {behind:?} has keys that do not belong there: {found:?}"));
             }
             let covered = |key: &&str| **key > *behind && end.as_ref().is_none_or(|end| *key <= end.as_str());
-            for key in KEYS.iter().filter(|key| covered(key)) {
+            for key in self.used_keys().iter().filter(|key| covered(key)) {
                 self.history.saw(key, found.get(*key).copied().flatten(), begun);
             }
             let (Some(end), Some(last)) = (end, listing.items.last()) else { return Ok(()) };

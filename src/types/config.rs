@@ -7,6 +7,7 @@
 mod parse;
 mod secrets;
 mod section;
+mod subnet;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,6 +18,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 pub use secrets::{Level, Overrides, SecretInput, SecretName, SecretSource, parse_rpc_secret};
+pub use subnet::{Subnet, SubnetError};
 
 use crate::ids::NodeId;
 use crate::names::Punycode;
@@ -129,16 +131,18 @@ pub enum DataDirPurpose {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Replication {
     pub factor: u16,
-    pub consistency: Consistency,
+    pub consistency: ConsistencyMode,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Consistency {
-    /// Reads see every acknowledged write.
+/// How much consistency is given up for availability.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ConsistencyMode {
+    /// A read sees every write that was acknowledged before it.
+    #[default]
     Consistent,
-    /// Reads ask one replica only.
+    /// Reads need one replica only.
     Degraded,
-    /// Writes wait for one replica only, as well.
+    /// Reads and writes need one replica only: an acknowledged write can be lost with a single node.
     Dangerous,
 }
 
@@ -165,9 +169,13 @@ pub struct RpcConfig {
     /// Whether outgoing connections leave from the address of `bind_addr`.
     pub bind_outgoing: bool,
     pub public_addr: Option<HostPort>,
-    /// CIDR.
-    pub public_addr_subnet: Option<String>,
+    /// Without `public_addr`: which of the machine's addresses are told to others.
+    pub public_addr_subnet: Option<Subnet>,
     pub bootstrap_peers: Vec<PeerAddress>,
+    /// For an answer to a call about metadata; blocks get more.
+    pub timeout: Duration,
+    /// For the answer to a ping.
+    pub ping_timeout: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

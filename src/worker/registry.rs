@@ -173,9 +173,10 @@ impl Workers {
                         Step::Busy => rest_unless_told(rest, &mut allowed).await,
                         Step::Idle => {
                             tokio::select! {
-                                () = worker.wait() => {}
-                                changed = allowed.changed() => if changed.is_err() { return },
-                            }
+                            biased;
+                                        () = worker.wait() => {}
+                                        changed = allowed.changed() => if changed.is_err() { return },
+                                    }
                         }
                         Step::Done => {
                             self.forget_old();
@@ -231,6 +232,7 @@ impl Workers {
 /// An operator's word ends a rest early.
 async fn rest_unless_told(rest: Duration, allowed: &mut watch::Receiver<Allowed>) {
     tokio::select! {
+                    biased;
         () = tokio::time::sleep(rest) => {}
         _told_or_gone = allowed.changed() => {}
     }

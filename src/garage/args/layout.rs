@@ -70,7 +70,7 @@ pub struct AssignArgs {
     /// A word to recognise the node by; may be repeated
     #[arg(short, long = "tag", value_name = "TAG")]
     pub tags: Vec<String>,
-    /// Also take the role of this node away; may be repeated
+    /// Also take the role of this node away; may be repeated. One node for one: the new one gets its role unless told otherwise
     #[arg(long, value_name = "NODE")]
     pub replace: Vec<String>,
 }

@@ -122,24 +122,16 @@ fn global_options_are_read_and_secrets_stay_hidden() {
 }
 
 #[test]
-fn options_of_a_single_node_need_it() {
-    assert!(parse("server --dir x").unwrap_err().contains("--single-node"));
-    assert!(parse("server --single-node --default-bucket --dir x --s3-bind 127.0.0.1:9000").is_ok());
+fn options_without_effect_are_accepted_and_not_offered() {
+    assert!(parse("status --admin-token x --metrics-token-file /y").is_ok());
+    let help = Cli::command().render_long_help().to_string();
+    assert!(help.contains("--rpc-secret-file") && !help.contains("admin-token") && !help.contains("metrics-token"), "{help}");
 }
 
 #[test]
-fn repairs_take_their_flags_before_or_after_what_is_repaired() {
-    for line in ["repair -a --yes blocks", "repair --all-nodes --yes blocks"] {
-        let Ok(Command::Repair(RepairArgs { all_nodes: true, yes: true, what: RepairWhat::Blocks })) = parse(line) else {
-            panic!("{line}")
-        };
-    }
-    for what in ["versions", "mpu", "block-refs", "block-rc", "rebalance", "tables", "aliases", "scrub start", "scrub cancel"] {
-        assert!(parse(&format!("repair --yes {what}")).is_ok(), "{what}");
-    }
-    assert!(parse("repair --yes").is_err() && parse("repair --yes scrub").is_err());
-    assert!(parse("block retry-now").is_err() && parse("block retry-now --all aa").is_err());
-    assert!(parse("block retry-now --all").is_ok() && parse("worker get -a scrub-tranquility").is_ok());
+fn options_of_a_single_node_need_it() {
+    assert!(parse("server --dir x").unwrap_err().contains("--single-node"));
+    assert!(parse("server --single-node --default-bucket --dir x --s3-bind 127.0.0.1:9000").is_ok());
 }
 
 #[test]
@@ -162,4 +154,19 @@ fn snapshots_are_of_one_node_or_all() {
     for (line, expected) in [("meta snapshot", false), ("meta snapshot -a", true), ("meta snapshot --all", true)] {
         assert!(matches!(parse(line), Ok(Command::Meta(MetaCommand::Snapshot { all_nodes })) if all_nodes == expected), "{line}");
     }
+}
+
+#[test]
+fn repairs_take_their_flags_before_or_after_what_is_repaired() {
+    for line in ["repair -a --yes blocks", "repair --all-nodes --yes blocks"] {
+        let Ok(Command::Repair(RepairArgs { all_nodes: true, yes: true, what: RepairWhat::Blocks })) = parse(line) else {
+            panic!("{line}")
+        };
+    }
+    for what in ["versions", "mpu", "block-refs", "block-rc", "rebalance", "tables", "aliases", "scrub start", "scrub cancel"] {
+        assert!(parse(&format!("repair --yes {what}")).is_ok(), "{what}");
+    }
+    assert!(parse("repair --yes").is_err() && parse("repair --yes scrub").is_err());
+    assert!(parse("block retry-now").is_err() && parse("block retry-now --all aa").is_err());
+    assert!(parse("block retry-now --all").is_ok() && parse("worker get -a scrub-tranquility").is_ok());
 }

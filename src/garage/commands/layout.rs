@@ -139,12 +139,23 @@ fn inherited(node: NodeId, layout: &Layout) -> Option<RoleChange> {
     })
 }
 
+/// The role of a node whose place another takes, even when its removal is staged already.
+fn role_of(node: NodeId, layout: &Layout) -> Option<RoleChange> {
+    inherited(node, &Layout { staged_role_changes: Vec::new(), ..layout.clone() })
+}
+
 /// What `layout assign` asks for.
 fn assignment(args: &AssignArgs, layout: &Layout, status: &ClusterStatus) -> Result<UpdateClusterLayout, CliError> {
     let mut roles = Vec::new();
+    let replaced = args.replace.iter().map(|prefix| find(prefix, layout, status)).collect::<Result<Vec<_>, _>>()?;
+    // One for one: the new node does what the old one did, unless options say otherwise.
+    let model = match (args.nodes.as_slice(), replaced.as_slice()) {
+        ([_new], [old]) => role_of(*old, layout),
+        _ => None,
+    };
     for prefix in &args.nodes {
         let node = find(prefix, layout, status)?;
-        let before = inherited(node, layout);
+        let before = inherited(node, layout).or_else(|| model.clone());
         let capacity = match (args.capacity, args.gateway, &before) {
             (Some(bytes), _, _) => Some(bytes),
             (None, true, _) => None,
@@ -160,8 +171,7 @@ fn assignment(args: &AssignArgs, layout: &Layout, status: &ClusterStatus) -> Res
         let zone = Some(zone.ok_or(CliError::ZoneNeeded { node })?);
         roles.push(RoleChange { id: node, remove: false, zone, tags: Some(tags), capacity });
     }
-    for prefix in &args.replace {
-        let node = find(prefix, layout, status)?;
+    for node in replaced {
         if roles.iter().any(|change| change.id == node) {
             return Err(CliError::Usage(format!("node {node} cannot be given a role and be replaced at once")));
         }
@@ -203,7 +213,7 @@ fn may_revert(args: &RevertArgs, layout: &Layout) -> Result<(), CliError> {
 
 #[cfg(test)]
 mod tests {
-    use garage_admin::cluster::ClusterStatus;
+    use garage_admin::cluster::{ClusterNode, ClusterStatus};
     use garage_admin::layout::{Layout, LayoutParameters, RoleChange, RoleInfo, ZoneRedundancy};
     use garage_admin::layout_history::SkippedNodes;
     use garage_types::NodeId;
@@ -234,6 +244,22 @@ mod tests {
             partition_size: 0,
             staged_role_changes: vec![staged(2, None), RoleChange::removal(id(3))],
             staged_parameters: None,
+        }
+    }
+
+    fn stranger(byte: u8) -> ClusterNode {
+        ClusterNode {
+            id: id(byte),
+            garage_version: None,
+            addr: None,
+            hostname: None,
+            is_up: true,
+            last_seen_secs_ago: None,
+            latency_ms: None,
+            role: None,
+            draining: false,
+            data_partition: None,
+            metadata_partition: None,
         }
     }
 
@@ -276,6 +302,20 @@ mod tests {
         let changes = plan(&AssignArgs { replace: vec!["03".into()], ..assign(&["01"]) }).unwrap();
         assert_eq!(changes[1], RoleChange::removal(id(3)));
         assert!(plan(&AssignArgs { replace: vec!["01".into()], ..assign(&["01"]) }).is_err());
+    }
+
+    #[test]
+    fn a_node_that_replaces_another_one_inherits_its_role() {
+        let status = ClusterStatus { layout_version: 3, nodes: vec![stranger(9)], layout_conflicts: vec![] };
+        let plan = |args: &AssignArgs| assignment(args, &layout(), &status).map(|update| update.roles);
+        let changes = plan(&AssignArgs { replace: vec!["03".into()], ..assign(&["09"]) }).unwrap();
+        let zone_and_capacity = |change: &RoleChange| (change.zone.clone(), change.capacity);
+        assert_eq!(zone_and_capacity(&changes[0]), (Some("paris".to_owned()), Some(1 << 40)));
+        assert_eq!(changes[1], RoleChange::removal(id(3)));
+        let smaller = plan(&AssignArgs { capacity: Some(1 << 30), replace: vec!["03".into()], ..assign(&["09"]) }).unwrap();
+        assert_eq!(zone_and_capacity(&smaller[0]), (Some("paris".to_owned()), Some(1 << 30)));
+        let two_for_one = plan(&AssignArgs { replace: vec!["03".into()], ..assign(&["09", "02"]) });
+        assert!(two_for_one.is_err(), "who gets how much is not clear");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use garage_admin::cluster::ClusterStatus;
 use garage_admin::layout::Layout;
-use garage_admin::nodes::{Multi, NodeStatistics, Space};
+use garage_admin::nodes::{BlockStatistics, Multi, NodeStatistics, Space};
 use garage_types::NodeId;
 use garage_types::size::format_decimal;
 
@@ -38,7 +38,15 @@ fn node(id: NodeId, statistics: &NodeStatistics) -> String {
     let mut rows = vec![row(["  Table", "Items"])];
     rows.extend(statistics.tables.iter().map(|table| vec![format!("  {}", table.name), table.items.to_string()]));
     text += &table(&rows);
-    text + &format!("\nInsert queue length: {}\n", statistics.insert_queue_length)
+    text += &format!("\nInsert queue length: {}\n", statistics.insert_queue_length);
+    if let Some(BlockStatistics { rc_entries, resync_queue_length }) = statistics.blocks {
+        text += "\nBlock manager stats:\n";
+        text += &table(&[
+            row(["  number of RC entries:", &format!("{rc_entries} (~= number of blocks)")]),
+            row(["  resync queue length:", &resync_queue_length.to_string()]),
+        ]);
+    }
+    text
 }
 
 fn cluster(status: &ClusterStatus, layout: &Layout) -> String {
@@ -126,12 +134,14 @@ fn free_space(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use garage_admin::cluster::{ClusterNode, ClusterStatus};
     use garage_admin::layout::{Layout, LayoutParameters, RoleInfo, ZoneRedundancy};
-    use garage_admin::nodes::Space;
+    use garage_admin::nodes::{BlockStatistics, Multi, NodeInfo, NodeStatistics, Space, TableStatistics};
     use garage_types::NodeId;
 
-    use super::{FreeSpace, cluster, free_space};
+    use super::{FreeSpace, cluster, free_space, stats};
 
     fn id(byte: u8) -> NodeId {
         NodeId::from_bytes([byte; 32])
@@ -181,5 +191,46 @@ mod tests {
         assert_eq!(free_space(&status(None), &layout, data), Some(FreeSpace::AtMost(50 * 256)));
         assert_eq!(free_space(&status(None), &layout, |node| node.metadata_partition), None);
         assert!(cluster(&status(None), &layout).contains("data:      < 12.8 KB (some nodes do not tell)"));
+    }
+
+    #[test]
+    fn every_node_is_shown_with_what_it_stores_or_why_it_does_not_say() {
+        let info = NodeInfo {
+            node_id: id(1),
+            garage_version: "1".into(),
+            garage_features: None,
+            rust_version: "1".into(),
+            db_engine: "LMDB".into(),
+        };
+        let statistics = NodeStatistics {
+            info,
+            hostname: "alpha".into(),
+            tables: vec![TableStatistics { name: "object".into(), items: 1204 }],
+            insert_queue_length: 2,
+            blocks: Some(BlockStatistics { rc_entries: 5120, resync_queue_length: 0 }),
+        };
+        let nodes = Multi {
+            success: BTreeMap::from([(id(1), statistics)]),
+            error: BTreeMap::from([(id(2), "node is not connected".to_owned())]),
+        };
+        let layout = Layout {
+            version: 0,
+            roles: vec![],
+            parameters: LayoutParameters { zone_redundancy: ZoneRedundancy::Maximum },
+            partition_size: 0,
+            staged_role_changes: vec![],
+            staged_parameters: None,
+        };
+        let status = ClusterStatus { layout_version: 0, nodes: vec![], layout_conflicts: vec![] };
+        let text = stats(&nodes, &status, &layout);
+        for part in [
+            "==== NODE [0101010101010101] ====\n",
+            "  object  1204\n",
+            "Block manager stats:\n  number of RC entries:  5120 (~= number of blocks)\n  resync queue length:   0\n",
+            "==== NODE [0202020202020202] ====\nError: node is not connected\n",
+            "==== CLUSTER STATISTICS ====\nNo node has a role yet",
+        ] {
+            assert!(text.contains(part), "{text}\nshould have\n{part}");
+        }
     }
 }

@@ -96,20 +96,14 @@ async fn merge(manager: &LayoutManager, encoded: &[u8]) -> Result<(), RpcError> 
 
 /// Keeps this node's layout equal to its peers'. Never returns.
 pub async fn keep_equal(mesh: Mesh, manager: Arc<LayoutManager>, random: Arc<dyn Random>) {
-    let mut changes = manager.subscribe();
+    let mut changes = manager.watch();
     let mut links = mesh.watch();
     loop {
         let compare_at = Duration::from_millis(PERIOD_MS + random.below(PERIOD_MS));
         tokio::select! {
             biased;
-            changed = changes.changed() => match changed {
-                Ok(()) => tell(&mesh, &manager).await,
-                Err(_manager_gone) => return,
-            },
-            changed = links.changed() => match changed {
-                Ok(()) => compare(&mesh, &manager).await,
-                Err(_mesh_gone) => return,
-            },
+            () = changes.changed() => tell(&mesh, &manager).await,
+            () = links.changed() => compare(&mesh, &manager).await,
             () = tokio::time::sleep(compare_at) => compare(&mesh, &manager).await,
         }
     }

@@ -12,10 +12,11 @@ use garage_types::codec::{decode, encode};
 use garage_types::disk::{Access, read_state, replace_atomically};
 use garage_types::offload::{Offload, offload};
 use garage_types::{Clock, Disk, NodeId};
-use tokio::sync::{Notify, watch};
+use garage_worker::{Changes as ToldChanges, Watch};
+use tokio::sync::Notify;
 
 use super::error::LayoutError;
-use super::history::{LayoutHistory, Merged, MissingData, OlderWrites, Preview, Skipped, resolve};
+use super::history::{Conflict, LayoutHistory, Merged, MissingData, OlderWrites, Preview, Skipped, resolve};
 use super::report::Report;
 use super::standing::{SharedStanding, Standing, StartFacts, at_start, with_layout};
 use super::version::{LayoutParameters, NodeRole, VersionKey};
@@ -63,7 +64,7 @@ struct Shared {
     changes: Mutex<Changes>,
     published: RwLock<Published>,
     current: ArcSwap<ClusterLayout>,
-    watched: watch::Sender<Arc<ClusterLayout>>,
+    changed: ToldChanges,
     writes_ended: Arc<Notify>,
     standing: SharedStanding,
 }
@@ -105,6 +106,7 @@ impl LayoutManager {
             move || load(&*disk, &path, replication_factor)
         };
         let history = Arc::new(offload(&*pool, load).await.map_err(LayoutError::Interrupted)??);
+        warn_of_conflicts(&history.conflicts());
         let layout = Arc::new(ClusterLayout::of(history.clone()));
         let writes_ended = Arc::new(Notify::new());
         let generation = Arc::new(Generation { ended: writes_ended.clone() });
@@ -115,7 +117,7 @@ impl LayoutManager {
             path,
             changes: Mutex::new(Changes { history, draining: Vec::new() }),
             current: ArcSwap::new(layout.clone()),
-            watched: watch::Sender::new(layout.clone()),
+            changed: ToldChanges::default(),
             published: RwLock::new(Published { layout, generation }),
             writes_ended,
             standing,
@@ -146,8 +148,8 @@ impl LayoutManager {
     }
 
     /// Tells of every change: of versions, of staged changes, of trackers.
-    pub fn subscribe(&self) -> watch::Receiver<Arc<ClusterLayout>> {
-        self.shared.watched.subscribe()
+    pub fn watch(&self) -> Watch {
+        self.shared.changed.watch()
     }
 
     /// Begins a write.
@@ -254,9 +256,7 @@ impl LayoutManager {
     /// As there, and those of saving.
     pub async fn merge_remote(&self, remote: LayoutHistory) -> Result<Merged, LayoutError> {
         let merged = self.change(move |history| history.merge(&remote)).await?;
-        for conflict in &merged.new_conflicts {
-            tracing::error!(number = conflict.number, digests = ?conflict.digests, "different layouts have one number");
-        }
+        warn_of_conflicts(&merged.new_conflicts);
         Ok(merged)
     }
 
@@ -345,8 +345,8 @@ impl Shared {
                 changes.draining.push(Arc::downgrade(&superseded));
             }
         }
-        self.current.store(layout.clone());
-        self.watched.send_replace(layout);
+        self.current.store(layout);
+        self.changed.tell();
         Ok(())
     }
 }
@@ -355,6 +355,12 @@ impl Changes {
     fn older_writes(&mut self) -> OlderWrites {
         self.draining.retain(|generation| generation.strong_count() > 0);
         if self.draining.is_empty() { OlderWrites::Done } else { OlderWrites::Running }
+    }
+}
+
+fn warn_of_conflicts(conflicts: &[Conflict]) {
+    for Conflict { number, digests } in conflicts {
+        tracing::error!(number, ?digests, "different layouts have one number; choose one with `garage layout resolve`");
     }
 }
 

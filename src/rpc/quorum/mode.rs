@@ -1,62 +1,6 @@
 //! Quorums by replication factor and consistency mode.
 
-use std::str::FromStr;
-
-/// How much consistency is given up for availability.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum ConsistencyMode {
-    /// A read sees every write that was acknowledged before it.
-    #[default]
-    Consistent,
-    /// Reads need one replica only.
-    Degraded,
-    /// Reads and writes need one replica only: an acknowledged write can be lost with a single node.
-    Dangerous,
-}
-
-/// A configuration value that names no mode.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ModeError {
-    #[error("{0:?} is not a consistency mode: use consistent, degraded or dangerous")]
-    Consistency(String),
-    #[error("{0:?} is not a replication mode: use none, 1, 2, 2-dangerous, 3, 3-degraded or 3-dangerous")]
-    Replication(String),
-}
-
-impl FromStr for ConsistencyMode {
-    type Err = ModeError;
-    fn from_str(text: &str) -> Result<Self, ModeError> {
-        match text {
-            "consistent" => Ok(ConsistencyMode::Consistent),
-            "degraded" => Ok(ConsistencyMode::Degraded),
-            "dangerous" => Ok(ConsistencyMode::Dangerous),
-            other => Err(ModeError::Consistency(other.to_owned())),
-        }
-    }
-}
-
-/// What the old configuration key `replication_mode` says.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct ReplicationMode {
-    pub replication_factor: usize,
-    pub consistency: ConsistencyMode,
-}
-
-impl FromStr for ReplicationMode {
-    type Err = ModeError;
-    fn from_str(text: &str) -> Result<Self, ModeError> {
-        let (replication_factor, consistency) = match text {
-            "none" | "1" => (1, ConsistencyMode::Consistent),
-            "2" => (2, ConsistencyMode::Consistent),
-            "2-dangerous" => (2, ConsistencyMode::Dangerous),
-            "3" => (3, ConsistencyMode::Consistent),
-            "3-degraded" => (3, ConsistencyMode::Degraded),
-            "3-dangerous" => (3, ConsistencyMode::Dangerous),
-            other => return Err(ModeError::Replication(other.to_owned())),
-        };
-        Ok(ReplicationMode { replication_factor, consistency })
-    }
-}
+pub use garage_types::config::ConsistencyMode;
 
 /// How many replicas of a partition must answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -80,7 +24,7 @@ impl Quorums {
 
 #[cfg(test)]
 mod tests {
-    use super::{ConsistencyMode, Quorums, ReplicationMode};
+    use super::{ConsistencyMode, Quorums};
 
     #[test]
     fn quorums_follow_the_table_of_the_manual() {
@@ -106,15 +50,5 @@ mod tests {
             let Quorums { read, write } = Quorums::of(factor, ConsistencyMode::Consistent);
             assert!(read + write > factor && write * 2 > factor && write <= factor);
         }
-    }
-
-    #[test]
-    fn old_replication_modes_are_still_read() {
-        let mode: ReplicationMode = "2-dangerous".parse().unwrap();
-        assert_eq!(mode, ReplicationMode { replication_factor: 2, consistency: ConsistencyMode::Dangerous });
-        assert_eq!("none".parse::<ReplicationMode>().unwrap().replication_factor, 1);
-        assert!("4".parse::<ReplicationMode>().is_err());
-        assert!("Consistent".parse::<ConsistencyMode>().is_err());
-        assert_eq!("degraded".parse(), Ok(ConsistencyMode::Degraded));
     }
 }

@@ -12,7 +12,7 @@ use garage_types::ObjectKey;
 use crate::conditions::{Judgement, ReadConditions, judge};
 use crate::error::{Code, S3Error};
 use crate::headers::{etags, header};
-use crate::ops::BucketCtx;
+use crate::ops::{Access, BucketCtx};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CopySource {
@@ -75,9 +75,7 @@ impl CopySource {
             ModelError::NoSuchBucket(_) => S3Error::from(Code::NoSuchBucket).with("BucketName", &self.bucket),
             other => other.into(),
         })?;
-        if !ctx.caller.key.state.permissions(&bucket.id).read {
-            return Err(Code::AccessDenied.into());
-        }
+        ctx.caller.check_access(Access::Read, &bucket.id).await?;
         let object = ctx.garage().object(bucket.id, &self.key).await.map_err(|error| {
             let error = S3Error::from(error);
             if error.code == Code::NoSuchKey { error.with("Key", self.key.as_str()) } else { error }

@@ -7,10 +7,11 @@ use garage_http::body::Payload;
 use garage_http::head::RequestHead;
 use garage_model::Garage;
 use garage_model::buckets::Bucket;
+use garage_model::key::Permissions;
 use garage_model::keys::Key;
-use garage_types::ObjectKey;
+use garage_types::{BucketId, ObjectKey};
 
-use crate::error::S3Error;
+use crate::error::{Code, S3Error};
 use crate::reply::Reply;
 use crate::service::S3Settings;
 
@@ -48,11 +49,37 @@ pub enum Access {
     Owner,
 }
 
+impl Access {
+    pub fn is_given_by(self, permissions: Permissions) -> bool {
+        match self {
+            Access::Any => permissions.any(),
+            Access::Read => permissions.read,
+            Access::Write => permissions.write,
+            Access::Owner => permissions.owner,
+        }
+    }
+}
+
 /// Who asks, and of which store.
 pub struct Caller {
     pub garage: Garage,
     pub key: Key,
     pub settings: Arc<S3Settings>,
+}
+
+impl Caller {
+    /// Whether the key may do this with a bucket. What is refused here is asked of a quorum first: the permission may have been
+    /// given through another node a moment ago.
+    ///
+    /// # Errors
+    /// `AccessDenied`.
+    pub async fn check_access(&self, access: Access, bucket: &BucketId) -> Result<(), S3Error> {
+        if access.is_given_by(self.key.state.permissions(bucket)) {
+            return Ok(());
+        }
+        let agreed = self.garage.key_as_agreed(&self.key.id).await?;
+        if access.is_given_by(agreed.state.permissions(bucket)) { Ok(()) } else { Err(Code::AccessDenied.into()) }
+    }
 }
 
 /// A caller whose access to a bucket was checked.

@@ -166,7 +166,7 @@ impl Machine {
     }
 
     pub fn address(&self) -> PeerAddress {
-        PeerAddress { id: self.id, address: Network::address(self.number) }
+        PeerAddress { node: self.id, address: Network::address(self.number).parse().unwrap() }
     }
 
     pub fn meets(&self, peers: Vec<PeerAddress>) {

@@ -10,8 +10,8 @@ use futures_util::future::BoxFuture;
 use garage_rpc::cluster::Cluster;
 use garage_rpc::layout::{ClusterLayout, Standing, VersionKey};
 use garage_types::{NodeId, Random, chain};
-use garage_worker::{Status, Step, StepError, Worker};
-use tokio::sync::{Notify, watch};
+use garage_worker::{Status, Step, StepError, Watch, Worker};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::leave::Leave;
@@ -58,8 +58,8 @@ pub struct SyncWorker {
     tables: Vec<(TableId, Replication)>,
     random: Arc<dyn Random>,
     control: SyncControl,
-    layouts: watch::Receiver<Arc<ClusterLayout>>,
-    links: watch::Receiver<()>,
+    layouts: Watch,
+    links: Watch,
     /// Live versions that the last round was made for.
     seen: Vec<VersionKey>,
     next_at: Instant,
@@ -80,7 +80,7 @@ impl SyncWorker {
         control.request();
         SyncWorker {
             tables: store.tables(),
-            layouts: cluster.layout_manager().subscribe(),
+            layouts: cluster.layout_manager().watch(),
             links: cluster.mesh().watch(),
             around: Surroundings { store, cluster },
             random,
@@ -304,15 +304,12 @@ impl Worker for SyncWorker {
             let standing = self.around.cluster.layout_manager().standing().clone();
             loop {
                 tokio::select! {
+                    biased;
                     () = self.control.0.notify.notified() => return,
                     () = standing.changed() => return self.control.request(),
                     () = tokio::time::sleep_until(self.next_at) => return,
-                    changed = self.links.changed() => {
-                        if changed.is_err() { std::future::pending::<()>().await }
-                        return self.control.request();
-                    }
-                    changed = self.layouts.changed() => {
-                        if changed.is_err() { std::future::pending::<()>().await }
+                    () = self.links.changed() => return self.control.request(),
+                    () = self.layouts.changed() => {
                         let layout = self.around.cluster.layout();
                         if self.seen != layout.live_versions() || self.is_awaited(&layout) {
                             return self.control.request();

@@ -1,18 +1,18 @@
 //! From the text of the file to a [`Config`].
 
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use toml::{Table, Value};
 
-use super::section::{BOOL, DURATION, Kind, LISTEN, PATH, SIZE, Section, TEXT, parsed, text};
+use super::section::{BOOL, DURATION, Kind, LISTEN, PATH, SIZE, Section, TEXT, parsed};
 use super::{
-    AdminConfig, Compression, Config, ConfigError, Consistency, ConsulApi, ConsulDiscovery, DataDir, DataDirPurpose,
+    AdminConfig, Compression, Config, ConfigError, ConsistencyMode, ConsulApi, ConsulDiscovery, DataDir, DataDirPurpose,
     K2vApiConfig, KubernetesDiscovery, Listen, Overrides, PeerAddress, Replication, Resolved, RpcConfig, S3ApiConfig,
     S3WebConfig, SecretFiles, SecretInput, SecretName, Warning,
 };
 use crate::names::Punycode;
-use std::num::NonZeroU64;
 
 const BLOCK_SIZE_DEFAULT: u64 = 1 << 20;
 const BLOCK_RAM_BUFFER_DEFAULT: u64 = 256 << 20;
@@ -29,7 +29,7 @@ const HOST_PORT: Kind<super::HostPort> = Kind { read: parsed, expected: "\"<ip o
 const PEER: Kind<PeerAddress> =
     Kind { read: parsed, expected: "\"<node id>@<ip or host name>:<port>\", as `garage node id` prints it" };
 const FACTOR: Kind<u16> = Kind { read: factor, expected: "the number of copies, at least 1: 3 is usual, 1 for a single node" };
-const MODE: Kind<Consistency> = Kind { read: mode, expected: "\"consistent\", \"degraded\" or \"dangerous\"" };
+const MODE: Kind<ConsistencyMode> = Kind { read: mode, expected: "\"consistent\", \"degraded\" or \"dangerous\"" };
 const LEGACY_MODE: Kind<Replication> = Kind { read: legacy_mode, expected: "replication_factor = 1, 2 or 3 instead" };
 const COMPRESSION: Kind<Compression> = Kind { read: compression, expected: "a zstd level from -99 to 22, or \"none\"" };
 const BANDWIDTH: Kind<NonZeroU64> =
@@ -43,11 +43,11 @@ fn factor(value: &Value) -> Option<u16> {
     u16::try_from(value.as_integer()?).ok().filter(|factor| *factor >= 1)
 }
 
-fn mode(value: &Value) -> Option<Consistency> {
+fn mode(value: &Value) -> Option<ConsistencyMode> {
     match value.as_str()? {
-        "consistent" => Some(Consistency::Consistent),
-        "degraded" => Some(Consistency::Degraded),
-        "dangerous" => Some(Consistency::Dangerous),
+        "consistent" => Some(ConsistencyMode::Consistent),
+        "degraded" => Some(ConsistencyMode::Degraded),
+        "dangerous" => Some(ConsistencyMode::Dangerous),
         _ => None,
     }
 }
@@ -55,12 +55,12 @@ fn mode(value: &Value) -> Option<Consistency> {
 /// `replication_mode` of versions before 1.0.
 fn legacy_mode(value: &Value) -> Option<Replication> {
     let (factor, consistency) = match value.as_str()? {
-        "none" | "1" => (1, Consistency::Consistent),
-        "2" => (2, Consistency::Consistent),
-        "2-dangerous" => (2, Consistency::Dangerous),
-        "3" => (3, Consistency::Consistent),
-        "3-degraded" => (3, Consistency::Degraded),
-        "3-dangerous" => (3, Consistency::Dangerous),
+        "none" | "1" => (1, ConsistencyMode::Consistent),
+        "2" => (2, ConsistencyMode::Consistent),
+        "2-dangerous" => (2, ConsistencyMode::Dangerous),
+        "3" => (3, ConsistencyMode::Consistent),
+        "3-degraded" => (3, ConsistencyMode::Degraded),
+        "3-dangerous" => (3, ConsistencyMode::Dangerous),
         _ => return None,
     };
     Some(Replication { factor, consistency })
@@ -251,7 +251,7 @@ fn replication(top: &mut Section) -> Result<Replication, ConfigError> {
         (Some(_), Some(_), _) => conflict("replication_factor"),
         (Some(_), None, Some(_)) => conflict("consistency_mode"),
         (Some(replication), None, None) => Ok(replication),
-        (None, Some(factor), mode) => Ok(Replication { factor, consistency: mode.unwrap_or(Consistency::Consistent) }),
+        (None, Some(factor), mode) => Ok(Replication { factor, consistency: mode.unwrap_or(ConsistencyMode::Consistent) }),
         (None, None, _) => Err(ConfigError::Missing {
             key: "replication_factor".to_owned(),
             example: "replication_factor = 3 (or 1 for a single node), the same on all nodes",
@@ -267,19 +267,18 @@ fn rpc(top: &mut Section, secrets: &Secrets<'_>) -> Result<RpcConfig, ConfigErro
         public_addr: top.optional("rpc_public_addr", &HOST_PORT)?,
         public_addr_subnet: top.optional("rpc_public_addr_subnet", &SUBNET)?,
         bootstrap_peers: top.list("bootstrap_peers", &PEER)?,
+        timeout: top.or("rpc_timeout_msec", &MILLISECONDS, Duration::from_secs(10))?,
+        ping_timeout: top.or("rpc_ping_timeout_msec", &MILLISECONDS, Duration::from_secs(4))?,
     })
 }
 
-const SUBNET: Kind<String> = Kind { read: subnet, expected: "a subnet such as \"10.0.0.0/8\" or \"fd00::/8\"" };
+const MILLISECONDS: Kind<Duration> = Kind { read: milliseconds, expected: "a number of milliseconds from 100 to 3600000" };
+const SUBNET: Kind<super::Subnet> = Kind { read: parsed, expected: "a subnet such as \"10.0.0.0/8\" or \"fd00::/8\"" };
 
-fn subnet(value: &Value) -> Option<String> {
-    let (address, bits) = value.as_str()?.split_once('/')?;
-    let longest = match address.parse().ok()? {
-        std::net::IpAddr::V4(_) => 32,
-        std::net::IpAddr::V6(_) => 128,
-    };
-    bits.parse::<u8>().ok().filter(|bits| *bits <= longest)?;
-    text(value)
+/// At least long enough for one round trip, at most an hour.
+fn milliseconds(value: &Value) -> Option<Duration> {
+    let millis = u64::try_from(value.as_integer()?).ok()?;
+    (100..=3_600_000).contains(&millis).then(|| Duration::from_millis(millis))
 }
 
 fn s3_api(top: &mut Section, warnings: &mut Vec<Warning>) -> Result<S3ApiConfig, ConfigError> {

@@ -2,7 +2,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{
-    Compression, Config, ConfigError, Consistency, DataDir, DataDirPurpose, HostPort, Listen, Overrides, PeerAddress,
+    Compression, Config, ConfigError, ConsistencyMode, DataDir, DataDirPurpose, HostPort, Listen, Overrides, PeerAddress,
     Replication, Resolved, SecretFiles, SecretInput, SecretSource, Warning, parse_rpc_secret,
 };
 use crate::Secret;
@@ -49,7 +49,7 @@ fn a_minimal_file_gets_safe_defaults() {
     assert_eq!(config.block_ram_buffer_max, 256 << 20);
     assert_eq!(config.compression, Compression::Zstd(1));
     assert_eq!(config.metadata_snapshots_dir, PathBuf::from("/m/snapshots"));
-    assert_eq!(config.replication, Replication { factor: 3, consistency: Consistency::Consistent });
+    assert_eq!(config.replication, Replication { factor: 3, consistency: ConsistencyMode::Consistent });
     assert_eq!(config.punycode, Punycode::Refused);
     assert_eq!(config.secret_files, SecretFiles::OwnerOnly);
     assert!(!config.s3_api.region_any);
@@ -112,6 +112,8 @@ rpc_bind_outgoing = true
 rpc_public_addr = "node.example:3901"
 rpc_public_addr_subnet = "10.0.0.0/8"
 bootstrap_peers = ["{peer}"]
+rpc_timeout_msec = 30000
+rpc_ping_timeout_msec = 2500
 allow_world_readable_secrets = true
 allow_punycode = true
 [s3_api]
@@ -153,6 +155,8 @@ skip_crd = true
     assert_eq!(config.metadata_auto_snapshot_interval, Some(Duration::from_secs(6 * 3600)));
     assert_eq!(config.compression, Compression::Off);
     assert_eq!(config.rpc.bootstrap_peers[0].to_string(), peer);
+    assert_eq!(config.rpc.public_addr_subnet.map(|subnet| subnet.to_string()).as_deref(), Some("10.0.0.0/8"));
+    assert_eq!((config.rpc.timeout, config.rpc.ping_timeout), (Duration::from_secs(30), Duration::from_millis(2500)));
     assert_eq!(config.s3_api.root_domain.as_deref(), Some(".s3.example"), "with its dot, in lower case");
     assert_eq!(config.consul_discovery.unwrap().meta["a"], "b");
     let writable =
@@ -181,9 +185,9 @@ fn unknown_and_retired_keys_are_warnings() {
 fn the_old_replication_mode_is_translated_and_stands_alone() {
     let old = |value: &str| MINIMAL.replace("replication_factor = 3", &format!("replication_mode = {value:?}"));
     let mode = |value: &str| config(&old(value)).replication;
-    assert_eq!(mode("none"), Replication { factor: 1, consistency: Consistency::Consistent });
-    assert_eq!(mode("2-dangerous"), Replication { factor: 2, consistency: Consistency::Dangerous });
-    assert_eq!(mode("3-degraded"), Replication { factor: 3, consistency: Consistency::Degraded });
+    assert_eq!(mode("none"), Replication { factor: 1, consistency: ConsistencyMode::Consistent });
+    assert_eq!(mode("2-dangerous"), Replication { factor: 2, consistency: ConsistencyMode::Dangerous });
+    assert_eq!(mode("3-degraded"), Replication { factor: 3, consistency: ConsistencyMode::Degraded });
     assert!(error(&old("4")).starts_with("`replication_mode` cannot be \"4\": write replication_factor"));
     assert!(error(&with("replication_mode = \"3\"")).contains("cannot be given together"));
     assert!(error(&format!("consistency_mode = \"degraded\"\n{}", old("3"))).contains("`consistency_mode`"));
@@ -211,6 +215,8 @@ fn errors_name_the_key_and_what_to_write() {
         (with("metadata_fsync = \"yes\""), "`metadata_fsync` cannot be \"yes\": write true or false"),
         (with("bootstrap_peers = [\"a@b:1\"]"), "`bootstrap_peers` cannot be \"a@b:1\": write \"<node id>@"),
         (with("rpc_public_addr_subnet = \"10.0.0.0/33\""), "`rpc_public_addr_subnet`"),
+        (with("rpc_timeout_msec = 5"), "`rpc_timeout_msec` cannot be 5: write a number of milliseconds"),
+        (with("rpc_ping_timeout_msec = \"2s\""), "`rpc_ping_timeout_msec`"),
         (format!("{MINIMAL}api_bind_addr = \"[::]:3901\""), "`rpc_bind_addr` and `s3_api.api_bind_addr` are both [::]:3901"),
         (format!("{MINIMAL}api_bind_addr = \":3900\""), "`s3_api.api_bind_addr` cannot be \":3900\""),
         (format!("{MINIMAL}[s3_web]\nbind_addr = \"[::]:1\""), "`s3_web.root_domain` is missing"),

@@ -1,0 +1,167 @@
+//! The life of one connection: accepted or made, served and watched, until it ends for whichever reason.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use garage_net::establish::{self, Established, Side};
+use garage_net::{Class, Multiplexed, Socket};
+use garage_types::config::HostPort;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+
+use super::Mesh;
+use super::endpoints::Ping;
+use crate::client::log_end;
+use crate::endpoint::{Caller, Message, Role};
+use crate::error::RpcError;
+use crate::link::{Duplicate, Link};
+use crate::peers::PeerAddresses;
+use crate::serve::{Service, serve};
+
+/// How long a replaced connection may finish the calls it carries.
+const SUPERSEDED_GRACE: Duration = Duration::from_secs(10);
+
+impl Mesh {
+    pub(super) async fn accept(self, socket: Socket, handshake: OwnedSemaphorePermit) {
+        let remote = socket.remote.clone();
+        let established = match establish::accept(socket, &self.0.local).await {
+            Ok(established) => established,
+            Err(error) => {
+                tracing::debug!(remote, error = &error as &dyn std::error::Error, "refused a connection");
+                return;
+            }
+        };
+        drop(handshake);
+        match established.purpose.role {
+            garage_net::Role::Node => self.begin(established, None),
+            garage_net::Role::Client => match self.0.clients.clone().try_acquire_owned() {
+                Ok(place) => self.serve_client(established, place).await,
+                Err(_full) => tracing::warn!(remote, "refused a client: too many are connected"),
+            },
+        }
+    }
+
+    fn service(&self) -> Service {
+        Service {
+            node: self.0.node_router.clone(),
+            client: self.0.client_router.get().cloned().unwrap_or_default(),
+            budget: self.0.budget.clone(),
+            spawn: self.0.options.spawn.clone(),
+        }
+    }
+
+    async fn serve_client(self, established: Established, _place: OwnedSemaphorePermit) {
+        let caller = Caller { node: established.peer, role: Role::Client };
+        let Multiplexed { connection, incoming, driver } = established.multiplex(self.0.options.windows);
+        self.0.options.spawn.spawn("mesh-driver", log_end(driver).boxed());
+        serve(self.service(), caller, incoming, connection).await;
+    }
+
+    /// Puts a connection with a peer to use. `address`: where we called it.
+    pub(super) fn begin(&self, established: Established, address: Option<&str>) {
+        let peer = established.peer;
+        let caller_id = match established.side {
+            Side::Caller => self.node_id(),
+            Side::Called => peer,
+        };
+        let remote = established.remote.clone();
+        let origin = origin(&established);
+        let Multiplexed { connection, incoming, driver } = established.multiplex(self.0.options.windows);
+        // Not bound to the shutdown: it ends by itself once the connection is closed, and says so to the peer.
+        self.0.options.spawn.spawn("mesh-driver", log_end(driver).boxed());
+        let link = Arc::new(Link::new(connection.clone(), caller_id));
+        let decision = self.0.state.add(&link, address);
+        let caller = Caller { node: peer, role: Role::Node };
+        let serving = serve(self.service(), caller, incoming, connection);
+        match decision {
+            Duplicate::KeepNew => {
+                tracing::info!(?peer, remote, class = ?link.class(), "connected");
+                self.0.options.spawn.spawn("mesh-link", self.clone().keep_link(link, origin, serving).boxed());
+            }
+            Duplicate::KeepOld => {
+                tracing::debug!(?peer, "a connection is not used: there is one already");
+                self.spawn("mesh-duplicate", serve_duplicate(link, serving));
+            }
+        }
+    }
+
+    /// Serves and watches a link until it ends, for whichever reason.
+    async fn keep_link(self, link: Arc<Link>, origin: Option<String>, serving: impl Future<Output = ()>) {
+        let reason = tokio::select! {
+            biased;
+            () = serving => "the connection ended",
+            () = self.ping_until_silent(&link, origin.as_deref()) => "it does not answer any more",
+            () = superseded(&link) => "another connection took the place of this one",
+            () = self.0.shutdown.cancelled() => "this node is stopping",
+        };
+        tracing::info!(peer = ?link.peer(), class = ?link.class(), reason, "disconnected");
+        // Forgotten first: closing may take a while when nobody is there to hear of it.
+        let jitter = self.jitter();
+        self.0.state.remove(&link, jitter);
+        link.close().await;
+    }
+
+    /// Returns when the peer is to be given up.
+    async fn ping_until_silent(&self, link: &Link, origin: Option<&str>) {
+        let timing = self.0.options.timing;
+        let mut missed = 0;
+        let mut exchanged: Option<Instant> = None;
+        while missed < timing.pings_missed_max {
+            let sent = Instant::now();
+            match link.call(&Message::new(Ping {}), timing.ping_timeout).await {
+                Ok(_pong) => {
+                    missed = 0;
+                    if link.class() == Class::Metadata {
+                        self.0.state.update(|state, now| state.peers.answered(link.peer(), sent.elapsed(), now));
+                    }
+                }
+                Err(_unanswered) => {
+                    missed += 1;
+                    if sent.elapsed() >= timing.ping_timeout {
+                        // It had its time: no more waiting on top of that.
+                        continue;
+                    }
+                }
+            }
+            let due = exchanged.is_none_or(|last| last.elapsed() >= timing.exchange_interval);
+            if missed == 0 && due && link.class() == Class::Metadata && self.exchange(link, origin).await.is_ok() {
+                exchanged = Some(Instant::now());
+            }
+            tokio::time::sleep(timing.ping_interval).await;
+        }
+    }
+
+    /// `origin`: the host from which the peer called us, if it did.
+    async fn exchange(&self, link: &Link, origin: Option<&str>) -> Result<(), RpcError> {
+        let reply = link.call(&Message::new(self.0.state.exchange()), self.0.options.timing.ping_timeout).await?;
+        self.0.state.learn(&reply.body.peers);
+        if let Some((host, port)) = origin.zip(reply.body.port) {
+            let seen = HostPort { host: host.to_owned(), port }.to_string();
+            self.0.state.learn(&[PeerAddresses { id: link.peer(), addresses: vec![seen] }]);
+        }
+        Ok(())
+    }
+}
+
+/// Serves a connection that we do not use. The other side may, until it gets the one that we do.
+async fn serve_duplicate(link: Arc<Link>, serving: impl Future<Output = ()>) {
+    // Whether it ended by itself does not matter.
+    drop(tokio::time::timeout(SUPERSEDED_GRACE, serving).await);
+    link.close().await;
+}
+
+/// The host a connection comes from, when it was made by the other side.
+fn origin(established: &Established) -> Option<String> {
+    let remote: Result<HostPort, _> = established.remote.parse();
+    match established.side {
+        Side::Called => remote.ok().map(|remote| remote.host),
+        Side::Caller => None,
+    }
+}
+
+/// Returns once another connection is in use and the calls on this one had their time.
+async fn superseded(link: &Link) {
+    link.superseded.notified().await;
+    tokio::time::sleep(SUPERSEDED_GRACE).await;
+}
