@@ -74,11 +74,13 @@ pub enum ModelError {
     Damaged(String),
     #[error(transparent)]
     Table(#[from] TableError),
+    #[error(transparent)]
+    State(#[from] StateFileError),
+    #[error("every node has to answer, and one did not")]
+    NodeSilent(#[source] Box<RpcError>),
     /// Known before the body is read.
     #[error("there is no room on this node's disks")]
     NoRoom,
-    #[error(transparent)]
-    State(#[from] StateFileError),
     #[error("the node is shutting down")]
     ShuttingDown,
 }

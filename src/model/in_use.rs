@@ -11,7 +11,7 @@ use crate::garage::Garage;
 use crate::object::{Content, IndexShard, ObjectRow, key_prefix};
 use crate::part::{AttemptState, Fate, PartEntry};
 use crate::upload::{UploadRow, UploadState};
-use crate::version::{Backlink, Piece};
+use crate::version::{Backlink, Piece, VersionContent};
 
 /// Rows of one key read at once.
 const PAGE: u32 = 100;
@@ -29,7 +29,28 @@ pub(crate) fn deleted_key() -> Vec<u8> {
     vec![0]
 }
 
+/// What the version table says of a content as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Listing {
+    Deleted,
+    Listed,
+    /// Nothing: it was never listed, or its deletion is long ago and forgotten.
+    Absent,
+}
+
 impl Garage {
+    /// Whether anything lists what `version` is made of.
+    pub(crate) async fn listing(&self, version: VersionId) -> Result<Listing, ModelError> {
+        // The mark of a deletion comes first.
+        let query = Query { from: Vec::new(), to: None, order: Order::Forward, limit: 1, projection: Projection::Whole };
+        let page = self.0.versions.range(version.into(), query).await?;
+        Ok(match page.rows.first().map(|row| &row.content) {
+            Some(VersionContent::Deleted) => Listing::Deleted,
+            Some(VersionContent::Segment(_)) => Listing::Listed,
+            None => Listing::Absent,
+        })
+    }
+
     /// Who uses `version`, which says of itself that it belongs to `backlink`.
     ///
     /// # Errors

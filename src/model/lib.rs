@@ -36,6 +36,7 @@ pub mod list;
 pub mod list_uploads;
 pub mod multipart;
 pub mod object;
+pub mod open_versions;
 pub mod part;
 pub mod pipeline;
 pub mod put;

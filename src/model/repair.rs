@@ -20,7 +20,7 @@ use crate::block_ref::{BlockRefRow, BlockRefTable, RefCount};
 use crate::block_walk::{BlockWalk, Walk};
 use crate::error::ModelError;
 use crate::garage::Garage;
-use crate::in_use::{VersionUse, deleted_key};
+use crate::in_use::{Listing, VersionUse};
 use crate::part::{Outcome, PartEntry, PartRow, PartTable, ended_key};
 use crate::resync_queue::{Queued, Reason};
 use crate::upload::UploadState;
@@ -42,7 +42,7 @@ pub enum Repair {
     Versions,
     /// Parts whose upload has ended.
     MultipartUploads,
-    /// References of versions that are deleted.
+    /// References of versions that are deleted or were never listed.
     BlockRefs,
     /// Counts of references.
     BlockCounts,
@@ -70,7 +70,7 @@ impl Garage {
             Repair::Blocks => Job::Blocks(BlockWalk::new()),
             Repair::Versions => Job::Versions(Suspicion::Gathering { after: None, suspects: BTreeMap::new() }),
             Repair::MultipartUploads => Job::Parts { after: None },
-            Repair::BlockRefs => Job::References { after: None },
+            Repair::BlockRefs => Job::References(Orphanage::Gathering { after: None, suspects: Vec::new() }),
             Repair::BlockCounts => Job::CountsOfRows { after: None },
             Repair::Rebalance => Job::Rebalance { from: BlockHash::from_bytes([0; 32]), failed: 0 },
         };
@@ -87,15 +87,21 @@ enum Suspicion {
     Waiting { until: Timestamp, suspects: Suspects },
 }
 
+/// References whose version nothing lists.
+type Orphans = Vec<(BlockHash, VersionId)>;
+
+enum Orphanage {
+    Gathering { after: After, suspects: Orphans },
+    Waiting { until: Timestamp, suspects: Orphans },
+}
+
 enum Job {
     Blocks(BlockWalk),
     Versions(Suspicion),
     Parts {
         after: After,
     },
-    References {
-        after: After,
-    },
+    References(Orphanage),
     /// The counts of all blocks with rows.
     CountsOfRows {
         after: After,
@@ -139,7 +145,8 @@ impl RepairWorker {
             Job::Versions(Suspicion::Gathering { after, suspects }) => self.gather(after, suspects).await,
             Job::Versions(Suspicion::Waiting { until, suspects }) => self.release(until, suspects).await,
             Job::Parts { after } => self.parts(after).await,
-            Job::References { after } => self.references(after).await,
+            Job::References(Orphanage::Gathering { after, suspects }) => self.references(after, suspects).await,
+            Job::References(Orphanage::Waiting { until, suspects }) => self.release_orphans(until, suspects).await,
             Job::CountsOfRows { after } => self.counts_of_rows(after).await,
             Job::CountsWithoutRows { after } => self.counts_without_rows(after).await,
             Job::Rebalance { from, failed } => self.rebalance(from, failed).await,
@@ -258,24 +265,66 @@ impl RepairWorker {
         }))
     }
 
-    async fn references(&mut self, after: After) -> Result<Job, Stopped> {
+    async fn references(&mut self, after: After, mut suspects: Orphans) -> Result<Job, Stopped> {
         let looked = async {
             let (rows, next) = self.page::<BlockRefTable>(after.clone()).await?;
-            let references = Table::<BlockRefTable>::new(self.garage.0.local.tables.clone(), self.garage.0.cluster.clone());
             for BlockRefRow { block, version, deleted } in rows {
-                // A deleted version is never used again, so its mark alone is enough to go by.
-                if !deleted && self.garage.0.versions.get(version.into(), deleted_key()).await?.is_some() {
-                    references.merge(&BlockRefRow::released(block, version)).await?;
-                    self.repaired += 1;
+                if deleted {
+                    continue;
+                }
+                match self.garage.listing(version).await? {
+                    Listing::Listed => {}
+                    // A deleted version is never used again.
+                    Listing::Deleted => self.release_reference(block, version).await?,
+                    Listing::Absent if suspects.len() < SUSPECTS_MAX => suspects.push((block, version)),
+                    Listing::Absent => {}
                 }
             }
             Ok(next)
         };
         match looked.await {
-            Ok(next @ Some(_)) => Ok(Job::References { after: next }),
-            Ok(None) => Ok(Job::Ended),
-            Err(error) => Err(Stopped { job: Job::References { after }, error }),
+            Ok(next @ Some(_)) => Ok(Job::References(Orphanage::Gathering { after: next, suspects })),
+            Ok(None) if suspects.is_empty() => Ok(Job::Ended),
+            Ok(None) => {
+                self.message =
+                    Some(format!("{} references belong to nothing, it seems; looking again in 10 minutes", suspects.len()));
+                let until = self.garage.0.clock.now().plus_millis(SECOND_LOOK_MS);
+                Ok(Job::References(Orphanage::Waiting { until, suspects }))
+            }
+            Err(error) => Err(Stopped { job: Job::References(Orphanage::Gathering { after, suspects }), error }),
         }
+    }
+
+    async fn release_orphans(&mut self, until: Timestamp, mut suspects: Orphans) -> Result<Job, Stopped> {
+        if self.garage.0.clock.now() < until {
+            return Ok(Job::References(Orphanage::Waiting { until, suspects }));
+        }
+        self.message = None;
+        let released = async {
+            // A write that has stored a block and listed nothing yet has told of its version by now; asked before the lists are read,
+            // because an upload ends only after its lists are there.
+            let open = self.garage.open_versions().await?;
+            for _reference in 0..STEP_ROWS {
+                let Some((block, version)) = suspects.last().copied() else { break };
+                if !open.contains(&version) && self.garage.listing(version).await? != Listing::Listed {
+                    self.release_reference(block, version).await?;
+                }
+                suspects.pop();
+            }
+            Ok(())
+        };
+        match released.await {
+            Ok(()) if suspects.is_empty() => Ok(Job::Ended),
+            Ok(()) => Ok(Job::References(Orphanage::Waiting { until, suspects })),
+            Err(error) => Err(Stopped { job: Job::References(Orphanage::Waiting { until, suspects }), error }),
+        }
+    }
+
+    async fn release_reference(&mut self, block: BlockHash, version: VersionId) -> Result<(), ModelError> {
+        let references = Table::<BlockRefTable>::new(self.garage.0.local.tables.clone(), self.garage.0.cluster.clone());
+        references.merge(&BlockRefRow::released(block, version)).await?;
+        self.repaired += 1;
+        Ok(())
     }
 
     async fn counts_of_rows(&mut self, after: After) -> Result<Job, Stopped> {
@@ -364,8 +413,12 @@ impl Worker for RepairWorker {
     fn step(&mut self) -> BoxFuture<'_, Result<Step, StepError>> {
         async move {
             self.work().await?;
-            let waiting =
-                matches!(&self.job, Job::Versions(Suspicion::Waiting { until, .. }) if self.garage.0.clock.now() < *until);
+            let waiting = match &self.job {
+                Job::Versions(Suspicion::Waiting { until, .. }) | Job::References(Orphanage::Waiting { until, .. }) => {
+                    self.garage.0.clock.now() < *until
+                }
+                _ => false,
+            };
             Ok(match &self.job {
                 Job::Ended => {
                     tracing::info!(

@@ -12,6 +12,7 @@ use garage_model::block_need::{AskNeeds, GiveBlock};
 use garage_model::blocks::{GetBlock, PutBlock, ReferBlock};
 use garage_model::count::CountBucket;
 use garage_model::garage::{LocalModel, LocalParts, Parts, Settings};
+use garage_model::open_versions::AskOpenVersions;
 use garage_model::state_file::{StateDirectory, StateFileError};
 use garage_net::identity::{Identity, NetworkKey};
 use garage_net::mux::Windows;
@@ -184,6 +185,7 @@ impl Node {
             .add::<CountBucket>(Arc::new(local.count_service()))
             .add::<AskNeeds>(Arc::new(local.blocks.clone()))
             .add::<GiveBlock>(Arc::new(local.blocks.clone()))
+            .add::<AskOpenVersions>(Arc::new(local.blocks.clone()))
             .add::<CompareLayouts>(Arc::new(LayoutGossip(layout.clone())))
             .add::<MergeLayout>(Arc::new(LayoutGossip(layout.clone())))
             .build();

@@ -238,7 +238,7 @@ impl From<ModelError> for S3Error {
             | ModelError::BlockNotStored { .. }
             | ModelError::NoRoom
             | ModelError::ShuttingDown => unavailable(&error),
-            ModelError::Table(_) | ModelError::Superseded => unavailable(&error),
+            ModelError::Table(_) | ModelError::NodeSilent(_) | ModelError::Superseded => unavailable(&error),
             ModelError::Block(_) | ModelError::State(_) | ModelError::Damaged(_) => internal(&error),
         }
     }

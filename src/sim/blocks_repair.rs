@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use garage_db::{DbError, Transaction};
 use garage_model::Garage;
-use garage_model::block_ref::RefCount;
+use garage_model::block_ref::{BlockRefRow, BlockRefTable, RefCount};
 use garage_model::copy::CopyObject;
 use garage_model::digest::ChecksumAlgorithm;
 use garage_model::get::Object;
@@ -12,10 +12,12 @@ use garage_model::multipart::{CreateUpload, PutPart, UploadName};
 use garage_model::pipeline::InMemory;
 use garage_model::put::{Preconditions, PutObject};
 use garage_model::repair::{Repair, SECOND_LOOK_MS};
+use garage_model::upload::{SimpleUpload, UploadRow, UploadState, UploadTable};
 use garage_model::version::{Backlink, Piece, Segment, VersionContent, VersionRow, VersionTable};
 use garage_table::Schema;
 use garage_table::wire::{Mode, Write};
-use garage_types::{BlockHash, BucketId, ObjectKey, Timestamp, VersionId};
+use garage_types::codec::Unknown;
+use garage_types::{BlockHash, BucketId, ObjectKey, Timestamp, UploadId, VersionId};
 use garage_worker::registry::State;
 
 use crate::blocks_world::{Cluster, body, store, until};
@@ -35,12 +37,20 @@ async fn one_node() -> (Cluster, BucketId) {
 async fn repair(cluster: &Cluster, repair: Repair) -> String {
     let garage = cluster.garage(0);
     let id = garage.start_repair(repair);
-    until(async || matches!(garage.workers().info(id).unwrap().state, State::Idle | State::Done)).await;
+    until(async || {
+        let info = garage.workers().info(id).unwrap();
+        assert_eq!(info.errors, 0, "{:?}", info.last_error);
+        matches!(info.state, State::Idle | State::Done)
+    })
+    .await;
     cluster.clock.advance_millis(SECOND_LOOK_MS);
-    until(async || garage.workers().info(id).unwrap().state == State::Done).await;
-    let info = garage.workers().info(id).unwrap();
-    assert_eq!(info.errors, 0, "{:?}", info.last_error);
-    info.status.progress.unwrap()
+    until(async || {
+        let info = garage.workers().info(id).unwrap();
+        assert_eq!(info.errors, 0, "{:?}", info.last_error);
+        info.state == State::Done
+    })
+    .await;
+    garage.workers().info(id).unwrap().status.progress.unwrap()
 }
 
 async fn object(garage: &Garage, bucket: BucketId, name: &str) -> Object {
@@ -82,6 +92,41 @@ async fn versions_that_belong_to_nobody_are_released_and_those_of_objects_and_up
     for kind in [Repair::MultipartUploads, Repair::BlockRefs, Repair::BlockCounts] {
         assert!(repair(&cluster, kind).await.ends_with("(0)"), "{kind:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn references_of_versions_that_nothing_lists_are_released_and_those_of_open_uploads_stay() {
+    let (cluster, bucket) = one_node().await;
+    let garage = cluster.garage(0);
+    store(garage, bucket, "object", body(1, 3).0).await;
+    let refer = async |digit: u8| {
+        let row = BlockRefRow::live(body(1, 3).1[0], VersionId::from_bytes([digit; 32]));
+        let entries = vec![BlockRefTable::entry(&row, Mode::Replicate)];
+        garage.local().tables.write(Write { layout: 1, entries }).await.unwrap();
+    };
+    let mut upload = UploadRow {
+        bucket,
+        shard: 0,
+        key: key("slow"),
+        id: UploadId::from_bytes([9; 32]),
+        started: Timestamp::ZERO,
+        state: UploadState::Aborted,
+    };
+    // One of an upload that has listed nothing yet, one of nothing at all.
+    upload.state = UploadState::Simple(SimpleUpload {
+        version: VersionId::from_bytes([7; 32]),
+        coordinator: cluster.machines[0].id(),
+        incarnation: 1,
+        unknown: Unknown::new(),
+    });
+    let entries = vec![UploadTable::entry(&upload, Mode::Commit)];
+    garage.local().tables.write(Write { layout: 1, entries }).await.unwrap();
+    refer(7).await;
+    refer(8).await;
+    assert_eq!(repair(&cluster, Repair::BlockRefs).await, "5 (1)");
+    let info = garage.block_info(body(1, 3).1[0]).await.unwrap();
+    let deleted: Vec<bool> = info.references.iter().filter(|row| row.deleted).map(|row| row.deleted).collect();
+    assert_eq!((info.references.len(), deleted.len(), info.references_counted), (3, 1, 2));
 }
 
 #[tokio::test(start_paused = true)]
