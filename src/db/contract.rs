@@ -170,6 +170,51 @@ async fn panicking_read_is_an_error_for_its_caller_only() {
 }
 
 #[tokio::test]
+async fn read_at_once_sees_what_was_committed_and_returns_its_own_error() {
+    for Fixture { db, _directory } in every_engine() {
+        let tree = db.open_tree("rows").unwrap();
+        insert(&db, tree, b"key", b"value").await.unwrap();
+        let value = db.read_at_once::<_, DbError>(move |snapshot| snapshot.get(tree, b"key")).await.unwrap();
+        assert_eq!(value.as_deref(), Some(&b"value"[..]), "{}", db.engine_name());
+        let refused = db.read_at_once(|_snapshot| Err::<(), _>(TestError::Refused)).await;
+        assert_eq!(refused, Err(TestError::Refused), "{}", db.engine_name());
+        let error = db.read_at_once::<(), DbError>(|_snapshot| panic!("on purpose")).await.unwrap_err();
+        assert!(matches!(error, DbError::Panicked { .. }), "{}: {error}", db.engine_name());
+        assert_eq!(get(&db, tree, b"key").await.as_deref(), Some(&b"value"[..]), "{}", db.engine_name());
+    }
+}
+
+#[tokio::test]
+async fn read_at_once_waits_for_no_transaction_and_sees_nothing_of_it() {
+    for Fixture { db, _directory } in every_engine() {
+        if db.engine_name() == "memory" {
+            continue; // Its transactions run to their end on the caller's thread.
+        }
+        let tree = db.open_tree("rows").unwrap();
+        insert(&db, tree, b"key", b"before").await.unwrap();
+        let (begun, has_begun) = std::sync::mpsc::channel();
+        let (go_on, may_go_on) = std::sync::mpsc::channel::<()>();
+        let writing = db.write::<_, DbError>(move |transaction| {
+            transaction.insert(tree, b"key", b"after")?;
+            begun.send(()).unwrap();
+            // Ended by the other half being dropped.
+            may_go_on.recv().unwrap_err();
+            Ok(())
+        });
+        let reading = async {
+            let has_begun = tokio::task::spawn_blocking(move || has_begun.recv().map(|()| has_begun)).await.unwrap().unwrap();
+            let value = db.read_at_once::<_, DbError>(move |snapshot| snapshot.get(tree, b"key")).await.unwrap();
+            drop(go_on);
+            (value, has_begun)
+        };
+        let (written, (value, _has_begun)) = tokio::join!(writing, reading);
+        written.unwrap();
+        assert_eq!(value.as_deref(), Some(&b"before"[..]), "{}", db.engine_name());
+        assert_eq!(get(&db, tree, b"key").await.as_deref(), Some(&b"after"[..]), "{}", db.engine_name());
+    }
+}
+
+#[tokio::test]
 async fn range_obeys_both_bounds_of_every_kind_in_both_directions() {
     for Fixture { db, _directory } in every_engine() {
         let tree = db.open_tree("rows").unwrap();

@@ -156,7 +156,15 @@ pub(crate) trait WriteRows: ReadRows {
     fn remove(&mut self, tree: Tree, key: &[u8]) -> Result<(), DbError>;
 }
 
-/// An open engine. Every call may block.
+/// Whether [`Storage::read_at_once`] has run its closure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AtOnce {
+    Done,
+    /// It would have had to wait; the closure was not run.
+    WouldWait,
+}
+
+/// An open engine. Every call but [`Storage::read_at_once`] may block.
 pub(crate) trait Storage: Send + Sync + 'static {
     fn name(&self) -> &'static str;
 
@@ -168,6 +176,12 @@ pub(crate) trait Storage: Send + Sync + 'static {
 
     /// Runs `body` once on a consistent view, unless an error is returned.
     fn read(&self, body: &mut dyn FnMut(&dyn ReadRows)) -> Result<(), DbError>;
+
+    /// As [`Storage::read`], unless that would mean waiting for a writer, for its disk, or for the files to be opened again. An engine
+    /// that cannot rule these out always [`AtOnce::WouldWait`]s.
+    fn read_at_once(&self, _body: &mut dyn FnMut(&dyn ReadRows)) -> Result<AtOnce, DbError> {
+        Ok(AtOnce::WouldWait)
+    }
 
     /// Runs `body` in a transaction and commits it, durably if so configured. An error, of `body` or of the commit, leaves nothing
     /// behind. `body` may run more than once; only its last run counts.

@@ -15,7 +15,7 @@ use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError};
 
 use heed::types::{Bytes, DecodeIgnore, Str};
 use heed::{
@@ -23,7 +23,7 @@ use heed::{
 };
 use rustix::io::Errno;
 
-use crate::engine::{Bounds, Direction, Durability, KEY_LENGTH_MAX, ReadRows, Storage, Tree, Visit, WriteRows};
+use crate::engine::{AtOnce, Bounds, Direction, Durability, KEY_LENGTH_MAX, ReadRows, Storage, Tree, Visit, WriteRows};
 use crate::error::{DbError, Limit};
 use crate::files::{create_directories, io_error, is_full, sync_directory};
 
@@ -201,6 +201,13 @@ impl State {
     fn environment(&self) -> Result<&Environment, DbError> {
         self.environment.as_ref().map_err(DbError::clone)
     }
+
+    fn read(&self, body: &mut dyn FnMut(&dyn ReadRows)) -> Result<(), DbError> {
+        let Environment { env, trees } = self.environment()?;
+        let txn = env.read_txn().map_err(of_lmdb("begin a read transaction"))?;
+        body(&Reading { trees, txn });
+        Ok(())
+    }
 }
 
 impl Storage for LmdbEngine {
@@ -232,11 +239,18 @@ impl Storage for LmdbEngine {
     }
 
     fn read(&self, body: &mut dyn FnMut(&dyn ReadRows)) -> Result<(), DbError> {
-        let state = self.state();
-        let Environment { env, trees } = state.environment()?;
-        let txn = env.read_txn().map_err(of_lmdb("begin a read transaction"))?;
-        body(&Reading { trees, txn });
-        Ok(())
+        self.state().read(body)
+    }
+
+    /// LMDB's readers wait for no writer; what they might wait for is the environment being replaced. A page that is not in memory
+    /// is fetched from the disk, as with any mapped file.
+    fn read_at_once(&self, body: &mut dyn FnMut(&dyn ReadRows)) -> Result<AtOnce, DbError> {
+        let state = match self.state.try_read() {
+            Ok(state) => state,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return Ok(AtOnce::WouldWait),
+        };
+        state.read(body).map(|()| AtOnce::Done)
     }
 
     fn write(&self, body: &mut dyn FnMut(&mut dyn WriteRows) -> Result<(), DbError>) -> Result<(), DbError> {
@@ -429,6 +443,7 @@ impl WriteRows for Writing<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
     use std::ops::Bound::Unbounded;
     use std::ops::ControlFlow;
     use std::os::unix::fs::PermissionsExt;
@@ -438,7 +453,7 @@ mod tests {
     use garage_types::offload::Inline;
 
     use super::{FILE_NAME, LmdbEngine, LmdbOptions, TREES_MAX};
-    use crate::engine::{Direction, Durability, ReadRows, Storage, Tree};
+    use crate::engine::{AtOnce, Direction, Durability, ReadRows, Storage, Tree};
     use crate::error::{DbError, Limit};
     use crate::{Db, MemoryEngine};
 
@@ -557,6 +572,21 @@ mod tests {
         engine.write(&mut |rows| rows.remove(tree, &0_u32.to_be_bytes())).unwrap();
         insert(&engine, tree, 200..300, 1000).unwrap();
         assert_eq!(count(&engine, tree), 299);
+    }
+
+    #[test]
+    fn read_at_once_does_not_wait_for_the_environment_to_be_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let engine = LmdbEngine::open(directory.path(), LmdbOptions::default()).unwrap();
+        let tree = engine.open_tree("rows").unwrap();
+        insert(&engine, tree, 0..10, 10).unwrap();
+        let rows = Cell::new(0);
+        let read = || engine.read_at_once(&mut |snapshot| rows.set(snapshot.count(tree).unwrap())).unwrap();
+        assert_eq!((read(), rows.take()), (AtOnce::Done, 10));
+        let replacing = engine.state_mut();
+        assert_eq!((read(), rows.take()), (AtOnce::WouldWait, 0));
+        drop(replacing);
+        assert_eq!((read(), rows.take()), (AtOnce::Done, 10));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use crate::engine::{Bounds, Direction, Durability, ReadRows, Storage, Tree, Visit, WriteRows};
+use crate::engine::{AtOnce, Bounds, Direction, Durability, ReadRows, Storage, Tree, Visit, WriteRows};
 use crate::error::{DbError, Limit};
 
 type Rows = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -145,6 +145,10 @@ impl Storage for MemoryEngine {
         let trees = self.state().trees.clone();
         body(&trees);
         Ok(())
+    }
+
+    fn read_at_once(&self, body: &mut dyn FnMut(&dyn ReadRows)) -> Result<AtOnce, DbError> {
+        self.read(body).map(|()| AtOnce::Done)
     }
 
     fn write(&self, body: &mut dyn FnMut(&mut dyn WriteRows) -> Result<(), DbError>) -> Result<(), DbError> {

@@ -186,6 +186,8 @@ fn of_redb<E: Into<redb::Error>>(action: &'static str) -> impl FnOnce(E) -> DbEr
     }
 }
 
+/// No `read_at_once`: a page that is not in redb's cache is read from the file, and may be looked for behind a lock that a commit
+/// holds while it writes.
 impl Storage for RedbEngine {
     fn name(&self) -> &'static str {
         "redb"

@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::engine::{ReadRows, Storage, Tree, WriteRows};
+use crate::engine::{AtOnce, ReadRows, Storage, Tree, WriteRows};
 use crate::error::{DbError, Limit};
 
 /// What [`Relief::give`] did.
@@ -55,6 +55,10 @@ impl Storage for RelievedStorage {
 
     fn read(&self, body: &mut dyn FnMut(&dyn ReadRows)) -> Result<(), DbError> {
         self.storage.read(body)
+    }
+
+    fn read_at_once(&self, body: &mut dyn FnMut(&dyn ReadRows)) -> Result<AtOnce, DbError> {
+        self.storage.read_at_once(body)
     }
 
     fn write(&self, body: &mut dyn FnMut(&mut dyn WriteRows) -> Result<(), DbError>) -> Result<(), DbError> {

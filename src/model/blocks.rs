@@ -16,6 +16,7 @@ use garage_table::{Schema, TableError, TableStore};
 use garage_types::planted::{Bug, is_planted};
 use garage_types::{BlockHash, Clock, NodeId, Offload, Placement, VersionId, chain, offload};
 use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
 
 use crate::background::MayDelete;
 use crate::block_ref::{Arriving, BlockRefRow, BlockRefTable, BlockTrees, RefCount};
@@ -233,6 +234,10 @@ impl Handler<GetBlock> for BlockService {
     }
 }
 
+/// Blocks being hashed and compressed at once. Each needs a compressor and room for its output, 2 to 3 MiB in all for a block of 1 MiB;
+/// more at once would be of no use to fewer processors.
+const ENCODINGS_MAX: usize = 16;
+
 /// The coordinator's side: where blocks go and come from. Cheap to clone.
 #[derive(Clone)]
 pub struct Blocks {
@@ -240,6 +245,7 @@ pub struct Blocks {
     local: BlockService,
     offload: Arc<dyn Offload>,
     compression: Compression,
+    encodings: Arc<Semaphore>,
 }
 
 /// A block ready to be sent to its owners.
@@ -252,21 +258,25 @@ pub struct Encoded {
 
 impl Blocks {
     pub fn new(cluster: Cluster, local: BlockService, offload: Arc<dyn Offload>, compression: Compression) -> Self {
-        Blocks { cluster, local, offload, compression }
+        Blocks { cluster, local, offload, compression, encodings: Arc::new(Semaphore::new(ENCODINGS_MAX)) }
     }
 
-    /// Hashes and compresses, off the async threads.
-    pub fn encode(&self, plain: Bytes) -> impl Future<Output = Result<Encoded, ModelError>> + Send + 'static {
+    /// Hashes and compresses, off the async threads; a few blocks at a time.
+    ///
+    /// # Errors
+    /// [`ModelError::ShuttingDown`], [`ModelError::Damaged`].
+    pub async fn encode(&self, plain: Bytes) -> Result<Encoded, ModelError> {
+        let turn = self.encodings.clone().acquire_owned().await.map_err(|_closed| ModelError::ShuttingDown)?;
         let compression = self.compression;
         let work = offload::offload(&*self.offload, move || {
             let plain_len = plain.len() as u64;
             let hash = BlockHash::of(&plain);
-            StoredBlock::compress(plain, compression).map(|stored| Encoded { hash, plain_len, stored })
+            let encoded = StoredBlock::compress(plain, compression).map(|stored| Encoded { hash, plain_len, stored });
+            drop(turn);
+            encoded
         });
-        async move {
-            let encoded = work.await.map_err(|_lost| ModelError::ShuttingDown)?;
-            encoded.map_err(|error| ModelError::Damaged(error.to_string()))
-        }
+        let encoded = work.await.map_err(|_lost| ModelError::ShuttingDown)?;
+        encoded.map_err(|error| ModelError::Damaged(error.to_string()))
     }
 
     /// Stores a block and a version's reference to it at a write quorum of its owners.

@@ -161,8 +161,7 @@ impl Garage {
             return Ok(());
         }
         let plain = self.0.blocks.get(hash).await?;
-        let permits = u32::try_from(plain.len().div_ceil(1024)).unwrap_or(u32::MAX);
-        let permit = self.0.block_buffer.clone().acquire_many_owned(permits).await.map_err(|_closed| ModelError::ShuttingDown)?;
+        let permit = self.0.block_buffer.turn(plain.len()).await?;
         let block = self.0.blocks.encode(plain).await?;
         let stored = self.0.blocks.put(block, version).await;
         drop(permit);

@@ -52,7 +52,7 @@ impl CountService {
         self.tables.check_whole()?;
         let tree = self.counters.0;
         let read = move |tx: &garage_db::Snapshot<'_>| tx.get(tree, bucket.as_bytes());
-        let counts: Option<Vec<u8>> = self.tables.db().read(read).await?;
+        let counts: Option<Vec<u8>> = self.tables.db().read_at_once(read).await?;
         Ok(Counted { counts: ByteBuf::from(counts.unwrap_or_default()) })
     }
 }

@@ -13,10 +13,10 @@ use garage_table::{Table, TableStore};
 use garage_types::names::Punycode;
 use garage_types::{BucketId, Clock, KeyId, Offload, Random};
 use garage_worker::Workers;
-use tokio::sync::Semaphore;
 
 use crate::alias::{AliasRow, AliasScope, AliasTable};
 use crate::background::{Background, MayDelete};
+use crate::block_buffer::BlockBuffer;
 use crate::block_ref::{Arriving, BlockRefTable, BlockTrees};
 use crate::blocks::{BlockService, Blocks};
 use crate::bucket::{BucketRow, BucketTable};
@@ -130,8 +130,7 @@ pub(crate) struct Inner {
     pub bucket_cache: RowCache<BucketId, BucketRow>,
     pub alias_cache: RowCache<(AliasScope, String), AliasRow>,
     pub key_cache: RowCache<KeyId, KeyRow>,
-    /// One permit a kibibyte of block in memory.
-    pub block_buffer: Arc<Semaphore>,
+    pub block_buffer: BlockBuffer,
 }
 
 /// The store. Cheap to clone.
@@ -156,7 +155,6 @@ impl Garage {
         let Parts { cluster, clock, random, offload, workers, sync, settings, background, local } = parts;
         let tables = &local.tables;
         let blocks = Blocks::new(cluster.clone(), local.blocks.clone(), offload.clone(), settings.compression);
-        let permits = (settings.block_ram_buffer_max / 1024).clamp(1, Semaphore::MAX_PERMITS);
         Garage(Arc::new(Inner {
             blocks,
             resync: Resync::new(&background.settings),
@@ -170,7 +168,7 @@ impl Garage {
             bucket_cache: RowCache::new(tables.generation(crate::table_ids::BUCKET)),
             alias_cache: RowCache::new(tables.generation(crate::table_ids::ALIAS)),
             key_cache: RowCache::new(tables.generation(crate::table_ids::KEY)),
-            block_buffer: Arc::new(Semaphore::new(permits)),
+            block_buffer: BlockBuffer::new(settings.block_ram_buffer_max),
             cluster,
             clock,
             random,

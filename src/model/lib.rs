@@ -11,6 +11,7 @@
 
 pub mod alias;
 pub mod background;
+mod block_buffer;
 pub mod block_info;
 pub mod block_need;
 pub mod block_ref;

@@ -2,9 +2,11 @@
 //! flight. PutObject, UploadPart and the copies differ only in where the body comes from and what is committed at the end.
 //!
 //! Must stay true: nothing becomes visible here; on success every block, its reference and the rows that list it are durable at a
-//! write quorum; on failure the rows list all that was stored, so that giving up the version releases it.
+//! write quorum; on failure the rows list all that was stored, so that giving up the version releases it; whatever a body waits for,
+//! its blocks on their way go on meanwhile and give back their room, for which others wait.
 
 use std::collections::VecDeque;
+use std::pin::pin;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
@@ -95,6 +97,10 @@ struct Pipeline {
     garage: Garage,
     plan: Plan,
     digests: Option<Digests>,
+    /// The start of the next block.
+    reading: BytesMut,
+    /// Room that was spare when its first bytes came.
+    room: Option<OwnedSemaphorePermit>,
     /// What each block is, once encoded; in the order of the body.
     pieces: VecDeque<Option<Piece>>,
     /// Blocks before `pieces[0]`, whose rows are complete.
@@ -123,6 +129,8 @@ pub(crate) async fn store(
         digests: Some(Digests::new(plan.checksum)),
         garage,
         plan,
+        reading: BytesMut::new(),
+        room: None,
         pieces: VecDeque::new(),
         pieces_before: 0,
         blocks: Vec::new(),
@@ -134,6 +142,8 @@ pub(crate) async fn store(
         failure: None,
     };
     let read = pipeline.read_all(start, &mut *source).await;
+    // After a failure there may be bytes left that nobody sends on.
+    (pipeline.reading, pipeline.room) = (BytesMut::new(), None);
     if let Err(error) = read {
         pipeline.failure.get_or_insert(error);
     }
@@ -142,58 +152,92 @@ pub(crate) async fn store(
 
 impl Pipeline {
     async fn read_all(&mut self, start: BytesMut, source: &mut dyn Source) -> Result<(), ModelError> {
-        let block_size = self.garage.0.settings.block_size;
-        let mut buffer = start;
-        let mut total = buffer.len() as u64;
-        loop {
-            while buffer.len() >= block_size {
-                let block = buffer.split_to(block_size).freeze();
-                self.push(block).await?;
-            }
-            // The steps go on while the next bytes are waited for.
-            let next = self.next_bytes(source).await?;
-            let Some(bytes) = next else { break };
+        let announced = source.announced();
+        let mut total = 0;
+        let mut next = Some(start.freeze());
+        while let Some(bytes) = next {
             total += bytes.len() as u64;
             if total > self.plan.size_max {
                 return Err(ModelError::TooLarge { limit: self.plan.size_max });
             }
-            buffer.reserve(block_size.saturating_sub(buffer.len()).max(bytes.len()));
-            buffer.extend_from_slice(&bytes);
+            let expected = announced.map(|announced| announced.saturating_sub(total));
+            self.cut(bytes, expected).await?;
+            // The steps go on while the next bytes are waited for.
+            next = self.beside_steps(source.next()).await?.transpose().map_err(ModelError::Source)?;
         }
-        if !buffer.is_empty() {
-            self.push(buffer.freeze()).await?;
+        let last = std::mem::take(&mut self.reading);
+        if !last.is_empty() {
+            self.push(last.freeze()).await?;
         }
         Ok(())
     }
 
-    async fn next_bytes(&mut self, source: &mut dyn Source) -> Result<Option<Bytes>, ModelError> {
-        let mut next = source.next();
+    /// Adds bytes to the block being read, and sends on what became whole. `expected`: how many bytes will come after these.
+    ///
+    /// A block gets memory for itself and no more: the rest of what came with its last bytes would keep all of it from being freed.
+    async fn cut(&mut self, mut bytes: Bytes, expected: Option<u64>) -> Result<(), ModelError> {
+        let block_size = self.garage.0.settings.block_size;
+        while !bytes.is_empty() {
+            if self.reading.is_empty() {
+                let left = expected.map(|expected| expected.saturating_add(bytes.len() as u64));
+                let length = left.and_then(|left| usize::try_from(left).ok()).unwrap_or(block_size).min(block_size);
+                self.reading = BytesMut::with_capacity(length);
+                self.room = self.garage.0.block_buffer.spare(length);
+            }
+            let missing = block_size - self.reading.len();
+            self.reading.extend_from_slice(&bytes.split_to(missing.min(bytes.len())));
+            if self.reading.len() == block_size {
+                let block = std::mem::take(&mut self.reading).freeze();
+                self.push(block).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for something while the steps go on, without which they would give nothing back: bodies that wait for each other's room
+    /// would wait for ever.
+    async fn beside_steps<T>(&mut self, wait: impl Future<Output = T>) -> Result<T, ModelError> {
+        let mut wait = pin!(wait);
         loop {
             if self.steps.is_empty() {
-                return next.await.transpose().map_err(ModelError::Source);
+                return Ok(wait.await);
             }
             tokio::select! {
                 biased;
                 Some(done) = self.steps.next() => self.advance(done?)?,
-                bytes = &mut next => return bytes.transpose().map_err(ModelError::Source),
+                outcome = &mut wait => return Ok(outcome),
             }
+        }
+    }
+
+    /// Room in memory for a whole block to be on its way. One block of each body waits for its turn; more are sent only while room
+    /// is spare.
+    async fn room(&mut self, length: usize) -> Result<OwnedSemaphorePermit, ModelError> {
+        loop {
+            let in_flight = self.encoding + self.storing;
+            if in_flight < BLOCKS_IN_FLIGHT {
+                self.room = self.room.take().or_else(|| self.garage.0.block_buffer.spare(length));
+                if let Some(room) = self.room.take() {
+                    return Ok(room);
+                }
+            }
+            if in_flight == 0 {
+                let turn = self.garage.0.block_buffer.turn(length);
+                return self.beside_steps(turn).await?;
+            }
+            let done = self.steps.next().await.expect("what is in flight is a step");
+            self.advance(done?)?;
         }
     }
 
     /// Sends a block on its way, after waiting for room.
     async fn push(&mut self, block: Bytes) -> Result<(), ModelError> {
-        while self.encoding + self.storing >= BLOCKS_IN_FLIGHT {
-            let Some(done) = self.steps.next().await else { break };
-            self.advance(done?)?;
-        }
-        let permits = u32::try_from(block.len().div_ceil(1024)).unwrap_or(u32::MAX);
-        let permit =
-            self.garage.0.block_buffer.clone().acquire_many_owned(permits).await.map_err(|_closed| ModelError::ShuttingDown)?;
+        let permit = self.room(block.len()).await?;
         let index = self.pieces_before + self.pieces.len();
         self.pieces.push_back(None);
         self.encoding += 1;
-        let encode = self.garage.0.blocks.encode(block.clone());
-        self.steps.push(async move { Ok(Done::Encoded { index, block: encode.await?, permit }) }.boxed());
+        let (garage, plain) = (self.garage.clone(), block.clone());
+        self.steps.push(async move { Ok(Done::Encoded { index, block: garage.0.blocks.encode(plain).await?, permit }) }.boxed());
         self.digest(block).await
     }
 
@@ -204,7 +248,7 @@ impl Pipeline {
             digests.update(&block);
             digests
         });
-        self.digests = Some(work.await.map_err(|_lost| ModelError::ShuttingDown)?);
+        self.digests = Some(self.beside_steps(work).await?.map_err(|_lost| ModelError::ShuttingDown)?);
         Ok(())
     }
 

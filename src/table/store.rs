@@ -42,6 +42,20 @@ pub const RANGE_ROWS_MAX: usize = 4096;
 /// Bytes of rows after which a range reply is cut.
 const RANGE_BYTES_MAX: usize = 4 << 20;
 
+/// A range of at most this limit may turn out to be so few rows that they are read at once.
+const BRIEF_LIMIT_MAX: u32 = 128;
+/// What is read at once of a range; when there is more, all of it is read off the async threads.
+const BRIEF: PageBounds = PageBounds { rows: 16, bytes: 64 << 10 };
+const FULL: PageBounds = PageBounds { rows: RANGE_ROWS_MAX, bytes: RANGE_BYTES_MAX };
+
+/// Where a page ends at the latest.
+#[derive(Clone, Copy)]
+struct PageBounds {
+    rows: usize,
+    /// Of the rows as they are returned.
+    bytes: usize,
+}
+
 pub(crate) struct LocalTable {
     pub(crate) rules: Arc<dyn Rules>,
     pub(crate) rows: Tree,
@@ -219,7 +233,8 @@ impl TableStore {
         self.check_layout(read.layout)?;
         self.check_whole()?;
         let rows = self.0.table(read.table)?.rows;
-        let row: Option<Vec<u8>> = self.0.db.read(move |tx| tx.get(rows, &local_key(&read.placement, &read.sort_key))).await?;
+        let row: Option<Vec<u8>> =
+            self.0.db.read_at_once(move |tx| tx.get(rows, &local_key(&read.placement, &read.sort_key))).await?;
         Ok(Found { row: row.map(Into::into) })
     }
 
@@ -230,7 +245,15 @@ impl TableStore {
         self.check_whole()?;
         let table = self.0.table(range.table)?;
         let (rules, rows) = (table.rules.clone(), table.rows);
-        self.0.db.read(move |tx| read_page(tx, rows, &*rules, &range)).await
+        let range = Arc::new(range);
+        if range.limit <= BRIEF_LIMIT_MAX {
+            let (rules, limit, range) = (rules.clone(), range.limit as usize, range.clone());
+            let page = self.0.db.read_at_once(move |tx| read_page(tx, rows, &*rules, &range, BRIEF)).await?;
+            if !page.truncated || page.rows.len() >= limit {
+                return Ok(page);
+            }
+        }
+        self.0.db.read(move |tx| read_page(tx, rows, &*rules, &range, FULL)).await
     }
 
     /// Visits every row this node has of a table, in pages, in the order of placements. `visit` runs on a blocking thread.
@@ -329,7 +352,7 @@ impl TableStore {
     /// [`TableError`].
     pub async fn epoch(&self, table: TableId, slot: Slot) -> Result<u64, TableError> {
         let epochs = self.0.epochs;
-        self.0.db.read(move |tx| epochs.get(tx, table, slot)).await
+        self.0.db.read_at_once(move |tx| epochs.get(tx, table, slot)).await
     }
 
     pub(crate) fn known_slot_epoch(&self, table: TableId, slot: Slot) -> u64 {
@@ -410,7 +433,13 @@ impl Inner {
     }
 }
 
-fn read_page(tx: &Snapshot<'_>, rows: Tree, rules: &dyn Rules, range: &Range) -> Result<Page, TableError> {
+fn read_page(
+    tx: &Snapshot<'_>,
+    rows: Tree,
+    rules: &dyn Rules,
+    range: &Range,
+    page_bounds: PageBounds,
+) -> Result<Page, TableError> {
     let from = local_key(&range.placement, &range.from);
     let to = match &range.to {
         Some(to) => Some(local_key(&range.placement, to)),
@@ -421,11 +450,11 @@ fn read_page(tx: &Snapshot<'_>, rows: Tree, rules: &dyn Rules, range: &Range) ->
         Order::Forward => Direction::Forward,
         Order::Backward => Direction::Backward,
     };
-    let limit = (range.limit as usize).min(RANGE_ROWS_MAX);
+    let limit = (range.limit as usize).min(page_bounds.rows);
     let mut page = Page { rows: Vec::new(), truncated: false };
     let (mut bytes, mut failed) = (0, None);
     tx.range(rows, bounds, direction, &mut |key, value| {
-        if page.rows.len() >= limit || bytes >= RANGE_BYTES_MAX {
+        if page.rows.len() >= limit || bytes >= page_bounds.bytes {
             page.truncated = true;
             return ControlFlow::Break(());
         }

@@ -193,6 +193,22 @@ async fn ranges_are_cut_at_the_limit_and_say_so() {
 }
 
 #[tokio::test]
+async fn a_range_with_more_rows_or_bytes_than_are_read_at_once_is_whole_all_the_same() {
+    let Fixture { store, .. } = fixture();
+    let names: Vec<String> = (0..40).map(|number| format!("b{number:02}")).collect();
+    let notes: Vec<Note> = names.iter().map(|name| note(name, 1, name)).collect();
+    store.write(write(&notes, Mode::Commit)).await.unwrap();
+    let large = "x".repeat(100_000);
+    store.write(write(&[note("c", 1, &large), note("d", 1, &large)], Mode::Commit)).await.unwrap();
+    let read = |limit| store.range(range(Order::Forward, limit));
+    let (whole, cut, backward) =
+        (read(100).await.unwrap(), read(30).await.unwrap(), store.range(range(Order::Backward, 4)).await.unwrap());
+    assert_eq!((whole.rows.len(), whole.truncated), (42, false));
+    assert_eq!((cut.rows.len(), cut.truncated), (30, true));
+    assert_eq!((backward.rows.len(), backward.truncated), (4, true));
+}
+
+#[tokio::test]
 async fn a_deletion_queued_anew_meanwhile_stays_queued() {
     let Fixture { store, .. } = fixture();
     store.write(write(&[note("a", 1, "gone")], Mode::Commit)).await.unwrap();
