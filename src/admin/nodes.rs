@@ -123,6 +123,9 @@ pub struct NodeInfo {
     pub garage_features: Option<Vec<String>>,
     pub rust_version: String,
     pub db_engine: String,
+    /// Its database was lost or is an old one: it answers for no row until it has fetched them from the other owners.
+    #[serde(default)]
+    pub rebuilding: bool,
 }
 
 impl Operation for GetNodeInfo {
@@ -193,6 +196,7 @@ impl Operation for OwnInfo {
             garage_features: Some(facts.features.clone()),
             rust_version: facts.rust_version.clone(),
             db_engine: facts.db_engine.clone(),
+            rebuilding: service.garage.cluster().layout_manager().standing().is_rebuilding(),
         })
     }
 }

@@ -34,6 +34,9 @@ fn node(id: NodeId, statistics: &NodeStatistics) -> String {
         row(["Rust compiler version:", &info.rust_version]),
         row(["Database engine:", &info.db_engine]),
     ]);
+    if info.rebuilding {
+        text += "\nThis node rebuilds its metadata from the other owners, and answers for none of it until that is done.\n";
+    }
     text += "\nTable stats:\n";
     let mut rows = vec![row(["  Table", "Items"])];
     rows.extend(statistics.tables.iter().map(|table| vec![format!("  {}", table.name), table.items.to_string()]));
@@ -201,6 +204,7 @@ mod tests {
             garage_features: None,
             rust_version: "1".into(),
             db_engine: "LMDB".into(),
+            rebuilding: false,
         };
         let statistics = NodeStatistics {
             info,
