@@ -61,3 +61,6 @@ mod architecture;
 
 #[cfg(test)]
 mod planted_tests;
+
+#[cfg(test)]
+mod crowd;
