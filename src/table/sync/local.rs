@@ -80,8 +80,7 @@ impl TableStore {
             if epoch < current {
                 return Err(TableError::StaleEpoch { caller: epoch, current });
             }
-            // Whoever reads, or lost all it had, was or is no source of forgotten rows. Others wait until theirs are sorted out.
-            if part == Part::Owner || part == Part::Rebuilder {
+            if follows_at_once(part) {
                 epochs.raise(tx.raw(), table, slot, epoch)?;
             }
             for entry in &entries {
@@ -90,7 +89,7 @@ impl TableStore {
             Ok(())
         })
         .await?;
-        if part == Part::Owner || part == Part::Rebuilder {
+        if follows_at_once(part) {
             self.learn_epoch(table, slot, epoch);
         }
         Ok(())
@@ -181,5 +180,14 @@ impl TableStore {
     pub async fn set_aside_count(&self) -> Result<u64, TableError> {
         let tree = self.0.set_aside;
         Ok(self.db().read(move |tx| tx.count(tree)).await?)
+    }
+}
+
+/// Whether a node may move to another's epoch before its own rows are sorted out: it has held every tombstone collected so far, or
+/// has no row from before.
+fn follows_at_once(part: Part) -> bool {
+    match part {
+        Part::Owner | Part::Rebuilder | Part::Newcomer => true,
+        Part::Returner | Part::Leaver => false,
     }
 }

@@ -18,8 +18,10 @@ use crate::segments::KeyRange;
 pub enum Part {
     /// One of those who answer reads.
     Owner,
-    /// An owner in a later version only: its rows may be left over from an earlier time.
+    /// An owner in a later version only, and none before: what it has was written since.
     Newcomer,
+    /// An owner in a later version only that was one before: its rows may be left over from that time.
+    Returner,
     /// An owner whose database was lost: it only receives.
     Rebuilder,
     /// No owner any more: it hands over what it has.
@@ -63,7 +65,7 @@ fn full_copy(layout: &ClusterLayout, me: NodeId, own: OwnRows) -> Option<Unit> {
         return None;
     }
     let readers = layout.read_members();
-    let part = part_of(readers.contains(&me), own);
+    let part = part_of(readers.contains(&me), Before::Unknown, own);
     let majority = WriteQuorum::Majority.of(readers.len());
     Some(unit(KeyRange::ALL, part, me, members.to_vec(), readers, majority))
 }
@@ -72,17 +74,34 @@ fn sharded(layout: &ClusterLayout, me: NodeId, own: OwnRows, range: KeyRange) ->
     let placement = first_placement(&range);
     let readers = layout.read_nodes(placement);
     let owners: BTreeSet<NodeId> = layout.write_sets(placement).into_iter().flatten().collect();
-    let part = if owners.contains(&me) { part_of(readers.contains(&me), own) } else { Part::Leaver };
+    let before = if was_owner(layout, me, placement) { Before::Owner } else { Before::Unknown };
+    let part = if owners.contains(&me) { part_of(readers.contains(&me), before, own) } else { Part::Leaver };
     // Whatever the consistency mode: what moves must be all that was acknowledged.
     let quorum = Quorums::of(layout.replication_factor(), ConsistencyMode::Consistent).read;
     Some(unit(range, part, me, owners.into_iter().collect(), readers, quorum))
 }
 
-fn part_of(is_reader: bool, own: OwnRows) -> Part {
-    match (own, is_reader) {
-        (OwnRows::Rebuilding, _) => Part::Rebuilder,
-        (OwnRows::Whole, true) => Part::Owner,
-        (OwnRows::Whole, false) => Part::Newcomer,
+/// What a node was in versions that are retired by now.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Before {
+    Owner,
+    /// Not that anybody remembers.
+    Unknown,
+}
+
+fn was_owner(layout: &ClusterLayout, me: NodeId, placement: Placement) -> bool {
+    layout.history().past().any(|version| {
+        let assignment = version.assignment();
+        assignment.row(placement.partition(assignment.partition_bits())).any(|node| node == me)
+    })
+}
+
+fn part_of(is_reader: bool, before: Before, own: OwnRows) -> Part {
+    match (own, is_reader, before) {
+        (OwnRows::Rebuilding, _, _) => Part::Rebuilder,
+        (OwnRows::Whole, true, _) => Part::Owner,
+        (OwnRows::Whole, false, Before::Unknown) => Part::Newcomer,
+        (OwnRows::Whole, false, Before::Owner) => Part::Returner,
     }
 }
 
@@ -91,7 +110,7 @@ fn unit(range: KeyRange, part: Part, me: NodeId, owners: Vec<NodeId>, readers: &
     let sources = others(readers);
     let (sources, needed) = match part {
         Part::Owner => (sources, quorum.saturating_sub(1)),
-        Part::Newcomer => (sources, quorum),
+        Part::Newcomer | Part::Returner => (sources, quorum),
         // It may have been one of the few that had a row: everything the others have as a quorum is all there is.
         Part::Rebuilder => {
             let needed = quorum.min(sources.len());
@@ -211,5 +230,10 @@ mod tests {
         assert_eq!((leaver.part, leaver.needed), (Part::Leaver, 3));
         assert_eq!(leaver.sources, vec![node(1), node(2), node(4)]);
         assert!(units(&view(&history), node(3), OwnRows::Whole, Replication::FullCopy).is_empty());
+        // Taken back, it may have kept rows that the others have forgotten by now.
+        stage(&mut history, 3, 3);
+        history.stage_removal(Timestamp::from_millis(3), node(4)).unwrap();
+        history.apply(3).unwrap();
+        assert_eq!(of(&history, 3, OwnRows::Whole)[0].part, Part::Returner);
     }
 }

@@ -174,13 +174,13 @@ impl Session {
         let own_epoch = self.around.store.epoch(self.table, Slot::of_key(from)).await?;
         match self.part {
             Part::Rebuilder => Ok(()),
-            Part::Newcomer | Part::Leaver if own_epoch < epoch => {
+            Part::Returner | Part::Leaver if own_epoch < epoch => {
                 let set_aside = self.around.store.set_aside(self.table, missing).await?;
                 self.moved.set_aside += set_aside;
                 // What the other has under the same key cannot have been forgotten: the merged rows are as new as its own.
                 self.send(different, Some(epoch)).await
             }
-            Part::Owner | Part::Newcomer | Part::Leaver => {
+            Part::Owner | Part::Newcomer | Part::Returner | Part::Leaver => {
                 self.send(missing, None).await?;
                 self.send(different, None).await
             }

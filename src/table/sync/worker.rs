@@ -201,7 +201,7 @@ impl SyncWorker {
         let Some(round) = &mut self.round else { return Ok(()) };
         round.done(unit, peer);
         let (table, plan) = round.unit(unit);
-        if plan.part == Part::Newcomer && round.is_satisfied(unit) {
+        if plan.part == Part::Returner && round.is_satisfied(unit) {
             // Its own rows have been sorted out by now.
             let slot = Slot::of_key(&plan.range.from);
             self.around.store.raise_epoch(table, slot, epoch).await?;
