@@ -169,6 +169,25 @@ pub struct BlockStatistics {
     /// Blocks that are, or were until lately, referred to from this node.
     pub rc_entries: u64,
     pub resync_queue_length: u64,
+    /// Blocks whose last try failed.
+    #[serde(default)]
+    pub resync_errors: u64,
+    #[serde(default)]
+    pub to_move: BlocksLeft,
+}
+
+/// Blocks on their way to where the layout wants them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BlocksLeft {
+    /// That this node should have and perhaps has not.
+    pub fetch: u64,
+    /// That other nodes should have instead of this one.
+    pub hand_over: u64,
+    /// Estimated.
+    pub bytes: u64,
+    /// Estimated; `None` while nothing has been moved.
+    pub seconds: Option<u64>,
 }
 
 impl Operation for GetNodeStatistics {
@@ -213,12 +232,23 @@ impl Operation for OwnStatistics {
         let tables = &service.garage.local().tables;
         let count = |table: garage_table::store::TableCount| TableStatistics { name: table.name.to_owned(), items: table.rows };
         let blocks = service.garage.block_counts().await?;
+        let moving = service.garage.blocks_to_move().await?;
         Ok(NodeStatistics {
             info: OwnInfo.run(service).await?,
             hostname: service.node.hostname.clone(),
             tables: tables.counts().await?.into_iter().map(count).collect(),
             insert_queue_length: tables.queue_len().await?,
-            blocks: Some(BlockStatistics { rc_entries: blocks.counted, resync_queue_length: blocks.resync_queue }),
+            blocks: Some(BlockStatistics {
+                rc_entries: blocks.counted,
+                resync_queue_length: blocks.resync_queue,
+                resync_errors: moving.failed,
+                to_move: BlocksLeft {
+                    fetch: moving.fetch,
+                    hand_over: moving.hand_over,
+                    bytes: moving.bytes_left,
+                    seconds: moving.seconds_left,
+                },
+            }),
         })
     }
 }

@@ -32,7 +32,7 @@ pub fn history(history: &LayoutHistoryInfo) -> String {
     }
     match &history.update_trackers {
         None => {
-            text + "Only the current version is live: metadata are where it wants them. Blocks move on their own, which is not tracked here.\n"
+            text + "Only the current version is live: metadata are where it wants them. Blocks still to be moved: `garage stats -a`.\n"
         }
         Some(known) => text + &trackers(known) + "\n" + &advice(history),
     }

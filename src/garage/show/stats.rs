@@ -2,7 +2,7 @@
 
 use garage_admin::cluster::ClusterStatus;
 use garage_admin::layout::Layout;
-use garage_admin::nodes::{BlockStatistics, Multi, NodeStatistics, Space};
+use garage_admin::nodes::{BlockStatistics, BlocksLeft, Multi, NodeStatistics, Space};
 use garage_types::NodeId;
 use garage_types::size::format_decimal;
 
@@ -42,14 +42,27 @@ fn node(id: NodeId, statistics: &NodeStatistics) -> String {
     rows.extend(statistics.tables.iter().map(|table| vec![format!("  {}", table.name), table.items.to_string()]));
     text += &table(&rows);
     text += &format!("\nInsert queue length: {}\n", statistics.insert_queue_length);
-    if let Some(BlockStatistics { rc_entries, resync_queue_length }) = statistics.blocks {
+    if let Some(BlockStatistics { rc_entries, resync_queue_length, resync_errors, to_move }) = statistics.blocks {
         text += "\nBlock manager stats:\n";
         text += &table(&[
             row(["  number of RC entries:", &format!("{rc_entries} (~= number of blocks)")]),
             row(["  resync queue length:", &resync_queue_length.to_string()]),
+            row(["  blocks with resync errors:", &resync_errors.to_string()]),
         ]);
+        text += &blocks_left(&to_move);
     }
     text
+}
+
+/// What a layout change, or a lost disk, has left to be moved.
+fn blocks_left(left: &BlocksLeft) -> String {
+    if left.fetch + left.hand_over == 0 {
+        return String::new();
+    }
+    let time =
+        left.seconds.map_or_else(|| "nothing moved yet".to_owned(), |seconds| format!("about {} min", seconds.div_ceil(60)));
+    let bytes = format_decimal(left.bytes);
+    format!("  blocks to move:  {} to this node, {} to others ({bytes}, {time})\n", left.fetch, left.hand_over)
 }
 
 fn cluster(status: &ClusterStatus, layout: &Layout) -> String {
@@ -141,7 +154,7 @@ mod tests {
 
     use garage_admin::cluster::{ClusterNode, ClusterStatus};
     use garage_admin::layout::{Layout, LayoutParameters, RoleInfo, ZoneRedundancy};
-    use garage_admin::nodes::{BlockStatistics, Multi, NodeInfo, NodeStatistics, Space, TableStatistics};
+    use garage_admin::nodes::{BlockStatistics, BlocksLeft, Multi, NodeInfo, NodeStatistics, Space, TableStatistics};
     use garage_types::NodeId;
 
     use super::{FreeSpace, cluster, free_space, stats};
@@ -211,7 +224,12 @@ mod tests {
             hostname: "alpha".into(),
             tables: vec![TableStatistics { name: "object".into(), items: 1204 }],
             insert_queue_length: 2,
-            blocks: Some(BlockStatistics { rc_entries: 5120, resync_queue_length: 0 }),
+            blocks: Some(BlockStatistics {
+                rc_entries: 5120,
+                resync_queue_length: 0,
+                resync_errors: 0,
+                to_move: BlocksLeft::default(),
+            }),
         };
         let nodes = Multi {
             success: BTreeMap::from([(id(1), statistics)]),
@@ -230,7 +248,8 @@ mod tests {
         for part in [
             "==== NODE [0101010101010101] ====\n",
             "  object  1204\n",
-            "Block manager stats:\n  number of RC entries:  5120 (~= number of blocks)\n  resync queue length:   0\n",
+            "  number of RC entries:       5120 (~= number of blocks)\n  resync queue length:        0\n",
+            "  blocks with resync errors:  0\n",
             "==== NODE [0202020202020202] ====\nError: node is not connected\n",
             "==== CLUSTER STATISTICS ====\nNo node has a role yet",
         ] {
