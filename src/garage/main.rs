@@ -26,13 +26,17 @@ use crate::args::{Cli, Command};
 /// As other programs do when the command line cannot be understood.
 const EXIT_USAGE: u8 = 2;
 
+/// Calls to ourselves are polled on the stack of the request that makes them, and frames of debug builds are large. Only what is
+/// used of it takes memory.
+const STACK_BYTES: usize = 8 << 20;
+
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return explain(&error),
     };
     log_to_stderr(&cli.command);
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(STACK_BYTES).build() {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("Error: cannot start threads: {error}");

@@ -7,7 +7,7 @@ use crate::scenario::{Flaw, run_flawed, scenario};
 /// A flaw, the scenario that shows it, and the first seed that does.
 const KNOWN: [(Flaw, &str, u64); 10] = [
     (Flaw::Planted(Bug::WriteQuorumOfOne), "everything", 0),
-    (Flaw::Planted(Bug::NoReadBack), "crowd", 3),
+    (Flaw::Planted(Bug::NoReadBack), "crowd", 19),
     (Flaw::Planted(Bug::LostQueueRow), "calm", 0),
     (Flaw::Planted(Bug::DeletesReferencedBlock), "single", 0),
     (Flaw::Planted(Bug::PageCutTooLate), "listing", 5),
