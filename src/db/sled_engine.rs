@@ -54,6 +54,10 @@ struct State {
     versions: Versions,
 }
 
+/// How often, and how far apart, an opening that finds the lock taken is tried again.
+const LOCK_TRIES: u32 = 20;
+const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
+
 impl SledEngine {
     /// Opens the database in the directory `path`, which is created when missing.
     pub(crate) fn open(path: &Path, sync: Durability) -> Result<Self, DbError> {
@@ -61,7 +65,7 @@ impl SledEngine {
         // Sled makes its files readable by everyone.
         fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(io_error("restrict", path))?;
         let config = sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(None);
-        let db = config.open().map_err(|error| of_opening(path, error))?;
+        let db = open_unlocked(path, &config)?;
         sync_directory(path)?;
         let state = read_state(&db)?;
         Ok(SledEngine { sync, db, writing: Mutex::new(()), state: Mutex::new(state) })
@@ -171,6 +175,20 @@ fn read_state(db: &Db) -> Result<State, DbError> {
 
 fn damaged(what: &str) -> DbError {
     of_sled("open the database")(sled::Error::ReportableBug(format!("the {what} cannot be read")))
+}
+
+/// Sled lets go of its lock a moment after a database was dropped, on a thread of its own: that moment is waited for.
+fn open_unlocked(path: &Path, config: &sled::Config) -> Result<sled::Db, DbError> {
+    let mut tries_left = LOCK_TRIES;
+    loop {
+        match config.open().map_err(|error| of_opening(path, error)) {
+            Err(DbError::AlreadyOpen { .. }) if tries_left > 0 => {
+                tries_left -= 1;
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            result => return result,
+        }
+    }
 }
 
 fn of_opening(path: &Path, error: sled::Error) -> DbError {
