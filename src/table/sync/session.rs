@@ -125,7 +125,10 @@ impl Session {
             pieces: PIECES_MAX,
         };
         let reply = self.around.call(self.peer, ask).await?;
-        let pieces = reply.ranges.into_iter().next().unwrap_or_default();
+        let Some(pieces) = reply.ranges.into_iter().next().filter(|pieces| !pieces.is_empty()) else {
+            let source = RpcError::new(ErrorCode::Internal, "a range was asked for, and its digest is missing from the reply");
+            return Err(TableError::Peer { node: self.peer, source });
+        };
         let only_piece = pieces.len() <= 1;
         let mut from = range.from;
         for piece in pieces {

@@ -226,7 +226,8 @@ impl SyncWorker {
         let Some(round) = &mut self.round else { return Ok(()) };
         let epochs = theirs.epochs.into_iter().chain(std::iter::repeat(0));
         for (((unit, own), pieces), epoch) in units.iter().zip(own).zip(theirs.ranges).zip(epochs) {
-            if pieces.iter().all(|piece| piece.digest == own) {
+            // A reply without a digest proves nothing.
+            if !pieces.is_empty() && pieces.iter().all(|piece| piece.digest == own) {
                 round.done(*unit, peer);
                 // With nothing to sort out, this node may follow at once.
                 let slot = Slot::of_key(&round.unit(*unit).1.range.from);
