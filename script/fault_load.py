@@ -65,11 +65,12 @@ class Nodes:
         self.lock = threading.Lock()
         self.usable = list(cluster.nodes)
         self.busy = Counter()
+        self.resting = False
 
     def choose(self, plan):
         """A node to send one request through, given back with `done`; None while there is none."""
         with self.lock:
-            if not self.usable:
+            if self.resting or not self.usable:
                 return None
             node = plan.choice(self.usable)
             self.busy[node] += 1
@@ -100,7 +101,7 @@ class Nodes:
 
 
 class SlowPut:
-    """A PUT that has sent half of its body, and waits to be told to go on."""
+    """A PUT that the server has begun to read and that has sent half of its body; it waits to be told to go on."""
 
     def __init__(self, client, key, body):
         self.body = body
@@ -111,7 +112,17 @@ class SlowPut:
         for name, value in headers.items():
             self.connection.putheader(name, value)
         self.connection.putheader("content-length", str(len(body)))
-        self.connection.endheaders(body[:len(body) // 2])
+        # Before it has answered this, the server may not even have accepted the connection.
+        self.connection.putheader("expect", "100-continue")
+        self.connection.endheaders()
+        go_on = b""
+        while not go_on.endswith(b"\r\n\r\n"):
+            received = self.connection.sock.recv(1)
+            if not received:
+                raise ConnectionResetError("the server closed the connection before it read the body")
+            go_on += received
+        assert go_on.startswith(b"HTTP/1.1 100 "), go_on
+        self.connection.send(body[:len(body) // 2])
 
     def finish(self):
         """The status of the answer."""
@@ -178,7 +189,7 @@ class Load:
                 # With fewer nodes than a quorum missing, whoever asks a node that is up is served.
                 if strict and self.strict and self.nodes.is_usable(node):
                     seconds = time.monotonic() - started
-                    self._problem(f"a request through {node.zone}, which was up, failed after {seconds:.1f} s: {error!r}")
+                    self._problem(f"a request through {node.name}, which was up, failed after {seconds:.1f} s: {error!r}")
                 raise
         with self.lock:
             self.counts[arguments[0]] += 1
@@ -223,7 +234,7 @@ class Load:
                 else:
                     body = content(record.key, number, plan.choices(SIZES, SIZE_WEIGHTS)[0])
                     answer = self._request(clients, node, "PUT", record.key, body=body)
-                    assert answer is not None, f"PUT of {record.key} through {node.zone} answered 404"
+                    assert answer is not None, f"PUT of {record.key} through {node.name} answered 404"
                     assert answer.headers["etag"] == f'"{hashlib.md5(body).hexdigest()}"'
             except BROKEN:
                 record.doubtful = True
@@ -251,7 +262,7 @@ class Load:
             finally:
                 self.nodes.done(node)
             found = None if answer is None else number_of(record.key, answer.body)
-            record.check(found, floor, f"read through {node.zone}")
+            record.check(found, floor, f"read through {node.name}")
 
         while not self.stopping.is_set():
             self._guarded(operate, "a reader")
@@ -269,7 +280,7 @@ class Load:
                     if error.status != 404:
                         raise
                     found = None
-                record.check(found, record.acknowledged, f"at the end, through {node.zone}")
+                record.check(found, record.acknowledged, f"at the end, through {node.name}")
                 if record.doubtful:
                     # It did or it did not: from here on that is settled.
                     record.doubtful, record.acknowledged = False, self._settled(record, found)
@@ -277,7 +288,7 @@ class Load:
             for page_size in (1000, 17):
                 listed = [key for key, *_ in client.list("fault/", page_size)]
                 assert listed == sorted(there), (
-                    f"the listing through {node.zone} differs from the objects in {sorted(set(listed) ^ there)[:5]}")
+                    f"the listing through {node.name} differs from the objects in {sorted(set(listed) ^ there)[:5]}")
         return len(self.records)
 
     @staticmethod

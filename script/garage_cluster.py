@@ -37,13 +37,17 @@ class Node:
         self.configuration = os.path.join(directory, "garage.toml")
         self.process = None
 
-    def configure(self, replication_factor, rpc_secret):
+    def configure(self, replication_factor, rpc_secret, settings=""):
         """Makes the directory and the configuration file."""
         os.makedirs(self.directory)
-        text = CONFIGURATION.format(directory=self.directory, replication_factor=replication_factor, rpc_secret=rpc_secret,
+        text = settings + CONFIGURATION.format(directory=self.directory, replication_factor=replication_factor, rpc_secret=rpc_secret,
                                     rpc_address=self.rpc_address, s3_address=self.s3_address)
         with open(os.open(self.configuration, os.O_WRONLY | os.O_CREAT, 0o600), "w", encoding="utf-8") as file:
             file.write(text)
+
+    @property
+    def name(self):
+        return os.path.basename(self.directory)
 
     @property
     def endpoint(self):
@@ -88,16 +92,16 @@ class Node:
 
     def terminate(self):
         if self.process.poll() is not None:
-            raise ServerError(f"{self.zone} ended by itself (status {self.process.returncode})")
+            raise ServerError(f"{self.name} ended by itself (status {self.process.returncode})")
         self.process.send_signal(signal.SIGTERM)
 
     def wait_stopped(self):
         try:
             status = self.process.wait(STOP_SECONDS_MAX)
         except subprocess.TimeoutExpired:
-            raise ServerError(f"{self.zone} did not stop within {STOP_SECONDS_MAX} s of SIGTERM") from None
+            raise ServerError(f"{self.name} did not stop within {STOP_SECONDS_MAX} s of SIGTERM") from None
         if status != 0:
-            raise ServerError(f"{self.zone} stopped with status {status}")
+            raise ServerError(f"{self.name} stopped with status {status}")
 
     def kill(self):
         """SIGKILL, if it runs."""
@@ -120,8 +124,9 @@ class Node:
 class Cluster:
     """Nodes with a layout, a key and a bucket."""
 
-    def __init__(self, binary, directory, count, replication_factor, bucket="test"):
-        self.binary, self.directory = binary, directory
+    def __init__(self, binary, directory, count, replication_factor, bucket="test", zones=None, settings=""):
+        """`zones`: how many, which nodes are in by turns; without it, each node has its own. `settings`: lines of configuration."""
+        self.binary, self.directory, self.zones, self.settings = binary, directory, zones, settings
         self.replication_factor, self.rpc_secret = replication_factor, secrets.token_hex(32)
         self.bucket = bucket
         self.access_key, self.secret_key = "GK" + secrets.token_hex(12), secrets.token_hex(32)
@@ -130,12 +135,13 @@ class Cluster:
             self.new_node()
 
     def new_node(self):
-        """One more node, in a zone of its own: configured, not started, in no layout."""
+        """One more node: configured, not started, in no layout."""
         number = len(self.nodes) + 1
+        zone = (number - 1) % self.zones + 1 if self.zones else number
         s3_port, rpc_port = free_ports(2)
-        node = Node(self.binary, os.path.join(self.directory, f"node{number}"), f"zone{number}",
+        node = Node(self.binary, os.path.join(self.directory, f"node{number}"), f"zone{zone}",
                     f"127.0.0.1:{s3_port}", f"127.0.0.1:{rpc_port}")
-        node.configure(self.replication_factor, self.rpc_secret)
+        node.configure(self.replication_factor, self.rpc_secret, self.settings)
         self.nodes.append(node)
         return node
 
@@ -167,7 +173,7 @@ class Cluster:
             node.kill()
 
     def log_tail(self):
-        return "\n".join(f"--- log of {node.zone}\n{node.log_tail()}" for node in self.nodes if node.process is not None)
+        return "\n".join(f"--- log of {node.name}\n{node.log_tail()}" for node in self.nodes if node.process is not None)
 
     @staticmethod
     def wait_for(what, condition, seconds=30):

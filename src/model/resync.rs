@@ -32,8 +32,10 @@ use crate::resync_queue::{Queued, Reason};
 pub(crate) const RESYNC_BATCH: usize = 100;
 /// No block is moved after this in one go; the others wait for the next.
 const MOVING_MAX: Duration = Duration::from_secs(2);
-/// When a block that had to stay is looked at again.
-const KEPT_MS: u64 = 10 * 60 * 1000;
+/// When a block is looked at again that had to stay because an owner was silent or could not say.
+const SILENT_MS: u64 = 10 * 60 * 1000;
+/// The same when all owners answered and one does not know yet what another does: a few blocks for a short while.
+const DISAGREED_MS: u64 = 20 * 1000;
 
 /// What resync keeps in memory.
 pub(crate) struct Resync {
@@ -224,7 +226,8 @@ impl Garage {
         let (block, now) = (locked.hash(), self.0.clock.now());
         let said: Vec<Answer> = answers.iter().map(|(_node, answer)| *answer).collect();
         let reason = if facts.duty == Duty::NotReplica { Reason::HandOver } else { Reason::Released };
-        let kept = Outcome::Again(now.plus_millis(KEPT_MS), reason);
+        let is_silent = said.iter().any(|answer| matches!(answer, Answer::CannotSay | Answer::Unreachable));
+        let kept = Outcome::Again(now.plus_millis(if is_silent { SILENT_MS } else { DISAGREED_MS }), reason);
         let held_here = facts.refs == Refs::Held;
         let judgement = if is_planted(Bug::DeletesReferencedBlock) {
             Judgement::Released { released_for_ms: u64::MAX }

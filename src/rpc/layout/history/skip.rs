@@ -36,7 +36,8 @@ impl Skipped {
 
 impl LayoutHistory {
     /// Raises trackers on behalf of nodes that will not do it themselves. Of `dead` nodes: `ack` and `sync_ack`, because they neither
-    /// write nor read, and `sync` where they have nothing to receive. When missing data are allowed: `ack` and `sync` of all nodes.
+    /// write nor read, and `sync` where they have nothing to receive. When missing data are allowed: `sync` of all nodes, but only once
+    /// all who are there have acknowledged the version. Before, one of them may still write where nobody would read any more.
     ///
     /// # Errors
     /// [`LayoutError::NothingToSkip`], [`LayoutError::SkipOutOfRange`], [`LayoutError::Conflict`].
@@ -48,16 +49,21 @@ impl LayoutHistory {
     ) -> Result<Skipped, LayoutError> {
         let key = self.version_to_skip_to(number)?;
         let members = self.members();
-        let storing = self.versions.get(&key).map(|version| version.storage_nodes().collect()).unwrap_or_default();
+        let storing: BTreeSet<NodeId> =
+            self.versions.get(&key).map(|version| version.storage_nodes().collect()).unwrap_or_default();
         let somebody_is_there = members.iter().any(|node| !dead.contains(node));
         let mut skipped = Skipped::default();
+        for node in members.iter().filter(|node| dead.contains(node)) {
+            if self.trackers.ack.raise(*node, key) {
+                skipped.ack.push(*node);
+            }
+        }
+        let is_acknowledged = members.iter().all(|node| self.trackers.ack.get(*node) >= Some(key));
+        let sync_of_all = missing == MissingData::Allow && is_acknowledged;
         for node in members {
             let is_dead = dead.contains(&node);
-            let receives_nothing = |storing: &BTreeSet<NodeId>| is_dead && !storing.contains(&node);
-            if (missing == MissingData::Allow || is_dead) && self.trackers.ack.raise(node, key) {
-                skipped.ack.push(node);
-            }
-            if (missing == MissingData::Allow || receives_nothing(&storing)) && self.trackers.sync.raise(node, key) {
+            let receives_nothing = is_dead && !storing.contains(&node);
+            if (sync_of_all || receives_nothing) && self.trackers.sync.raise(node, key) {
                 skipped.sync.push(node);
             }
             // Those who are there raise theirs when they know of everybody's `sync`: only then is a version retired.
@@ -178,10 +184,13 @@ mod tests {
     }
 
     #[test]
-    fn a_skip_over_missing_data_frees_living_nodes_as_well() {
+    fn a_skip_over_missing_data_frees_living_nodes_as_well_once_they_write_to_the_new_owners() {
         let (mut history, dead) = (growing(), BTreeSet::from([node(2)]));
         let skipped = history.skip_dead_nodes(2, &dead, MissingData::Allow).unwrap();
-        assert_eq!((skipped.ack.len(), skipped.sync.len(), skipped.sync_ack), (3, 3, vec![node(2)]));
+        assert_eq!(skipped, Skipped { ack: vec![node(2)], sync: vec![], sync_ack: vec![node(2)] });
+        advance(&mut history, &[1, 3]);
+        let skipped = history.skip_dead_nodes(2, &dead, MissingData::Allow).unwrap();
+        assert_eq!((skipped.ack.len(), skipped.sync.len(), skipped.sync_ack.len()), (0, 3, 0));
         assert_eq!((history.min_ack(), history.min_sync()), (2, 2));
     }
 }
