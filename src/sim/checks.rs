@@ -1,17 +1,25 @@
 //! What must be true once all faults are healed and some time has passed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use garage_model::alias::AliasTable;
 use garage_model::block_ref::{BlockRefRow, BlockRefTable};
+use garage_model::bucket::BucketTable;
 use garage_model::counters::Counts;
 use garage_model::object::{ObjectRow, ObjectTable};
+use garage_model::part::PartTable;
 use garage_model::upload::{UploadRow, UploadState, UploadTable};
-use garage_table::Schema;
-use garage_types::BlockHash;
+use garage_model::version::VersionTable;
+use garage_table::digest::SetDigest;
+use garage_table::segments::KeyRange;
+use garage_table::{Replication, Schema};
+use garage_types::{BlockHash, NodeId, Placement};
 
 use crate::cluster::machine::Machine;
+use crate::layouts;
 use crate::scenario::Abilities;
 use crate::workload::World;
 use crate::world::{BLOCK_SIZE, INLINE_MAX};
@@ -31,6 +39,7 @@ pub async fn rows<S: Schema>(machine: &Machine) -> Vec<S::Row> {
 /// Waits until the cluster is at rest, then reads everything through every machine and looks at what each of them has.
 pub async fn after_quiet(world: &World, abilities: Abilities) {
     world.cluster.until("all machines are connected again", |cluster| cluster.is_connected()).await;
+    layouts::settle(world).await;
     // Past the delay of every deletion; time itself passes only as far as it must.
     world.cluster.machines.iter().for_each(|machine| machine.clock.set_off_by_ms(2 * 3_600_000));
     // Now rather than within the hour.
@@ -116,27 +125,78 @@ async fn blocks_are_held(world: &World, abilities: Abilities) {
 }
 
 async fn replicas_are_equal(world: &World) {
+    has_equal_rows::<ObjectTable>(world).await;
+    has_equal_rows::<UploadTable>(world).await;
+    has_equal_rows::<PartTable>(world).await;
+    has_equal_rows::<VersionTable>(world).await;
+    has_equal_rows::<BlockRefTable>(world).await;
+    has_equal_rows::<BucketTable>(world).await;
+    has_equal_rows::<AliasTable>(world).await;
+    digests_are_equal(world).await;
+}
+
+fn numbers_of(world: &World, nodes: &[NodeId]) -> BTreeSet<usize> {
+    world.cluster.machines.iter().filter(|machine| nodes.contains(&machine.id)).map(|machine| machine.number).collect()
+}
+
+/// Every row is on all its owners and, in a sharded table, nowhere else.
+async fn has_equal_rows<S: Schema>(world: &World)
+where
+    S::Row: Debug,
+{
     let layout = world.cluster.machines[0].garage().expect("the machine runs").cluster().layout();
-    let mut seen: BTreeMap<String, Vec<usize>> = BTreeMap::new();
-    let mut owners: BTreeMap<String, usize> = BTreeMap::new();
+    let members = layout.all_nodes();
+    let mut seen: BTreeMap<String, (Placement, BTreeSet<usize>)> = BTreeMap::new();
     for machine in &world.cluster.machines {
-        let mut add = |placement: garage_types::Placement, row: String| {
-            owners.insert(row.clone(), layout.read_nodes(placement).len());
-            seen.entry(row).or_default().push(machine.number);
-        };
-        for row in rows::<ObjectTable>(machine).await {
-            add(ObjectTable::placement(&row), format!("{row:?}"));
+        // What a machine without a role keeps of a full-copy table is never read.
+        if S::REPLICATION == Replication::FullCopy && !members.contains(&machine.id) {
+            continue;
         }
-        for row in rows::<UploadTable>(machine).await {
-            add(UploadTable::placement(&row), format!("{row:?}"));
-        }
-        for row in rows::<BlockRefTable>(machine).await {
-            add(BlockRefTable::placement(&row), format!("{row:?}"));
+        for row in rows::<S>(machine).await {
+            seen.entry(format!("{row:?}")).or_insert((S::placement(&row), BTreeSet::new())).1.insert(machine.number);
         }
     }
-    for (row, machines) in seen {
-        if machines.len() != owners[&row] {
-            world.history.violation(format!("only the machines {machines:?} have the row {row}"));
+    for (row, (placement, machines)) in seen {
+        let owners = match S::REPLICATION {
+            Replication::Sharded => layout.read_nodes(placement),
+            Replication::FullCopy => members,
+        };
+        let owners = numbers_of(world, owners);
+        if machines != owners {
+            world
+                .history
+                .violation(format!("of the owners {owners:?}, the machines {machines:?} have the {} row {row}", S::NAME));
+        }
+    }
+}
+
+/// The digests by which owners compare their rows are equal as well, partition by partition.
+async fn digests_are_equal(world: &World) {
+    let machines = &world.cluster.machines;
+    let layout = machines[0].garage().expect("the machine runs").cluster().layout();
+    let ranges: Vec<KeyRange> =
+        (0..=u8::MAX).map(|first| KeyRange { from: vec![first], to: first.checked_add(1).map(|next| vec![next]) }).collect();
+    let tables = machines[0].garage().expect("the machine runs").local().tables.tables();
+    for (table, _) in tables.into_iter().filter(|(_, replication)| *replication == Replication::Sharded) {
+        let mut digests = BTreeMap::new();
+        for machine in machines {
+            let store = machine.garage().expect("the machine runs").local().tables.clone();
+            digests.insert(machine.number, store.range_digests(table, ranges.clone()).await.unwrap());
+        }
+        for first in 0..=u8::MAX {
+            let mut placement = [0; 32];
+            placement[0] = first;
+            let owners = numbers_of(world, layout.read_nodes(Placement::from_bytes(placement)));
+            let of = |machine: usize| digests[&machine][usize::from(first)];
+            let theirs: Vec<SetDigest> = owners.iter().map(|machine| of(*machine)).collect();
+            let others = machines.iter().filter(|machine| !owners.contains(&machine.number));
+            if theirs.windows(2).any(|two| two[0] != two[1]) {
+                world.history.violation(format!("owners {owners:?} of {table:?} {first:02x}: {theirs:?}"));
+            }
+            for other in others.filter(|other| of(other.number) != SetDigest::default()) {
+                let digest = of(other.number);
+                world.history.violation(format!("machine {} owns no {table:?} {first:02x}, but has {digest:?}", other.number));
+            }
         }
     }
 }

@@ -54,6 +54,16 @@ fn promises_hold_on_one_machine() {
     passes(scenario("single"), 0..20);
 }
 
+#[test]
+fn promises_hold_while_operators_change_the_layout() {
+    passes(scenario("layouts"), 0..2);
+}
+
+#[test]
+fn promises_hold_while_the_layout_changes_and_machines_fail() {
+    passes(scenario("upheaval"), 0..2);
+}
+
 /// The trace of a run in a process of its own, as a replay is: some counters of libraries go on through the runs of one process.
 fn trace_of(scenario: &str, seed: u64) -> Vec<String> {
     let this = std::env::current_exe().unwrap();

@@ -8,6 +8,7 @@ use garage_types::random::SeededRandom;
 
 use crate::cluster::machine::Machine;
 use crate::cluster::network::Death;
+use crate::layouts;
 use crate::workload::World;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +36,8 @@ pub enum Fault {
     FullDisk,
     /// A machine's next commits to its database fail.
     FullDatabase,
+    /// An operator changes the layout; nothing heals that.
+    LayoutChange,
 }
 
 /// Makes faults for as long as it is polled.
@@ -43,9 +46,16 @@ pub async fn make_faults(world: Arc<World>, faults: &'static [Fault], random: Ar
         let pause = Duration::from_millis(50 + random.below(1_200));
         tokio::time::sleep(pause).await;
         let fault = faults[random.below(faults.len() as u64) as usize];
-        if fault == Fault::CrashWriter {
-            crash_writer(&world, &random).await;
-            continue;
+        match fault {
+            Fault::CrashWriter => {
+                crash_writer(&world, &random).await;
+                continue;
+            }
+            Fault::LayoutChange => {
+                layouts::change(&world, &random).await;
+                continue;
+            }
+            _held => {}
         }
         begin(&world, fault, &random);
         let held = Duration::from_millis(if random.below(5) == 0 { random.below(25_000) } else { random.below(1_500) });
@@ -83,8 +93,8 @@ fn begin(world: &World, fault: Fault, random: &SeededRandom) {
             }
         }
         Fault::Crash => one.crash(death(random)),
-        // Not begun here: it waits for its moment.
-        Fault::CrashWriter => {}
+        // Not begun here: they take their time.
+        Fault::CrashWriter | Fault::LayoutChange => {}
         Fault::Blackout => machines.iter().for_each(|machine| machine.crash(Death::Reset)),
         Fault::ClockJump => {
             let off_by_ms = [0, 3_600_000, -3_600_000, 700, -700][random.below(5) as usize];

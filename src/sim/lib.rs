@@ -2,7 +2,8 @@
 //! follow a seed. Tests only.
 //!
 //! [`world`] is one node that loses power, for tests of a story. `scenario` runs several on a network of their own, under a workload
-//! and faults drawn from a seed: `cluster` (machines and network), `workload` (clients), `faults`, `history` and `linear` (what they
+//! and faults drawn from a seed: `cluster` (machines and network), `workload` (clients), `faults`,
+//! `layouts` (operators), `history` and `linear` (what they
 //! saw, and whether it can be explained), `checks` (what must be true at the end).
 //!
 //! Must stay true: a seed replays a run exactly. So there are no threads and no real time, no order that depends on a hash, and
@@ -24,6 +25,9 @@ mod workload;
 
 #[cfg(test)]
 mod faults;
+
+#[cfg(test)]
+mod layouts;
 
 #[cfg(test)]
 mod checks;

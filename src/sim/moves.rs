@@ -85,7 +85,7 @@ async fn is_all_there(cluster: &Cluster, machines: &[usize], bucket: BucketId, n
 
 /// A cluster of `machines`, the first three of which have a role, and a bucket.
 async fn three_of(machines: usize, seed: u64) -> (Cluster, BucketId) {
-    let cluster = Cluster::start_with_roles(seed, machines, 3, setup()).await;
+    let cluster = Cluster::start(seed, machines, 3, setup()).await;
     let bucket = garage(&cluster, 0).create_bucket("pictures").await.unwrap();
     tokio::time::sleep(Duration::from_secs(5)).await;
     (cluster, bucket)

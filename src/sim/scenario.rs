@@ -32,6 +32,8 @@ pub const ABILITIES: Abilities = Abilities { anti_entropy: true, block_resync: t
 pub struct Scenario {
     pub name: &'static str,
     pub machines: usize,
+    /// Machines with a role in the first layout.
+    pub roles: usize,
     pub replication_factor: usize,
     pub clients: u64,
     /// Of each client.
@@ -84,19 +86,50 @@ const BREAKS: &[Fault] = &[
 /// Machines that miss what the others write.
 const LAGGING: &[Fault] = &[Fault::Isolate, Fault::Isolate, Fault::Crash, Fault::Tangle, Fault::LoseConnections];
 
-/// What the scenarios start from.
-const THREE: Scenario =
-    Scenario { name: "calm", machines: 3, replication_factor: 3, clients: 4, operations: 50, keys: 5, mix: USUAL, faults: &[] };
+/// Operators at work, and nothing else.
+const LAYOUTS: &[Fault] = &[Fault::LayoutChange, Fault::Delay];
 
-pub const SCENARIOS: [Scenario; 8] = [
+const UPHEAVAL: &[Fault] = &[
+    Fault::LayoutChange,
+    Fault::LayoutChange,
+    Fault::LayoutChange,
+    Fault::LayoutChange,
+    Fault::Delay,
+    Fault::LoseConnections,
+    Fault::BlockOneWay,
+    Fault::Isolate,
+    Fault::Tangle,
+    Fault::Crash,
+    Fault::Crash,
+    Fault::CrashWriter,
+    Fault::Blackout,
+    Fault::ClockJump,
+];
+
+/// What the scenarios start from.
+const THREE: Scenario = Scenario {
+    name: "calm",
+    machines: 3,
+    roles: 3,
+    replication_factor: 3,
+    clients: 4,
+    operations: 50,
+    keys: 5,
+    mix: USUAL,
+    faults: &[],
+};
+
+pub const SCENARIOS: [Scenario; 10] = [
     THREE,
     Scenario { name: "network", faults: NETWORK, ..THREE },
     Scenario { name: "everything", faults: ALL, ..THREE },
     Scenario { name: "crowd", operations: 70, keys: 1, mix: CROWD, faults: BREAKS, ..THREE },
     Scenario { name: "listing", operations: 25, keys: 40, mix: LISTING, faults: LAGGING, ..THREE },
     Scenario { name: "uploads", keys: 2, mix: UPLOADS, faults: ALL, ..THREE },
-    Scenario { name: "five", machines: 5, clients: 5, operations: 40, faults: ALL, ..THREE },
-    Scenario { name: "single", machines: 1, replication_factor: 1, clients: 3, faults: ALL, ..THREE },
+    Scenario { name: "five", machines: 5, roles: 5, clients: 5, operations: 40, faults: ALL, ..THREE },
+    Scenario { name: "single", machines: 1, roles: 1, replication_factor: 1, clients: 3, faults: ALL, ..THREE },
+    Scenario { name: "layouts", machines: 6, roles: 4, faults: LAYOUTS, ..THREE },
+    Scenario { name: "upheaval", machines: 5, roles: 4, faults: UPHEAVAL, ..THREE },
 ];
 
 pub fn scenario(name: &str) -> Scenario {
@@ -172,7 +205,7 @@ async fn run_in_runtime(scenario: Scenario, seed: u64, flaw: Option<Flaw>) -> Ou
             _ => garage_db::Durability::Synced,
         },
     };
-    let cluster = Cluster::start(seed, scenario.machines, setup).await;
+    let cluster = Cluster::start(seed, scenario.machines, scenario.roles, setup).await;
     let bucket = cluster.machines[0].garage().expect("it runs").create_bucket("pictures").await.unwrap();
     // The name and the bucket reach every machine before anybody works.
     tokio::time::sleep(Duration::from_secs(5)).await;

@@ -20,13 +20,8 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Machines that run and know each other, with a layout over all of them, each in a zone of its own.
-    pub async fn start(seed: u64, machines: usize, setup: Setup) -> Cluster {
-        Cluster::start_with_roles(seed, machines, machines, setup).await
-    }
-
-    /// As [`Cluster::start`], with a role for the first `roles` machines only.
-    pub async fn start_with_roles(seed: u64, machines: usize, roles: usize, setup: Setup) -> Cluster {
+    /// Machines that run and know each other, with a layout over the first `roles` of them, each in a zone of its own.
+    pub async fn start(seed: u64, machines: usize, roles: usize, setup: Setup) -> Cluster {
         let network = Network::new(seed ^ 0x6e65_7477);
         let machine = |number: usize| {
             let own_seed = seed.wrapping_mul(1000).wrapping_add(number as u64);
