@@ -25,6 +25,7 @@ def ranges_and_conditions(w):
     yield get("If-Match of another ETag", "if-match", '"0"', 412, "PreconditionFailed")
     yield get("If-None-Match of this ETag", "if-none-match", etag, 304)
     yield get("If-Unmodified-Since long ago", "if-unmodified-since", "Sat, 01 Jan 2000 00:00:00 GMT", 412, "PreconditionFailed")
+    yield get("an If-Modified-Since of the future is ignored", "if-modified-since", "Fri, 01 Jan 2100 00:00:00 GMT", 200)
     yield get("a malformed If-Modified-Since is ignored", "if-modified-since", "yesterday", 200)
     yield Row("HEAD with If-Match of another ETag", signed(s, "HEAD", w.object, headers=[("if-match", '"0"')]), 412, "", HTTP, "HEAD")
     yield put("If-Match on a key that is not there", w.bad(), "if-match", etag, 404, "NoSuchKey")
@@ -76,6 +77,11 @@ def documents(w):
     yield create("another root", b"<Other/>", "MalformedXML")
     yield create("entities that grow", ENTITIES, "MalformedXML")
     yield create("1 MiB is announced", b"", "MaxMessageLengthExceeded", length=str(1 << 20))
+    yield create("the MD5 of another document", location.format("garage").encode(), "BadDigest", headers=[("content-md5", md5(b"other"))])
+    yield create("the checksum of another document", location.format("garage").encode(), "BadDigest",
+                 headers=[("x-amz-checksum-crc32", crc32(b"other"))])
+    for name, value in (("x-amz-acl", "public-read"), ("x-amz-grant-read", 'id="a"'), ("x-amz-object-ownership", "ObjectWriter")):
+        yield create(f"with {name}", b"", "NotImplemented", 501, headers=[(name, value)])
 
 
 def multipart(w):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from raw_s3 import Chunked, anonymous, signed
 
-from .row import ERRORS, NAMES, KEYS, HTTP, MESSAGES, api, Row
+from .row import ERRORS, NAMES, OWN, KEYS, HTTP, MESSAGES, api, Row
 
 
 def names(w):
@@ -47,6 +47,10 @@ def headers(w):
     yield put("a lock", "x-amz-object-lock-mode", "COMPLIANCE")
     yield put("a redirect", "x-amz-website-redirect-location", "/a")
     yield put("an append", "x-amz-write-offset-bytes", "0")
+    for name, value in (("x-amz-server-side-encryption-customer-algorithm", "AES256"), ("x-amz-expected-bucket-owner", "123456789012")):
+        for method, path in (("GET", w.object), ("HEAD", w.object), ("GET", f"/{w.bucket}"), ("DELETE", w.bad("header"))):
+            code = "" if method == "HEAD" else "NotImplemented"
+            yield Row(f"{name} on {method} of {path}", signed(w.signer, method, path, headers=[(name, value)]), 501, code, OWN, method)
     yield put("metadata that is not UTF-8", "x-amz-meta-a", "\udcff\udcfe", 400, "InvalidRequest")
 
 

@@ -1,8 +1,10 @@
 //! Conditional reads: `If-Match`, `If-None-Match`, `If-Modified-Since`, `If-Unmodified-Since`, with AWS's precedence.
 //!
 //! `If-Match` that holds makes `If-Unmodified-Since` irrelevant; `If-None-Match` that does not hold answers 304 whatever
-//! `If-Modified-Since` says. Dates are compared in whole seconds and ignored when malformed or in the future.
+//! `If-Modified-Since` says. Dates are compared in whole seconds and ignored when malformed; a copy made "in the future" is none, so
+//! such an `If-Modified-Since` is ignored as well.
 
+use garage_http::dates::parse_http_date;
 use garage_types::Timestamp;
 
 /// The conditions of a read, dates already parsed (`None` when absent or malformed).
@@ -35,9 +37,9 @@ fn holds(etags: &[String], etag: &str) -> bool {
     etags.iter().any(|wanted| wanted == "*" || wanted == etag)
 }
 
-/// Judges a read of a content with this ETag, last changed at `modified`.
-pub fn judge(conditions: &ReadConditions, etag: &str, modified: Timestamp) -> Judgement {
-    let modified = modified.as_secs();
+/// Judges a read, at `now`, of a content with this ETag, last changed at `modified`.
+pub fn judge(conditions: &ReadConditions, etag: &str, modified: Timestamp, now: Timestamp) -> Judgement {
+    let (modified, now) = (modified.as_secs(), now.as_secs());
     match (&conditions.if_match, conditions.if_unmodified_since) {
         (Some(etags), _) if !holds(etags, etag) => return Judgement::PreconditionFailed,
         (None, Some(date)) if modified > date.as_secs() => return Judgement::PreconditionFailed,
@@ -45,8 +47,17 @@ pub fn judge(conditions: &ReadConditions, etag: &str, modified: Timestamp) -> Ju
     }
     match (&conditions.if_none_match, conditions.if_modified_since) {
         (Some(etags), _) if holds(etags, etag) => Judgement::NotModified,
-        (None, Some(date)) if modified <= date.as_secs() => Judgement::NotModified,
+        (None, Some(date)) if modified <= date.as_secs() && date.as_secs() <= now => Judgement::NotModified,
         _ => Judgement::Send,
+    }
+}
+
+/// Whether a range is to be served to a client that holds a part of the content `if_range` names: an ETag, or the date of the last
+/// change. A weak ETag or anything else never fits: the client gets the whole, and no mixture of two contents.
+pub fn range_applies(if_range: &str, etag: &str, modified: Timestamp) -> bool {
+    match if_range.strip_prefix('"').and_then(|text| text.strip_suffix('"')) {
+        Some(wanted) => wanted == etag,
+        None => parse_http_date(if_range).is_ok_and(|date| date.as_secs() == modified.as_secs()),
     }
 }
 
@@ -54,9 +65,12 @@ pub fn judge(conditions: &ReadConditions, etag: &str, modified: Timestamp) -> Ju
 mod tests {
     use garage_types::Timestamp;
 
-    use super::{Judgement, ReadConditions, judge, parse_etags};
+    use garage_http::dates::http_date;
 
-    const MODIFIED: u64 = 1_000_500;
+    use super::{Judgement, ReadConditions, judge, parse_etags, range_applies};
+
+    const MODIFIED: Timestamp = Timestamp::from_millis(1_000_500);
+    const NOW: Timestamp = Timestamp::from_millis(2_000_000);
 
     fn at(secs: u64) -> Option<Timestamp> {
         Some(Timestamp::from_millis(secs * 1000))
@@ -81,6 +95,9 @@ mod tests {
             (ReadConditions { if_none_match: tags("b"), ..none.clone() }, Send),
             (ReadConditions { if_modified_since: at(1000), ..none.clone() }, NotModified),
             (ReadConditions { if_modified_since: at(999), ..none.clone() }, Send),
+            (ReadConditions { if_modified_since: at(2000), ..none.clone() }, NotModified),
+            (ReadConditions { if_modified_since: at(2001), ..none.clone() }, Send),
+            (ReadConditions { if_unmodified_since: at(2001), ..none.clone() }, Send),
             (ReadConditions { if_unmodified_since: at(1000), ..none.clone() }, Send),
             (ReadConditions { if_unmodified_since: at(999), ..none.clone() }, PreconditionFailed),
             (ReadConditions { if_match: tags("a"), if_unmodified_since: at(999), ..none.clone() }, Send),
@@ -89,7 +106,26 @@ mod tests {
             (ReadConditions { if_match: tags("b"), if_none_match: tags("a"), ..none }, PreconditionFailed),
         ];
         for (conditions, expected) in cases {
-            assert_eq!(judge(&conditions, "a", Timestamp::from_millis(MODIFIED)), expected, "{conditions:?}");
+            assert_eq!(judge(&conditions, "a", MODIFIED, NOW), expected, "{conditions:?}");
+        }
+    }
+
+    #[test]
+    fn a_range_applies_only_to_the_content_the_client_holds() {
+        let date = |secs: u64| http_date(Timestamp::from_millis(secs * 1000));
+        let cases = [
+            ("\"a\"", true),
+            ("\"b\"", false),
+            ("W/\"a\"", false),
+            ("a", false),
+            ("*", false),
+            ("", false),
+            (&date(1000), true),
+            (&date(999), false),
+            (&date(1001), false),
+        ];
+        for (if_range, applies) in cases {
+            assert_eq!(range_applies(if_range, "a", MODIFIED), applies, "{if_range}");
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use garage_http::body::stored_content_encoding;
 use garage_http::head::RequestHead;
 use garage_model::digest::ChecksumAlgorithm;
 
@@ -70,8 +71,8 @@ pub fn to_keep(head: &RequestHead) -> Result<BTreeMap<String, String>, S3Error> 
     let mut kept = BTreeMap::new();
     for name in KEPT {
         if let Some(value) = header(head, name)? {
-            let value = if name == "content-encoding" { without_aws_chunked(value) } else { value.to_owned() };
-            if !value.is_empty() {
+            let kept_value = if name == "content-encoding" { stored_content_encoding(value) } else { Some(value.to_owned()) };
+            if let Some(value) = kept_value.filter(|value| !value.is_empty()) {
                 kept.insert(name.to_owned(), value);
             }
         }
@@ -91,13 +92,6 @@ pub fn to_keep(head: &RequestHead) -> Result<BTreeMap<String, String>, S3Error> 
             .with("MaxSizeAllowed", &METADATA_MAX.to_string()));
     }
     Ok(kept)
-}
-
-/// `Content-Encoding` as the object's own: the transfer framing of SigV4 is not part of it.
-fn without_aws_chunked(value: &str) -> String {
-    let codings =
-        value.split(',').map(str::trim).filter(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case("aws-chunked"));
-    codings.collect::<Vec<_>>().join(",")
 }
 
 /// `If-Match` and `If-None-Match`, as ETags without quotes.

@@ -15,7 +15,7 @@ use hyper::header::{HeaderName, HeaderValue};
 use hyper::{Method, Request, Response};
 
 use crate::error::{Code, S3Error};
-use crate::headers::header;
+use crate::headers::{header, refuse_unimplemented};
 use crate::ops::abort_multipart_upload::AbortMultipartUpload;
 use crate::ops::complete_multipart_upload::CompleteMultipartUpload;
 use crate::ops::copy_object::CopyObject;
@@ -91,8 +91,8 @@ impl S3Service {
         if head.method == Method::OPTIONS {
             return Err(Code::AccessForbidden.into());
         }
-        let (caller, payload) = self.authenticate(&head).await?;
-        adopt_query_headers(&mut head);
+        let (caller, payload) = self.authenticate(&head).await.map_err(|error| self.with_region(error, &head))?;
+        adopt_query_headers(&mut head)?;
         if header(&head, "x-amz-security-token")?.is_some() {
             return Err(Code::InvalidToken.into());
         }
@@ -100,9 +100,15 @@ impl S3Service {
         self.dispatch(&head, target, caller, payload).await.map_err(|error| self.with_region(error, &head))
     }
 
-    /// HeadBucket tells the bucket's region even when it refuses: clients find their way by it.
+    /// HeadBucket tells the bucket's region even when it refuses, and a signature for another region is told the right one: clients
+    /// find their way by it.
     fn with_region(&self, error: S3Error, head: &RequestHead) -> S3Error {
-        let tells = head.method == Method::HEAD && matches!(error.code, Code::NoSuchBucket | Code::AccessDenied);
+        let tells = match error.code {
+            Code::NoSuchBucket | Code::AccessDenied => head.method == Method::HEAD,
+            // Where the body that names the right region may not be sent, this is all a client has.
+            Code::AuthorizationHeaderMalformed | Code::AuthorizationQueryParametersError => true,
+            _ => false,
+        };
         if tells { error.with_header("x-amz-bucket-region", &self.0.settings.region) } else { error }
     }
 
@@ -182,16 +188,21 @@ const SIGNATURE_PARAMETERS: [&str; 7] = [
 /// SDKs move headers into the query of a presigned URL, where the signature covers them too: they mean the same there.
 ///
 /// One that is given in both places becomes a repeated header, which is refused where it matters.
-fn adopt_query_headers(head: &mut RequestHead) {
+///
+/// # Errors
+/// 400 for what cannot be a header: it was meant to change the request, and passing it over would change it too.
+fn adopt_query_headers(head: &mut RequestHead) -> Result<(), S3Error> {
     for pair in &head.query {
         let name = pair.name.to_ascii_lowercase();
         if !name.starts_with("x-amz-") || SIGNATURE_PARAMETERS.contains(&name.as_str()) {
             continue;
         }
-        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::from_bytes(pair.value.as_bytes())) {
-            head.headers.append(name, value);
-        }
+        let invalid = || S3Error::invalid_argument("The header value is not valid", &pair.name, &pair.value);
+        let name = HeaderName::try_from(name).map_err(|_invalid| invalid())?;
+        let value = HeaderValue::from_bytes(pair.value.as_bytes()).map_err(|_invalid| invalid())?;
+        head.headers.append(name, value);
     }
+    Ok(())
 }
 
 /// A request on a bucket, before its access was checked.
@@ -208,6 +219,7 @@ impl Found<'_> {
         let key = self.key.take();
         let head = self.head;
         let (ctx, body) = self.admitted_with_body(O::ACCESS).await?;
+        refuse_unimplemented(head)?;
         O::parse(head, key)?.run(&ctx, body).await
     }
 
@@ -238,15 +250,25 @@ mod tests {
     use garage_http::RequestHead;
 
     use super::adopt_query_headers;
+    use crate::error::Code;
 
     #[test]
     fn headers_that_were_moved_into_a_presigned_url_count_as_headers() {
         let uri = "/b/k?X-Amz-Signature=0&X-Amz-Tagging=a%3Db&x-amz-copy-source=%2Fb%2Fother&x-id=PutObject";
         let request = hyper::Request::builder().uri(uri).header("host", "localhost").body(()).unwrap();
         let mut head = RequestHead::read(&request.into_parts().0).unwrap();
-        adopt_query_headers(&mut head);
+        adopt_query_headers(&mut head).unwrap();
         let names: Vec<&str> = head.headers.keys().map(|name| name.as_str()).collect();
         assert_eq!(names, ["host", "x-amz-tagging", "x-amz-copy-source"]);
         assert_eq!(head.header("x-amz-copy-source"), Ok(Some("/b/other")));
+    }
+
+    #[test]
+    fn a_parameter_that_cannot_be_a_header_is_refused_not_passed_over() {
+        for query in ["x-amz-copy-source=a%0Ab", "x-amz-tagging%0A=a"] {
+            let request = hyper::Request::builder().uri(format!("/b/k?{query}")).header("host", "localhost").body(()).unwrap();
+            let mut head = RequestHead::read(&request.into_parts().0).unwrap();
+            assert_eq!(adopt_query_headers(&mut head).unwrap_err().code, Code::InvalidArgument, "{query}");
+        }
     }
 }

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Either, select};
-use hyper::body::Incoming;
-use hyper::header::{CONNECTION, HeaderValue};
+use hyper::body::{Body, Incoming};
+use hyper::header::{CONNECTION, EXPECT, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
@@ -98,11 +98,16 @@ async fn linger(mut io: impl AsyncRead + AsyncWrite + Unpin) {
     }
 }
 
+fn asks_to_continue(value: &HeaderValue) -> bool {
+    value.as_bytes().eq_ignore_ascii_case(b"100-continue")
+}
+
 /// Runs the handler, and makes a reply of whatever becomes of it.
 async fn answer<S: Service + ?Sized>(request: Request<Incoming>, peer: Peer, shared: Arc<Shared<S>>) -> Response<ReplyBody> {
     let started = Instant::now();
     let request_id = RequestId::random(&*shared.random);
     let (parts, incoming) = request.into_parts();
+    let continues_nothing = incoming.is_end_stream() && parts.headers.get(EXPECT).is_some_and(asks_to_continue);
     let (body, read_to_end) = RequestBody::new(incoming);
     let mut request = Request::from_parts(parts, body);
     request.extensions_mut().insert(request_id);
@@ -121,7 +126,9 @@ async fn answer<S: Service + ?Sized>(request: Request<Incoming>, peer: Peer, sha
         let id = HeaderValue::from_str(&request_id.to_string()).expect("hexadecimal digits fit a header");
         reply.headers_mut().insert(REQUEST_ID_HEADER, id);
     }
-    if !read_to_end.get() {
+    // botocore announces even an empty body with `Expect: 100-continue`. HTTP lets us answer at once, but botocore then takes the
+    // next reply on this connection for a part of this one, and waits for its time-out; on a new connection it does not.
+    if !read_to_end.get() || continues_nothing {
         reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     let elapsed_ms = started.elapsed().as_millis() as u64;

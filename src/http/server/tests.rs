@@ -211,6 +211,18 @@ async fn expect_100_is_answered_when_the_body_is_first_read() {
     assert_eq!(reply, b"HTTP/1.1 200 OK");
 }
 
+/// botocore takes the reply for one of its own making and hangs on the next, unless the connection ends here.
+#[tokio::test]
+async fn expect_100_without_a_body_ends_the_connection() {
+    for (expect, closes) in [("expect: 100-continue\r\n", true), ("expect: 100-Continue\r\n", true), ("", false)] {
+        let mut wire = wire(1 << 16, ServerLimits::default());
+        wire.send(&format!("PUT /echo HTTP/1.1\r\nhost: h\r\n{expect}content-length: 0\r\n\r\n{}", last("/hello"))).await;
+        let replies = wire.rest().await;
+        assert_eq!(replies.contains("hello"), !closes, "{replies}");
+        assert_eq!(replies.matches("connection: close\r\n").count(), 1, "{replies}");
+    }
+}
+
 #[tokio::test]
 async fn a_reply_before_the_end_of_the_body_says_that_the_connection_ends() {
     let put = |path: &str, expect: &str| format!("PUT {path} HTTP/1.1\r\nhost: h\r\ncontent-length: 2\r\n{expect}\r\n");

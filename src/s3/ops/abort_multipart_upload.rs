@@ -7,7 +7,7 @@ use garage_http::head::RequestHead;
 use garage_types::{ObjectKey, UploadId};
 
 use crate::error::S3Error;
-use crate::headers::{header, refuse_unimplemented};
+use crate::headers::header;
 use crate::ops::{Access, BucketCtx, Operation, object_key, uploads};
 use crate::reply::Reply;
 
@@ -20,7 +20,6 @@ impl Operation for AbortMultipartUpload {
     const ACCESS: Access = Access::Write;
 
     fn parse(head: &RequestHead, key: Option<ObjectKey>) -> Result<Self, S3Error> {
-        refuse_unimplemented(head)?;
         if header(head, "x-amz-if-match-initiated-time")?.is_some() {
             return Err(S3Error::not_implemented("The header x-amz-if-match-initiated-time"));
         }

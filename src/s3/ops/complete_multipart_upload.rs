@@ -13,7 +13,7 @@ use garage_types::{ObjectKey, UploadId};
 
 use crate::conditions::parse_etags;
 use crate::error::{Code, S3Error};
-use crate::headers::{header, refuse_unimplemented};
+use crate::headers::header;
 use crate::ops::put_object::BodyFacts;
 use crate::ops::uploads::{checksum_element, checksum_kind, document, preconditions, upload_id, write_checksum};
 use crate::ops::{Access, BucketCtx, Operation, object_key, uploads};
@@ -36,7 +36,6 @@ impl Operation for CompleteMultipartUpload {
     const ACCESS: Access = Access::Write;
 
     fn parse(head: &RequestHead, key: Option<ObjectKey>) -> Result<Self, S3Error> {
-        refuse_unimplemented(head)?;
         let size = header(head, "x-amz-mp-object-size")?.map(|text| {
             text.parse()
                 .map_err(|_malformed| S3Error::new(Code::InvalidRequest, "Value for x-amz-mp-object-size header is invalid."))

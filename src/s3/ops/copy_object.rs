@@ -14,7 +14,7 @@ use garage_model::put::{Preconditions, PutObject};
 use garage_types::ObjectKey;
 
 use crate::error::{Code, S3Error};
-use crate::headers::{header, refuse_unimplemented, to_keep};
+use crate::headers::{header, to_keep};
 use crate::ops::copy_source::CopySource;
 use crate::ops::uploads::{checksum_algorithm, preconditions, write_checksum};
 use crate::ops::{Access, BucketCtx, Operation, object_key};
@@ -38,7 +38,6 @@ impl Operation for CopyObject {
             None | Some("COPY") => {}
             Some(_) => return Err(S3Error::not_implemented("The tagging directive REPLACE")),
         }
-        refuse_unimplemented(head)?;
         let replaced = match header(head, "x-amz-metadata-directive")? {
             None | Some("COPY") => None,
             Some("REPLACE") => Some(to_keep(head)?),

@@ -80,7 +80,7 @@ impl CopySource {
             let error = S3Error::from(error);
             if error.code == Code::NoSuchKey { error.with("Key", self.key.as_str()) } else { error }
         })?;
-        match judge(&self.conditions, &object.meta.etag, object.timestamp) {
+        match judge(&self.conditions, &object.meta.etag, object.timestamp, ctx.garage().clock().now()) {
             Judgement::Send => Ok(object),
             Judgement::NotModified | Judgement::PreconditionFailed => Err(Code::PreconditionFailed.into()),
         }

@@ -9,8 +9,10 @@ use garage_http::xml;
 use garage_model::buckets::Created;
 
 use crate::error::{Code, S3Error};
-use crate::headers::header;
+use crate::headers::{announced_checksum, content_md5, header, refuse_unimplemented};
 use crate::ops::Caller;
+use crate::ops::put_object::BodyFacts;
+use crate::ops::uploads::document;
 use crate::reply::Reply;
 
 /// Bytes of a configuration document.
@@ -18,14 +20,21 @@ const DOCUMENT_MAX: usize = 64 << 10;
 
 /// # Errors
 /// `AccessDenied`, `InvalidBucketName`, `BucketAlreadyExists`, `IllegalLocationConstraintException`, `MalformedXML`.
-pub async fn run(caller: &Caller, head: &RequestHead, name: &str, mut body: Payload) -> Result<Reply, S3Error> {
+pub async fn run(caller: &Caller, head: &RequestHead, name: &str, body: Payload) -> Result<Reply, S3Error> {
     if !caller.key.state.may_create_buckets.get() {
         return Err(S3Error::new(Code::AccessDenied, "This access key may not create buckets."));
     }
+    refuse_unimplemented(head)?;
     if header(head, "x-amz-bucket-object-lock-enabled")?.is_some_and(|value| value.eq_ignore_ascii_case("true")) {
         return Err(S3Error::not_implemented("Object lock"));
     }
-    let document = body.read_to_limit(DOCUMENT_MAX as u64).await?;
+    match header(head, "x-amz-object-ownership")? {
+        // There are no ACLs here: this is how every bucket is.
+        None | Some("BucketOwnerEnforced") => {}
+        Some(ownership) => return Err(S3Error::not_implemented(&format!("The object ownership {ownership}"))),
+    }
+    let digests = BodyFacts { md5: content_md5(head)?, checksum: announced_checksum(head)? };
+    let document = document(body, digests, DOCUMENT_MAX).await?;
     check_configuration(&document, &caller.settings.region)?;
     match caller.garage.create_bucket_for(&caller.key.id, name).await? {
         Created::New(_) | Created::AlreadyOwned(_) => Reply::ok().header("location", &format!("/{name}")),

@@ -6,7 +6,7 @@ use garage_model::put::Preconditions;
 use garage_types::ObjectKey;
 
 use crate::error::S3Error;
-use crate::headers::{etags, header, refuse_unimplemented};
+use crate::headers::{etags, header};
 use crate::ops::{Access, BucketCtx, Operation, object_key};
 use crate::reply::Reply;
 
@@ -19,7 +19,6 @@ impl Operation for DeleteObject {
     const ACCESS: Access = Access::Write;
 
     fn parse(head: &RequestHead, key: Option<ObjectKey>) -> Result<Self, S3Error> {
-        refuse_unimplemented(head)?;
         for name in ["x-amz-if-match-last-modified-time", "x-amz-if-match-size"] {
             if header(head, name)?.is_some() {
                 return Err(S3Error::not_implemented(&format!("The header {name}")));

@@ -11,7 +11,6 @@ use garage_model::put::Preconditions;
 use garage_types::ObjectKey;
 
 use crate::error::{Code, S3Error};
-use crate::headers::refuse_unimplemented;
 use crate::ops::put_object::BodyFacts;
 use crate::ops::uploads::document;
 use crate::ops::{Access, BucketCtx, Operation};
@@ -56,6 +55,10 @@ fn parse_order(document: &[u8]) -> Result<Order, S3Error> {
     let mut keys = Vec::new();
     for object in root.all("Object") {
         let text = |name: &str| object.child_text(name).map(str::to_owned);
+        // Conditions of AWS's directory buckets: never ignored.
+        if let Some(condition) = ["LastModifiedTime", "Size"].into_iter().find(|name| object.child(name).is_some()) {
+            return Err(S3Error::not_implemented(&format!("The condition {condition} of a deletion")));
+        }
         // AWS's schema gives a key at least one character.
         let key = text("Key").filter(|key| !key.is_empty()).ok_or_else(malformed)?;
         keys.push(Wanted { key, version: text("VersionId"), etag: text("ETag") });
@@ -81,7 +84,6 @@ impl Operation for DeleteObjects {
     const ACCESS: Access = Access::Write;
 
     fn parse(head: &RequestHead, _key: Option<ObjectKey>) -> Result<Self, S3Error> {
-        refuse_unimplemented(head)?;
         Ok(DeleteObjects { facts: BodyFacts::parse(head)? })
     }
 
@@ -135,6 +137,10 @@ mod tests {
             &many,
         ] {
             assert_eq!(parse_order(bad.as_bytes()).unwrap_err().code, Code::MalformedXML, "{bad:.40}");
+        }
+        for condition in ["<Size>1</Size>", "<LastModifiedTime>2020-01-01T00:00:00Z</LastModifiedTime>"] {
+            let document = format!("<Delete><Object><Key>k</Key>{condition}</Object></Delete>");
+            assert_eq!(parse_order(document.as_bytes()).unwrap_err().code, Code::NotImplemented, "{condition}");
         }
     }
 }

@@ -13,7 +13,7 @@ use garage_model::get::{Object, ObjectPart};
 use garage_types::ObjectKey;
 use hyper::StatusCode;
 
-use crate::conditions::{Judgement, ReadConditions, judge};
+use crate::conditions::{Judgement, ReadConditions, judge, range_applies};
 use crate::error::{Code, S3Error};
 use crate::headers::{etags, header};
 use crate::ops::{Access, BucketCtx, Operation, object_key};
@@ -45,6 +45,7 @@ struct Read {
     key: ObjectKey,
     conditions: ReadConditions,
     range: Option<String>,
+    if_range: Option<String>,
     part: Option<u32>,
     overrides: Vec<(&'static str, String)>,
     checksum: Checksums,
@@ -61,17 +62,27 @@ struct Selected {
     status: StatusCode,
     bytes: Range<u64>,
     /// Of an object that was uploaded in parts, when one of them is asked for.
-    parts_count: Option<usize>,
+    part: Option<SelectedPart>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct SelectedPart {
+    /// Of the object.
+    parts_count: usize,
+    /// The part's own, Base64.
+    checksum: Option<String>,
 }
 
 /// The part of this number; its parts are none of an object that was not uploaded in parts, which is its own first part.
 fn select_part(number: u32, parts: &[ObjectPart], size: u64) -> Result<Selected, S3Error> {
-    let status = StatusCode::PARTIAL_CONTENT;
+    // There is no way to say which part of nothing it is.
+    let status_of = |bytes: &Range<u64>| if bytes.is_empty() { StatusCode::OK } else { StatusCode::PARTIAL_CONTENT };
     if parts.is_empty() && number == 1 {
-        return Ok(Selected { status, bytes: 0..size, parts_count: None });
+        return Ok(Selected { status: status_of(&(0..size)), bytes: 0..size, part: None });
     }
     let part = parts.iter().find(|part| part.number == number).ok_or(Code::InvalidPartNumber)?;
-    Ok(Selected { status, bytes: part.bytes.clone(), parts_count: Some(parts.len()) })
+    let own = SelectedPart { parts_count: parts.len(), checksum: part.checksum.clone() };
+    Ok(Selected { status: status_of(&part.bytes), bytes: part.bytes.clone(), part: Some(own) })
 }
 
 impl Read {
@@ -98,20 +109,23 @@ impl Read {
         }
         let asked = header(head, "x-amz-checksum-mode")?.is_some_and(|mode| mode.eq_ignore_ascii_case("enabled"));
         let checksum = if asked { Checksums::Asked } else { Checksums::NotAsked };
-        Ok(Read { key: object_key(key)?, conditions, range, part, overrides, checksum })
+        let if_range = header(head, "if-range")?.map(str::to_owned);
+        Ok(Read { key: object_key(key)?, conditions, range, if_range, part, overrides, checksum })
     }
 
     async fn select(&self, ctx: &BucketCtx, object: &Object) -> Result<Selected, S3Error> {
         let size = object.meta.size;
         match self.part {
             Some(number) => select_part(number, &ctx.garage().object_parts(object).await?, size),
-            None => self.select_range(size),
+            None => self.select_range(object),
         }
     }
 
-    fn select_range(&self, size: u64) -> Result<Selected, S3Error> {
-        let whole = Selected { status: StatusCode::OK, bytes: 0..size, parts_count: None };
-        match self.range.as_deref().map_or(Wanted::Whole, |header| range::parse(header, size)) {
+    fn select_range(&self, object: &Object) -> Result<Selected, S3Error> {
+        let size = object.meta.size;
+        let whole = Selected { status: StatusCode::OK, bytes: 0..size, part: None };
+        let resumes = self.if_range.as_deref().is_none_or(|held| range_applies(held, &object.meta.etag, object.timestamp));
+        match self.range.as_deref().filter(|_range| resumes).map_or(Wanted::Whole, |header| range::parse(header, size)) {
             Wanted::Whole => Ok(whole),
             Wanted::Part(bytes) => Ok(Selected { status: StatusCode::PARTIAL_CONTENT, bytes, ..whole }),
             Wanted::Unsatisfiable => Err(S3Error::from(Code::InvalidRange)
@@ -127,12 +141,10 @@ impl Read {
             let error = S3Error::from(error);
             if error.code == Code::NoSuchKey { error.with("Key", self.key.as_str()) } else { error }
         })?;
-        match judge(&self.conditions, &object.meta.etag, object.timestamp) {
+        match judge(&self.conditions, &object.meta.etag, object.timestamp, ctx.garage().clock().now()) {
             Judgement::Send => Ok(object),
             Judgement::PreconditionFailed => Err(Code::PreconditionFailed.into()),
-            Judgement::NotModified => Err(S3Error::from(Code::NotModified)
-                .with_header("etag", &format!("\"{}\"", object.meta.etag))
-                .with_header("last-modified", &http_date(object.timestamp))),
+            Judgement::NotModified => Err(not_modified(&object)),
         }
     }
 
@@ -153,14 +165,19 @@ impl Read {
         if !reply.headers.contains_key("content-type") {
             reply = reply.header("content-type", "binary/octet-stream")?;
         }
-        if let Some(count) = selected.parts_count {
-            reply = reply.header("x-amz-mp-parts-count", &count.to_string())?;
+        if let Some(part) = &selected.part {
+            reply = reply.header("x-amz-mp-parts-count", &part.parts_count.to_string())?;
         }
-        let whole = selected.bytes == (0..meta.size);
-        if let (Checksums::Asked, true, Some(checksum)) = (self.checksum, whole, &meta.checksum) {
-            reply = reply
-                .header(checksum.algorithm.header(), &checksum.value)?
-                .header("x-amz-checksum-type", checksum_type(checksum.kind))?;
+        if let (Checksums::Asked, Some(checksum)) = (self.checksum, &meta.checksum) {
+            let value = match &selected.part {
+                Some(part) => part.checksum.as_ref(),
+                None => Some(&checksum.value).filter(|_value| selected.bytes == (0..meta.size)),
+            };
+            if let Some(value) = value {
+                reply = reply
+                    .header(checksum.algorithm.header(), value)?
+                    .header("x-amz-checksum-type", checksum_type(checksum.kind))?;
+            }
         }
         if selected.status == StatusCode::PARTIAL_CONTENT && !selected.bytes.is_empty() {
             let Range { start, end } = selected.bytes;
@@ -168,6 +185,17 @@ impl Read {
         }
         Ok(reply)
     }
+}
+
+/// 304, with what a cache updates its copy by.
+fn not_modified(object: &Object) -> S3Error {
+    let error = S3Error::from(Code::NotModified)
+        .with_header("etag", &format!("\"{}\"", object.meta.etag))
+        .with_header("last-modified", &http_date(object.timestamp));
+    ["cache-control", "expires"].into_iter().fold(error, |error, name| match object.meta.headers.get(name) {
+        Some(value) => error.with_header(name, value),
+        None => error,
+    })
 }
 
 pub(crate) fn parse_part(text: &str) -> Result<u32, S3Error> {
@@ -236,19 +264,22 @@ mod tests {
     use garage_model::get::ObjectPart;
     use garage_types::VersionId;
 
-    use super::select_part;
+    use super::{Selected, SelectedPart, select_part};
     use crate::error::Code;
 
     #[test]
     fn a_part_is_found_by_its_number() {
-        let part = |number, bytes| ObjectPart { number, bytes, version: VersionId::from_bytes([0; 32]), checksum: None };
+        let sum = |number: u32| Some(number.to_string());
+        let part = |number, bytes| ObjectPart { number, bytes, version: VersionId::from_bytes([0; 32]), checksum: sum(number) };
         let parts = [part(1, 0..10), part(5, 10..12)];
-        let select = |number, parts: &[ObjectPart]| {
-            select_part(number, parts, 12).map(|selected| (selected.bytes, selected.parts_count)).map_err(|error| error.code)
+        let select = |number, parts: &[ObjectPart], size| {
+            let Selected { status, bytes, part } = select_part(number, parts, size).map_err(|error| error.code)?;
+            Ok((status.as_u16(), bytes, part))
         };
-        assert_eq!(select(5, &parts), Ok((10..12, Some(2))));
-        assert_eq!(select(2, &parts), Err(Code::InvalidPartNumber));
-        assert_eq!(select(1, &[]), Ok((0..12, None)));
-        assert_eq!(select(2, &[]), Err(Code::InvalidPartNumber));
+        assert_eq!(select(5, &parts, 12), Ok((206, 10..12, Some(SelectedPart { parts_count: 2, checksum: sum(5) }))));
+        assert_eq!(select(2, &parts, 12), Err(Code::InvalidPartNumber));
+        assert_eq!(select(1, &[], 12), Ok((206, 0..12, None)));
+        assert_eq!(select(1, &[], 0), Ok((200, 0..0, None)));
+        assert_eq!(select(2, &[], 12), Err(Code::InvalidPartNumber));
     }
 }

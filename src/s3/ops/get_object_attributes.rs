@@ -10,7 +10,7 @@ use garage_model::get::{Object, ObjectPart};
 use garage_types::ObjectKey;
 
 use crate::error::{Code, S3Error};
-use crate::headers::{header, refuse_unimplemented};
+use crate::headers::header;
 use crate::ops::uploads::{PAGE_MAX, checksum_element, write_checksum};
 use crate::ops::{Access, BucketCtx, Operation, object_key};
 use crate::reply::Reply;
@@ -28,7 +28,6 @@ impl Operation for GetObjectAttributes {
     const ACCESS: Access = Access::Read;
 
     fn parse(head: &RequestHead, key: Option<ObjectKey>) -> Result<Self, S3Error> {
-        refuse_unimplemented(head)?;
         match head.parameter("versionId") {
             None | Some("null") => {}
             Some(version) => return Err(S3Error::invalid_argument("Invalid version id specified", "versionId", version)),

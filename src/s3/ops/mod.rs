@@ -42,8 +42,6 @@ pub mod uploads;
 /// What a key needs to run an operation on a bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// Any permission at all.
-    Any,
     Read,
     Write,
     Owner,
@@ -52,7 +50,6 @@ pub enum Access {
 impl Access {
     pub fn is_given_by(self, permissions: Permissions) -> bool {
         match self {
-            Access::Any => permissions.any(),
             Access::Read => permissions.read,
             Access::Write => permissions.write,
             Access::Owner => permissions.owner,

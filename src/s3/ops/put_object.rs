@@ -14,7 +14,7 @@ use garage_model::put::{PUT_SIZE_MAX, Preconditions, PutObject as Put, Written};
 use garage_types::ObjectKey;
 
 use crate::error::{Code, S3Error, SourceFailure};
-use crate::headers::{AnnouncedChecksum, announced_checksum, check_value, content_md5, header, refuse_unimplemented, to_keep};
+use crate::headers::{AnnouncedChecksum, announced_checksum, check_value, content_md5, header, to_keep};
 use crate::ops::get_object::checksum_type;
 use crate::ops::uploads::preconditions;
 use crate::ops::{Access, BucketCtx, Operation, object_key};
@@ -111,7 +111,6 @@ impl Operation for PutObject {
     const ACCESS: Access = Access::Write;
 
     fn parse(head: &RequestHead, key: Option<ObjectKey>) -> Result<Self, S3Error> {
-        refuse_unimplemented(head)?;
         let preconditions = preconditions(head)?;
         Ok(PutObject { key: object_key(key)?, headers: to_keep(head)?, preconditions, body: BodyFacts::parse(head)? })
     }

@@ -6,7 +6,7 @@ use garage_model::multipart::PutPart;
 use garage_types::{ObjectKey, UploadId};
 
 use crate::error::S3Error;
-use crate::headers::{AnnouncedChecksum, refuse_unimplemented};
+use crate::headers::AnnouncedChecksum;
 use crate::ops::put_object::{BodyFacts, PayloadSource};
 use crate::ops::{Access, BucketCtx, Operation, object_key, uploads};
 use crate::reply::Reply;
@@ -22,7 +22,6 @@ impl Operation for UploadPart {
     const ACCESS: Access = Access::Write;
 
     fn parse(head: &RequestHead, key: Option<ObjectKey>) -> Result<Self, S3Error> {
-        refuse_unimplemented(head)?;
         let (number, id) = (uploads::part_number(head)?, uploads::upload_id(head)?);
         Ok(UploadPart { key: object_key(key)?, id, number, body: BodyFacts::parse(head)? })
     }
