@@ -64,3 +64,6 @@ mod planted_tests;
 
 #[cfg(test)]
 mod crowd;
+
+#[cfg(test)]
+mod doubts;
