@@ -130,6 +130,7 @@ fn class_of_model(error: &ModelError) -> Class {
         | ModelError::BlockNotStored { .. }
         | ModelError::Superseded
         | ModelError::NoRoom
+        | ModelError::Overtaken
         | ModelError::NodeSilent(_)
         | ModelError::ShuttingDown => UNAVAILABLE,
         // No operation here writes an object or reads its bytes.

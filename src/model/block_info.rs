@@ -173,7 +173,7 @@ impl Garage {
                 self.abort_multipart(&name).await
             }
             UploadState::Simple(_) => crate::put::won(self.0.uploads.commit(&upload.with_state(UploadState::Aborted)).await?),
-            UploadState::Aborted | UploadState::Done | UploadState::Completed { .. } => Ok(()),
+            UploadState::Closed { .. } | UploadState::Aborted | UploadState::Done | UploadState::Completed { .. } => Ok(()),
         }
     }
 

@@ -4,19 +4,19 @@
 //! zero the time is noted, and only a later check with every owner may delete the block; when it leaves zero without the bytes, the
 //! block is queued to be fetched.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
 use garage_db::{DbError, Tree};
 use garage_table::error::TableError;
+use garage_table::schema::{Admission, Admit};
 use garage_table::transaction::RowTransaction;
 use garage_table::wire::TableId;
 use garage_table::{Replication, Schema};
-use garage_types::codec::Format;
+use garage_types::codec::{self, Format};
 use garage_types::crdt::Crdt;
 use garage_types::{BlockHash, Placement, Timestamp, VersionId};
 use serde::{Deserialize, Serialize};
 
+use crate::fresh_refs::{FreshReference, FreshReferences};
+use crate::presence::Presence;
 use crate::resync_queue::{Queued, Reason};
 use crate::table_ids;
 
@@ -87,6 +87,8 @@ pub struct BlockTrees {
     /// See [`crate::resync_queue`].
     pub resync: Tree,
     pub errors: Tree,
+    /// References whose contents are not settled yet.
+    pub fresh: FreshReferences,
     /// After how long without references a block may be deleted.
     pub release_delay_ms: u64,
 }
@@ -94,43 +96,8 @@ pub struct BlockTrees {
 /// After how long a block whose first reference came without its bytes is looked for.
 pub const FETCH_DELAY_MS: u64 = 30_000;
 
-/// Blocks whose bytes are here, or being made durable, while a reference to them is stored: nobody has to look for them. Clones are one set.
-#[derive(Clone, Debug, Default)]
-pub struct Arriving(Arc<Mutex<HashMap<BlockHash, usize>>>);
-
-/// Keeps a block among those arriving until it is dropped.
-pub struct Arrival {
-    set: Arriving,
-    block: BlockHash,
-}
-
-impl Arriving {
-    pub fn add(&self, block: BlockHash) -> Arrival {
-        *self.lock().entry(block).or_default() += 1;
-        Arrival { set: self.clone(), block }
-    }
-
-    fn contains(&self, block: &BlockHash) -> bool {
-        self.lock().contains_key(block)
-    }
-
-    /// Nothing that is done under the lock can panic half-way.
-    fn lock(&self) -> MutexGuard<'_, HashMap<BlockHash, usize>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Arrival {
-    fn drop(&mut self) {
-        let mut set = self.set.lock();
-        if let Some(count) = set.get_mut(&self.block) {
-            *count -= 1;
-            if *count == 0 {
-                set.remove(&self.block);
-            }
-        }
-    }
-}
+/// Blocks whose bytes are here, or being made durable, while a reference to them is stored: nobody has to look for them.
+pub type Arriving = Presence<BlockHash>;
 
 impl BlockTrees {
     /// # Errors
@@ -182,6 +149,19 @@ impl Schema for BlockRefTable {
         row.version.as_bytes().to_vec()
     }
 
+    /// A new reference that says whose it is, in the place of a condition, is looked at again after a while.
+    fn admit(&self, tx: &mut RowTransaction<'_, '_>, row: &mut BlockRefRow, how: Admit<'_>) -> Result<Admission, TableError> {
+        if let Some(origin) = how.condition
+            && !row.deleted
+            && tx.row::<BlockRefTable>(&row.block.into(), row.version.as_bytes())?.is_none()
+        {
+            let origin = codec::decode(origin).map_err(|source| TableError::Row { table: Self::NAME, source })?;
+            let arrived = tx.now();
+            self.trees.fresh.add(tx.raw(), &FreshReference { block: row.block, version: row.version, arrived, origin })?;
+        }
+        Ok(Admission::Merge)
+    }
+
     fn changed(
         &self,
         tx: &mut RowTransaction<'_, '_>,
@@ -214,7 +194,7 @@ impl Schema for BlockRefTable {
 mod tests {
     use garage_types::{BlockHash, VersionId};
 
-    use super::{Arriving, BlockRefRow, count_change};
+    use super::{BlockRefRow, count_change};
 
     #[test]
     fn only_live_references_count() {
@@ -224,15 +204,5 @@ mod tests {
         assert_eq!(count_change(Some(&live), Some(&released)), -1);
         assert_eq!(count_change(None, Some(&released)), 0, "a release that arrives first takes nothing away");
         assert_eq!(count_change(Some(&released), Some(&released)), 0);
-    }
-
-    #[test]
-    fn a_block_arrives_until_the_last_of_its_writers_is_done() {
-        let (set, block) = (Arriving::default(), BlockHash::from_bytes([1; 32]));
-        let (first, second) = (set.add(block), set.add(block));
-        drop(first);
-        assert!(set.contains(&block));
-        drop(second);
-        assert!(!set.contains(&block) && set.lock().is_empty());
     }
 }

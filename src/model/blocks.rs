@@ -13,6 +13,7 @@ use garage_rpc::error::{ErrorCode, RpcError};
 use garage_rpc::layout::LayoutManager;
 use garage_table::wire::{EPOCH_OF_OWNER, Entry, Mode, Verdict, Write};
 use garage_table::{Schema, TableError, TableStore};
+use garage_types::codec;
 use garage_types::planted::{Bug, is_planted};
 use garage_types::{BlockHash, Clock, NodeId, Offload, Placement, VersionId, chain, offload};
 use serde::{Deserialize, Serialize};
@@ -21,6 +22,7 @@ use tokio::sync::Semaphore;
 use crate::background::MayDelete;
 use crate::block_ref::{Arriving, BlockRefRow, BlockRefTable, BlockTrees, RefCount};
 use crate::error::ModelError;
+use crate::fresh_refs::Origin;
 use crate::resync_queue::{Queued, Reason};
 
 /// Store this block (attached) and the reference of a version to it.
@@ -36,6 +38,8 @@ pub struct PutBlock {
     encoding: Encoding,
     #[serde(rename = "z")]
     plain_len: u32,
+    #[serde(rename = "o", default, skip_serializing_if = "Option::is_none")]
+    origin: Option<Origin>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -56,6 +60,8 @@ pub struct ReferBlock {
     hash: BlockHash,
     #[serde(rename = "v")]
     version: VersionId,
+    #[serde(rename = "o", default, skip_serializing_if = "Option::is_none")]
+    origin: Option<Origin>,
 }
 
 impl Request for ReferBlock {
@@ -107,7 +113,7 @@ impl BlockService {
         // Held until the reference is durable: nobody decides to delete the block in between.
         let locked = self.blocks.lock(request.hash).await;
         locked.write(block).await.map_err(block_error)?;
-        let stored = self.refer_locked(request.layout, request.hash, request.version).await;
+        let stored = self.refer_locked(request.layout, request.hash, request.version, request.origin).await;
         drop(locked);
         stored
     }
@@ -121,7 +127,7 @@ impl BlockService {
         if is_planted(Bug::CopyWithoutReference) {
             return Ok(BlockStored {});
         }
-        let stored = self.refer_locked(request.layout, request.hash, request.version).await;
+        let stored = self.refer_locked(request.layout, request.hash, request.version, request.origin).await;
         drop(locked);
         stored
     }
@@ -166,9 +172,17 @@ impl BlockService {
         Ok(self.tables.db().write(queue).await?)
     }
 
-    async fn refer_locked(&self, layout: u64, hash: BlockHash, version: VersionId) -> Result<BlockStored, RpcError> {
+    async fn refer_locked(
+        &self,
+        layout: u64,
+        hash: BlockHash,
+        version: VersionId,
+        origin: Option<Origin>,
+    ) -> Result<BlockStored, RpcError> {
         let reference = BlockRefTable::entry(&BlockRefRow::live(hash, version), Mode::Replicate);
-        let reference = Entry { epoch: EPOCH_OF_OWNER, ..reference };
+        // However late it comes, it is looked at until its content is settled.
+        let origin = origin.map(|origin| codec::encode(&origin).into());
+        let reference = Entry { epoch: EPOCH_OF_OWNER, condition: origin, ..reference };
         let _arrival = self.arriving.add(hash);
         match self.tables.write(Write { layout, entries: vec![reference] }).await? {
             Verdict::Won => Ok(BlockStored {}),
@@ -283,7 +297,7 @@ impl Blocks {
     ///
     /// # Errors
     /// [`ModelError::BlockNotStored`].
-    pub async fn put(&self, block: Encoded, version: VersionId) -> Result<(), ModelError> {
+    pub async fn put(&self, block: Encoded, version: VersionId, origin: &Origin) -> Result<(), ModelError> {
         let permit = self.cluster.begin_write();
         let sets = permit.layout().write_sets(Placement::from(block.hash));
         let quorum = self.cluster.quorums().write;
@@ -293,6 +307,7 @@ impl Blocks {
             version,
             encoding: block.stored.encoding(),
             plain_len: block.stored.plain_len(),
+            origin: Some(origin.clone()),
         };
         let call = |node: NodeId| {
             let message = Message { body: request.clone(), data: block.stored.bytes().clone() };
@@ -307,11 +322,11 @@ impl Blocks {
     ///
     /// # Errors
     /// [`ModelError::BlockNotStored`]: too few have it; the reference may then be stored at some of them.
-    pub async fn refer(&self, hash: BlockHash, version: VersionId) -> Result<(), ModelError> {
+    pub async fn refer(&self, hash: BlockHash, version: VersionId, origin: &Origin) -> Result<(), ModelError> {
         let permit = self.cluster.begin_write();
         let sets = permit.layout().write_sets(Placement::from(hash));
         let quorum = self.cluster.quorums().write;
-        let request = ReferBlock { layout: permit.layout().version(), hash, version };
+        let request = ReferBlock { layout: permit.layout().version(), hash, version, origin: Some(origin.clone()) };
         let call = |node: NodeId| {
             let (cluster, request) = (self.cluster.clone(), request.clone());
             async move { cluster.call(node, request).await.map(drop) }

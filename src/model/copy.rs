@@ -15,13 +15,14 @@ use garage_types::{BlockHash, VersionId};
 
 use crate::digest::{Checksum, ChecksumAlgorithm, ChecksumKind, Expected};
 use crate::error::{ModelError, SourceError};
+use crate::fresh_refs::Origin;
 use crate::garage::Garage;
 use crate::get::{ByteStream, Object};
 use crate::multipart::{PartWritten, PutPart};
 use crate::object::{Content, ObjectMeta};
 use crate::pipeline::{InMemory, Source};
 use crate::put::{PUT_SIZE_MAX, PutObject, Ready, Registered, Written, won};
-use crate::version::{Backlink, Piece, SEGMENT_PIECES_MAX, Segment, VersionContent, VersionRow};
+use crate::version::{Piece, SEGMENT_PIECES_MAX, Segment, VersionContent, VersionRow};
 
 /// References registered at once.
 const REFERENCES_IN_FLIGHT: usize = 16;
@@ -104,11 +105,13 @@ impl Garage {
     async fn copy_references(&self, copy: CopyObject) -> Result<Written, ModelError> {
         let CopyObject { source, put, .. } = copy;
         let version = VersionId::random(&*self.0.random);
+        let working = self.0.local.working.on(version);
         let upload = self.simple_upload(&put, version);
-        won(self.0.uploads.commit(&upload).await?)?;
-        let backlink = Backlink { bucket: put.bucket, key: put.key.clone() };
+        let begin = async { won(self.0.uploads.commit(&upload).await?) };
+        let ((), known) = futures_util::future::try_join(begin, self.known_before(&put)).await?;
+        let origin = self.origin(put.bucket, &put.key, None);
         let registered = match self.blocks_of_object(&source).await {
-            Ok(blocks) => self.register(&blocks, backlink, version).await.map(|()| blocks),
+            Ok(blocks) => self.register(&blocks, &origin, version).await.map(|()| blocks),
             Err(error) => Err(error),
         };
         let blocks = match registered {
@@ -127,7 +130,7 @@ impl Garage {
             unknown: Unknown::new(),
             ..source.meta.clone()
         };
-        self.commit(Ready { put: &put, meta, stored: Some(Registered { upload, blocks }) }).await
+        self.commit(Ready { put: &put, meta, stored: Some(Registered { upload, known, working }) }).await
     }
 
     /// Registers blocks that are stored already under `version`. The lists come first, so that giving up the version releases what
@@ -135,35 +138,35 @@ impl Garage {
     pub(crate) async fn register(
         &self,
         blocks: &[(BlockHash, u64)],
-        backlink: Backlink,
+        origin: &Origin,
         version: VersionId,
     ) -> Result<(), ModelError> {
         for (index, blocks) in blocks.chunks(SEGMENT_PIECES_MAX).enumerate() {
             let pieces = blocks.iter().map(|(hash, length)| Piece::Block { hash: *hash, length: *length }).collect();
-            let segment = Segment::listing(index as u32, backlink.clone(), pieces);
+            let segment = Segment::listing(index as u32, origin.backlink.clone(), pieces);
             self.0.versions.merge(&VersionRow { version, content: VersionContent::Segment(segment) }).await?;
         }
         // One reference a block, however often it is repeated.
         let distinct: BTreeMap<BlockHash, u64> = blocks.iter().copied().collect();
-        let refer = |(hash, _length)| self.refer_block(hash, version);
+        let refer = |(hash, _length)| self.refer_block(hash, version, origin);
         stream::iter(distinct).map(Ok).try_for_each_concurrent(REFERENCES_IN_FLIGHT, refer).await
     }
 
     /// Registers all blocks of `source` under `version`; returns the content that they are.
-    pub(crate) async fn refer_all(&self, source: &Object, backlink: Backlink, version: VersionId) -> Result<Content, ModelError> {
+    pub(crate) async fn refer_all(&self, source: &Object, origin: &Origin, version: VersionId) -> Result<Content, ModelError> {
         let blocks = self.blocks_of_object(source).await?;
-        self.register(&blocks, backlink, version).await?;
+        self.register(&blocks, &origin, version).await?;
         Ok(content_of(&blocks))
     }
 
-    async fn refer_block(&self, hash: BlockHash, version: VersionId) -> Result<(), ModelError> {
-        if self.0.blocks.refer(hash, version).await.is_ok() {
+    async fn refer_block(&self, hash: BlockHash, version: VersionId, origin: &Origin) -> Result<(), ModelError> {
+        if self.0.blocks.refer(hash, version, origin).await.is_ok() {
             return Ok(());
         }
         let plain = self.0.blocks.get(hash).await?;
         let permit = self.0.block_buffer.turn(plain.len()).await?;
         let block = self.0.blocks.encode(plain).await?;
-        let stored = self.0.blocks.put(block, version).await;
+        let stored = self.0.blocks.put(block, version, origin).await;
         drop(permit);
         stored
     }

@@ -26,6 +26,9 @@ pub enum ModelError {
     BucketName(#[from] BucketNameError),
     #[error("{0}")]
     Conflict(String),
+    /// Nobody knows whether the write has happened.
+    #[error("another write to the same key came in between; try again")]
+    Overtaken,
     #[error("access key {0} does not exist")]
     NoSuchAccessKey(String),
     #[error("access key {0} exists already or existed before: a key id is never used twice")]

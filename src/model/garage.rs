@@ -23,12 +23,14 @@ use crate::bucket::{BucketRow, BucketTable};
 use crate::cache::RowCache;
 use crate::count::CountService;
 use crate::counters::BucketCounters;
+use crate::fresh_refs::FreshReferences;
 use crate::key::{KeyRow, KeyTable};
 use crate::object::ObjectTable;
 use crate::part::PartTable;
 use crate::resync::Resync;
-use crate::upload::UploadTable;
+use crate::upload::{UploadTable, WatchedUploads};
 use crate::version::VersionTable;
+use crate::working::Working;
 
 /// Settings of this node that shape what it writes.
 #[derive(Clone, Debug)]
@@ -54,6 +56,8 @@ pub struct LocalModel {
     pub blocks: BlockService,
     pub counters: BucketCounters,
     pub block_trees: BlockTrees,
+    pub watched: WatchedUploads,
+    pub working: Working,
 }
 
 impl LocalModel {
@@ -68,15 +72,17 @@ impl LocalModel {
             counts: db.open_tree("block_counts")?,
             resync: db.open_tree("block_resync")?,
             errors: db.open_tree("block_errors")?,
+            fresh: FreshReferences(db.open_tree("fresh_refs")?),
             release_delay_ms: u64::try_from(block_release_delay.as_millis()).unwrap_or(u64::MAX),
         };
+        let watched = WatchedUploads(db.open_tree("watched_uploads")?);
         let arriving = Arriving::default();
         let tables = Builder::new(db.clone())
             .with(Arc::new(BucketTable))?
             .with(Arc::new(AliasTable))?
             .with(Arc::new(KeyTable))?
             .with(Arc::new(ObjectTable { counters }))?
-            .with(Arc::new(UploadTable { counters }))?
+            .with(Arc::new(UploadTable { counters, watched }))?
             .with(Arc::new(PartTable { counters }))?
             .with(Arc::new(VersionTable))?
             .with(Arc::new(BlockRefTable { trees, arriving: arriving.clone() }))?
@@ -84,9 +90,10 @@ impl LocalModel {
             .with_derived(trees.counts)
             .with_derived(trees.resync)
             .with_derived(trees.errors)
+            .with_derived(watched.0)
             .open(clock.clone(), layouts)?;
         let blocks = BlockService { blocks, tables: tables.clone(), trees, arriving, clock, offload, may_delete, layout };
-        Ok(LocalModel { tables, blocks, counters, block_trees: trees })
+        Ok(LocalModel { tables, blocks, counters, block_trees: trees, watched, working: Working::default() })
     }
 
     /// Answers how much buckets hold.

@@ -1,13 +1,15 @@
 //! Reading objects: the current version of a key, and its bytes as a stream.
 
 use std::ops::Range;
+use std::task::Poll;
 
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
 use garage_table::table::Query;
 use garage_table::wire::{Order, Projection};
 use garage_types::{BlockHash, BucketId, ObjectKey, Timestamp, VersionId, sort_key};
+use tokio::sync::mpsc;
 
 use crate::error::ModelError;
 use crate::garage::Garage;
@@ -16,6 +18,8 @@ use crate::version::{Piece, Segment, VersionContent};
 
 /// Blocks fetched ahead of the one being sent.
 const PREFETCH: usize = 2;
+/// Blocks of parts that are looked up ahead of the one being sent: 16 GiB of an object, in less than a megabyte of memory.
+const BLOCKS_LISTED_AHEAD: u64 = 16 * 1024;
 /// Parts whose blocks are looked up at once.
 const LISTS_AT_ONCE: usize = 8;
 
@@ -208,21 +212,42 @@ impl Garage {
         }
     }
 
-    /// The blocks of a part are looked up while those before it are being sent.
+    /// The blocks of parts are looked up ahead of those being sent, however slowly the reader takes them: once the object is overwritten
+    /// the lists go at once, the blocks only after their delay.
     fn stream_parts(&self, parts: Vec<WantedPart>) -> ByteStream {
-        let garage = self.clone();
-        let list = move |part: WantedPart| {
-            let garage = garage.clone();
-            async move {
-                let blocks = garage.blocks_of(part.version).await?;
-                let total: u64 = blocks.iter().map(|(_hash, length)| length).sum();
-                if total != part.length {
-                    return Err(ModelError::Damaged(format!("part {} lists {total} of {} bytes", part.version, part.length)));
+        let longest = parts.iter().map(|part| part.length).max().unwrap_or(0);
+        let blocks_a_part = longest.div_ceil(self.0.settings.block_size.max(1) as u64).max(1);
+        let ahead = usize::try_from(BLOCKS_LISTED_AHEAD / blocks_a_part).unwrap_or(PREFETCH).max(PREFETCH);
+        let (sender, mut receiver) = mpsc::channel::<Result<Vec<Slice>, ModelError>>(ahead);
+        let (garage, mut missing) = (self.clone(), parts.len());
+        let look_up = async move {
+            let list = |part| garage.slices_of_part(part);
+            let mut lists = stream::iter(parts).map(list).buffered(LISTS_AT_ONCE);
+            while let Some(list) = lists.next().await {
+                let failed = list.is_err();
+                // The reader has gone, or is told and goes.
+                if sender.send(list).await.is_err() || failed {
+                    return;
                 }
-                Ok(stream::iter(slices(&blocks, &part.bytes).into_iter().map(Ok::<Slice, ModelError>)))
             }
         };
-        let slices = stream::iter(parts).map(list).buffered(PREFETCH).try_flatten();
+        self.0.cluster.spawn().spawn("lists of parts", look_up.boxed());
+        let lists = stream::poll_fn(move |context| {
+            let received = std::task::ready!(receiver.poll_recv(context));
+            Poll::Ready(match received {
+                Some(list) => {
+                    missing = missing.saturating_sub(1);
+                    Some(list)
+                }
+                // A body must not end as if it were whole.
+                None if missing > 0 => {
+                    missing = 0;
+                    Some(Err(ModelError::ShuttingDown))
+                }
+                None => None,
+            })
+        });
+        let slices = lists.map_ok(|slices| stream::iter(slices.into_iter().map(Ok::<Slice, ModelError>))).try_flatten();
         let garage = self.clone();
         slices
             .map(move |slice| {
@@ -231,6 +256,15 @@ impl Garage {
             })
             .buffered(PREFETCH)
             .boxed()
+    }
+
+    async fn slices_of_part(&self, part: WantedPart) -> Result<Vec<Slice>, ModelError> {
+        let blocks = self.blocks_of(part.version).await?;
+        let total: u64 = blocks.iter().map(|(_hash, length)| length).sum();
+        if total != part.length {
+            return Err(ModelError::Damaged(format!("part {} lists {total} of {} bytes", part.version, part.length)));
+        }
+        Ok(slices(&blocks, &part.bytes))
     }
 
     async fn fetch(&self, slice: Slice) -> Result<Bytes, ModelError> {

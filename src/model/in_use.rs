@@ -90,7 +90,8 @@ impl Garage {
         match &upload.state {
             UploadState::Simple(simple) if simple.version == version => return Ok(true),
             UploadState::Multipart(multipart) if multipart.claims.contains_key(&version) => return Ok(true),
-            UploadState::Simple(_) | UploadState::Done => return Ok(false),
+            UploadState::Closed { version: closed } if *closed == version => return Ok(true),
+            UploadState::Simple(_) | UploadState::Closed { .. } | UploadState::Done => return Ok(false),
             UploadState::Multipart(_) | UploadState::Aborted | UploadState::Completed { .. } => {}
         }
         let attempts = self.part_attempts(upload.id, 0, None).await?;

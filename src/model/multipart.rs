@@ -12,13 +12,13 @@ use garage_types::{BucketId, KeyId, ObjectKey, Timestamp, UploadId, VersionId};
 
 use crate::digest::{Checksum, ChecksumAlgorithm};
 use crate::error::ModelError;
+use crate::fresh_refs::PartName;
 use crate::garage::Garage;
 use crate::get::Object;
 use crate::part::{Attempt, AttemptState, Fate, Part, PartEntry, PartRow, StoredPart, attempts_from, newest_parts};
 use crate::pipeline::{self, Plan, Source, StoredBody};
 use crate::put::{PUT_SIZE_MAX, won};
 use crate::upload::{MultipartUpload, UploadChecksum, UploadRow, UploadState, UploadTable};
-use crate::version::Backlink;
 
 /// Rows of attempts read at once.
 const ATTEMPTS_PAGE: u32 = 1000;
@@ -158,9 +158,11 @@ impl Garage {
         let missing = || ModelError::Damaged(format!("{} has no checksum", source.key));
         let checksum = source.meta.checksum.clone().ok_or_else(missing)?;
         let (row, attempt) = self.new_attempt(&put);
+        let _working = self.0.local.working.on(attempt.version);
         let UploadName { bucket, key, id } = put.upload;
         won(self.0.parts.commit(&row).await?)?;
-        let prepared = match self.refer_all(source, Backlink { bucket, key }, attempt.version).await {
+        let origin = self.origin(bucket, &key, Some(PartName { upload: id, number: put.number }));
+        let prepared = match self.refer_all(source, &origin, attempt.version).await {
             Ok(_content) => self.stored_part(id, put.number, source.meta.size, source.meta.etag.clone(), checksum).await,
             Err(error) => Err(error),
         };
@@ -196,8 +198,10 @@ impl Garage {
         source: Box<dyn Source>,
     ) -> Result<PartWritten, ModelError> {
         let (row, attempt) = self.new_attempt(&put);
+        let _working = self.0.local.working.on(attempt.version);
         let UploadName { bucket, key, id } = put.upload;
-        let plan = Plan { version: attempt.version, backlink: Backlink { bucket, key }, checksum, size_max: PUT_SIZE_MAX };
+        let origin = self.origin(bucket, &key, Some(PartName { upload: id, number: put.number }));
+        let plan = Plan { version: attempt.version, origin, checksum, size_max: PUT_SIZE_MAX };
         // As for whole objects, the row that tells of the attempt goes beside its blocks.
         let begin = async { won(self.0.parts.commit(&row).await?) };
         let store = pipeline::store(self.clone(), plan, BytesMut::new(), source);

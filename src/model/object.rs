@@ -25,6 +25,8 @@ use crate::bucket::{BucketState, BucketTable, Quotas};
 use crate::counters::{BucketCounters, Counts};
 use crate::digest::Checksum;
 use crate::table_ids;
+use crate::unfinished::upload_of;
+use crate::upload::{UploadState, UploadTable};
 use crate::version::{VersionRow, VersionTable};
 
 /// Where the rows of a key live: a bucket's index, or one shard of it.
@@ -266,6 +268,16 @@ impl ObjectTable {
         Ok(rows)
     }
 
+    /// Whether the content of a row was released because its write was given up.
+    fn is_given_up(tx: &RowTransaction<'_, '_>, row: &ObjectRow) -> Result<bool, TableError> {
+        if !row.live().is_some_and(|meta| matches!(meta.content, Content::Blocks { .. })) {
+            return Ok(false);
+        }
+        let upload = UploadTable::key_of(&row.key, &upload_of(row.version));
+        let upload = tx.row::<UploadTable>(&row.index().placement(), &upload)?;
+        Ok(upload.is_some_and(|upload| upload.state == UploadState::Aborted))
+    }
+
     fn refusal(
         &self,
         tx: &mut RowTransaction<'_, '_>,
@@ -329,6 +341,10 @@ impl Schema for ObjectTable {
             Mode::Replicate => {
                 if row.is_null && newer.filter(|sibling| sibling.is_null).count() > 0 {
                     // Superseded before it came: whoever had it released what it named.
+                    return Ok(Admission::Answer(Verdict::Won));
+                }
+                if Self::is_given_up(tx, row)? {
+                    // A copy from before all owners closed its upload, none of them having it.
                     return Ok(Admission::Answer(Verdict::Won));
                 }
             }

@@ -41,6 +41,9 @@ impl BlockService {
                 UploadState::Simple(simple) => {
                     versions.insert(simple.version);
                 }
+                UploadState::Closed { version } => {
+                    versions.insert(version);
+                }
                 UploadState::Multipart(multipart) => versions.extend(multipart.claims.into_keys()),
                 UploadState::Aborted | UploadState::Done | UploadState::Completed { .. } => {}
             }

@@ -175,6 +175,13 @@ pub(crate) fn attempts_from(number: u32) -> Vec<u8> {
     key
 }
 
+/// The sort key of an attempt.
+pub(crate) fn attempt_key(number: u32, version: &VersionId) -> Vec<u8> {
+    let mut key = attempts_from(number);
+    key.extend_from_slice(version.as_bytes());
+    key
+}
+
 /// The part table.
 #[derive(Debug)]
 pub struct PartTable {
@@ -195,11 +202,7 @@ impl Schema for PartTable {
     fn sort_key(row: &PartRow) -> Vec<u8> {
         match &row.entry {
             PartEntry::Ended(_) => ended_key(),
-            PartEntry::Attempt(attempt) => {
-                let mut key = attempts_from(attempt.number);
-                key.extend_from_slice(attempt.version.as_bytes());
-                key
-            }
+            PartEntry::Attempt(attempt) => attempt_key(attempt.number, &attempt.version),
         }
     }
 

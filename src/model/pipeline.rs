@@ -18,8 +18,9 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::blocks::Encoded;
 use crate::digest::{ChecksumAlgorithm, Digested, Digests, Expected};
 use crate::error::{ModelError, SourceError};
+use crate::fresh_refs::Origin;
 use crate::garage::Garage;
-use crate::version::{Backlink, Piece, SEGMENT_PIECES_MAX, Segment, VersionContent, VersionRow};
+use crate::version::{Piece, SEGMENT_PIECES_MAX, Segment, VersionContent, VersionRow};
 
 /// Blocks of one body that may be on their way at once.
 const BLOCKS_IN_FLIGHT: usize = 4;
@@ -65,8 +66,6 @@ pub(crate) struct StoredBody {
     pub digested: Digested,
     /// None of an empty body.
     pub first: Option<FirstBlock>,
-    /// All blocks with their lengths, in order.
-    pub blocks: Vec<(BlockHash, u64)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +78,7 @@ pub(crate) struct FirstBlock {
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub version: VersionId,
-    pub backlink: Backlink,
+    pub origin: Origin,
     pub checksum: ChecksumAlgorithm,
     pub size_max: u64,
 }
@@ -105,8 +104,6 @@ struct Pipeline {
     pieces: VecDeque<Option<Piece>>,
     /// Blocks before `pieces[0]`, whose rows are complete.
     pieces_before: usize,
-    /// What these blocks are.
-    blocks: Vec<(BlockHash, u64)>,
     listed: usize,
     steps: FuturesUnordered<Step>,
     encoding: usize,
@@ -133,7 +130,6 @@ pub(crate) async fn store(
         room: None,
         pieces: VecDeque::new(),
         pieces_before: 0,
-        blocks: Vec::new(),
         listed: 0,
         steps: FuturesUnordered::new(),
         encoding: 0,
@@ -262,10 +258,10 @@ impl Pipeline {
                     self.first = Some(piece.clone());
                 }
                 self.pieces[index - self.pieces_before] = Some(piece);
-                let (garage, version) = (self.garage.clone(), self.plan.version);
+                let (garage, version, origin) = (self.garage.clone(), self.plan.version, self.plan.origin.clone());
                 self.steps.push(
                     async move {
-                        let stored = garage.0.blocks.put(block, version).await;
+                        let stored = garage.0.blocks.put(block, version, &origin).await;
                         drop(permit);
                         stored.map(|()| Done::Stored)
                     }
@@ -304,8 +300,7 @@ impl Pipeline {
             self.steps.push(async move { Ok(garage.0.versions.merge(&row).await.map(|()| Done::Listed)?) }.boxed());
             self.listed = segment_end;
             if segment_end == segment_start + SEGMENT_PIECES_MAX {
-                let complete = self.pieces.drain(..segment_end - self.pieces_before).flatten();
-                self.blocks.extend(complete.filter_map(|piece| piece.block()));
+                self.pieces.drain(..segment_end - self.pieces_before);
                 self.pieces_before = segment_end;
             }
         }
@@ -328,15 +323,13 @@ impl Pipeline {
         }
         let digested = self.digests.ok_or(ModelError::ShuttingDown)?.finish();
         source.expected().map_err(ModelError::Source)?.check(&digested)?;
-        let mut blocks = self.blocks;
-        blocks.extend(self.pieces.into_iter().flatten().filter_map(|piece| piece.block()));
         let first = self.first.and_then(|piece| piece.block()).map(|(hash, length)| FirstBlock { hash, length });
-        Ok(StoredBody { digested, first, blocks })
+        Ok(StoredBody { digested, first })
     }
 }
 
 fn segment_row(plan: &Plan, index: u32, pieces: Vec<Piece>) -> VersionRow {
-    let segment = Segment::listing(index, plan.backlink.clone(), pieces);
+    let segment = Segment::listing(index, plan.origin.backlink.clone(), pieces);
     VersionRow { version: plan.version, content: VersionContent::Segment(segment) }
 }
 

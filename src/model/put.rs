@@ -1,8 +1,9 @@
 //! Writing and deleting objects: from the pipeline's result to the row that makes it visible.
 //!
-//! The timestamp is taken at completion. An owner that knows something at least as new answers `Behind T`; the write then repeats
-//! with T + 1. Since a version id belongs to one row at one timestamp, what has blocks repeats under a new version id, after the
-//! references were registered again under it.
+//! The timestamp is taken at completion. An owner that knows something at least as new answers `Behind T`. A write may be repeated with
+//! T + 1 only if no owner has stored it: otherwise it may have been seen, and would be seen again after the write that came in between.
+//! What has blocks learns, while these are stored, what was acknowledged before it began, and takes a later time; who is `Behind` then
+//! knows a write that overlaps it, and it has happened just before that one.
 
 use std::collections::BTreeMap;
 
@@ -10,20 +11,24 @@ use bytes::{Bytes, BytesMut};
 use futures_channel::oneshot;
 use futures_util::FutureExt;
 use garage_table::Schema;
+use garage_table::table::{Committed, Extent};
 use garage_table::wire::{Mode, Projection, Verdict};
 use garage_types::codec::{self, Unknown};
 use garage_types::planted::{Bug, is_planted};
-use garage_types::{BlockHash, BucketId, KeyId, ObjectKey, Timestamp, UploadId, VersionId};
+use garage_types::{BucketId, KeyId, ObjectKey, Timestamp, VersionId};
 
 use crate::bucket::Quotas;
 use crate::counters::Counts;
 use crate::digest::{Checksum, ChecksumAlgorithm, Digests};
 use crate::error::ModelError;
+use crate::fresh_refs::{Origin, PartName};
 use crate::garage::Garage;
 use crate::object::{Condition, Content, IndexShard, ObjectMeta, ObjectRow, ObjectState, ObjectTable, Refusal, judge_quotas};
 use crate::pipeline::{self, Opening, Plan, Source, StoredBody};
+use crate::presence::Stay;
+use crate::unfinished::{upload_of, version_of};
 use crate::upload::{SimpleUpload, UploadRow, UploadState, UploadTable};
-use crate::version::Backlink;
+use crate::version::{Backlink, VersionRow};
 
 /// Largest body of a single PUT, as AWS has it.
 pub const PUT_SIZE_MAX: u64 = 5 << 30;
@@ -77,7 +82,10 @@ pub(crate) struct Ready<'a> {
 /// A content in blocks, listed and referred to under the version of an upload.
 pub(crate) struct Registered {
     pub upload: UploadRow,
-    pub blocks: Vec<(BlockHash, u64)>,
+    /// Later than all that was acknowledged before the write began.
+    pub known: Timestamp,
+    /// Says that this node works on it.
+    pub working: Stay<VersionId>,
 }
 
 impl Garage {
@@ -148,23 +156,26 @@ impl Garage {
 
     async fn put_blocks(&self, put: PutObject, start: BytesMut, source: Box<dyn Source>) -> Result<Written, ModelError> {
         let version = VersionId::random(&*self.0.random);
+        let working = self.0.local.working.on(version);
         let upload = self.simple_upload(&put, version);
-        let plan = Plan {
-            version,
-            backlink: Backlink { bucket: put.bucket, key: put.key.clone() },
-            checksum: put.checksum,
-            size_max: PUT_SIZE_MAX,
-        };
+        let plan =
+            Plan { version, origin: self.origin(put.bucket, &put.key, None), checksum: put.checksum, size_max: PUT_SIZE_MAX };
         // The upload row goes beside the blocks: it must be durable before the object row, not before the first block.
         let begin = async { won(self.0.uploads.commit(&upload).await?) };
-        let (begun, stored) = futures_util::future::join(begin, pipeline::store(self.clone(), plan, start, source)).await;
-        match (begun, stored) {
-            (Ok(()), Ok(stored)) => self.commit_blocks(&put, upload, stored).await,
-            (Err(error), _) | (_, Err(error)) => {
+        let store = pipeline::store(self.clone(), plan, start, source);
+        let (begun, known, stored) = futures_util::future::join3(begin, self.known_before(&put), store).await;
+        match begun.and(known).and_then(|known| Ok((known, stored?))) {
+            Ok((known, stored)) => self.commit_blocks(&put, stored, Registered { upload, known, working }).await,
+            Err(error) => {
                 self.abort_upload_row(&upload).await;
                 Err(error)
             }
         }
+    }
+
+    /// What the references of a write by this node say of it.
+    pub(crate) fn origin(&self, bucket: BucketId, key: &ObjectKey, part: Option<PartName>) -> Origin {
+        Origin { coordinator: self.0.cluster.node_id(), backlink: Backlink { bucket, key: key.clone() }, part }
     }
 
     pub(crate) fn simple_upload(&self, put: &PutObject, version: VersionId) -> UploadRow {
@@ -178,22 +189,22 @@ impl Garage {
             bucket: put.bucket,
             shard: 0,
             key: put.key.clone(),
-            id: UploadId::random(&*self.0.random),
+            id: upload_of(version),
             started: self.0.clock.now(),
             state: UploadState::Simple(simple),
         }
     }
 
-    async fn commit_blocks(&self, put: &PutObject, upload: UploadRow, stored: StoredBody) -> Result<Written, ModelError> {
-        let StoredBody { digested, first, blocks } = stored;
+    async fn commit_blocks(&self, put: &PutObject, stored: StoredBody, registered: Registered) -> Result<Written, ModelError> {
+        let StoredBody { digested, first } = stored;
         let first = first.ok_or_else(|| ModelError::Damaged("a body was stored without a block".to_owned()))?;
         let etag = digested.etag();
         let content = Content::Blocks { first: first.hash, first_length: first.length };
         let meta = self.meta(put, digested.length, etag, Some(digested.checksum), content);
-        self.commit(Ready { put, meta, stored: Some(Registered { upload, blocks }) }).await
+        self.commit(Ready { put, meta, stored: Some(registered) }).await
     }
 
-    /// Gives up an unfinished write. What fails here is found again: the row stays open, and its coordinator will have restarted.
+    /// Gives up an unfinished write. What fails here is found again: the row stays open, and nobody works on it any more.
     pub(crate) async fn abort_upload_row(&self, upload: &UploadRow) {
         let aborted = self.0.uploads.commit(&upload.with_state(UploadState::Aborted)).await;
         if let Err(error) = aborted {
@@ -203,59 +214,113 @@ impl Garage {
 
     /// Writes the row that makes a version visible. What was stored for it is looked after in any case.
     ///
-    /// Until the write is acknowledged, some owner may have the row of any attempt although too few do: releasing its content would
-    /// make that row, where it is read or once it spreads, an object without bytes. So earlier attempts are given up only when a
-    /// later row is acknowledged; a write that fails is given up only by an owner that decides alone, who knows what was stored.
+    /// Until the write is acknowledged, some owner may have the row although too few do: releasing its content would make that row,
+    /// where it is read or once it spreads, an object without bytes. So a write that fails is given up only by an owner that decides
+    /// alone, who knows what was stored; else by all of them together, once nobody works on it: see [`crate::unfinished`].
     pub(crate) async fn commit(&self, ready: Ready<'_>) -> Result<Written, ModelError> {
         let Ready { put, meta, stored } = ready;
-        let (first, blocks) = stored.map_or((None, Vec::new()), |stored| (Some(stored.upload), stored.blocks));
-        let mut attempts: Vec<UploadRow> = first.into_iter().collect();
-        let result = self.commit_attempts(put, meta, &blocks, &mut attempts).await;
-        match &result {
-            // The last was finished together with the object row.
-            Ok(_written) => drop(attempts.pop()),
-            Err(_) if attempts.iter().any(|upload| !self.0.cluster.decides_alone(&upload.placement())) => attempts.clear(),
-            Err(_) => {}
+        let Some(Registered { upload, known, working }) = stored else { return self.commit_inline(put, meta).await };
+        let result = self.commit_stored(put, meta, &upload, known).await;
+        if result.is_err() && self.0.cluster.decides_alone(&upload.placement()) {
+            self.abort_upload_row(&upload).await;
         }
-        for upload in &attempts {
-            self.abort_upload_row(upload).await;
-        }
+        drop(working);
         result
     }
 
-    async fn commit_attempts(
+    /// `known`: later than all that was acknowledged before the write began. So an owner that is behind knows a write that overlaps
+    /// this one, and unless it decides alone, others may have stored this one, and shown it: it is then taken to have happened just before
+    /// the other, and not repeated above it, which would make it be seen twice.
+    async fn commit_stored(
         &self,
         put: &PutObject,
         meta: ObjectMeta,
-        blocks: &[(BlockHash, u64)],
-        attempts: &mut Vec<UploadRow>,
+        upload: &UploadRow,
+        known: Timestamp,
     ) -> Result<Written, ModelError> {
         let condition = self.condition(put, meta.size).await?;
-        let mut at_least = Timestamp::ZERO;
+        let version = version_of(upload.id);
+        let mut at_least = known;
         for _attempt in 0..ATTEMPTS_MAX {
-            let upload = attempts.last().cloned();
-            let version = match &upload {
-                Some(UploadRow { state: UploadState::Simple(simple), .. }) => simple.version,
-                _ => VersionId::random(&*self.0.random),
-            };
+            let alone = self.0.cluster.decides_alone(&upload.placement());
             let timestamp = self.0.clock.now().max(at_least);
             let row = object_row(put, timestamp, version, ObjectState::Live(Box::new(meta.clone())));
-            match self.commit_row(&row, upload.as_ref(), condition.as_ref()).await? {
-                Verdict::Behind(_) if is_planted(Bug::BehindIgnored) => {
-                    return Ok(Written { etag: meta.etag, checksum: meta.checksum, size: meta.size, timestamp });
+            match self.commit_row(&row, Some(upload), condition.as_ref()).await? {
+                Verdict::Won => return Ok(written(meta, timestamp)),
+                Verdict::Behind(_) if is_planted(Bug::BehindIgnored) => return Ok(written(meta, timestamp)),
+                Verdict::Behind(newest) if alone => at_least = newest.next(),
+                Verdict::Behind(_) => {
+                    self.commit_overlapped(&row, &upload.with_state(UploadState::Done)).await?;
+                    return Ok(written(meta, timestamp));
                 }
-                Verdict::Won => {
-                    return Ok(Written { etag: meta.etag, checksum: meta.checksum, size: meta.size, timestamp });
-                }
-                Verdict::Behind(newest) => at_least = newest.next(),
                 Verdict::Refused(reason) => return Err(refused(&reason)),
             }
-            if upload.is_some() {
-                // Owners that stored the row may have released the version when the newer row came: take a fresh one.
-                self.register_again(put, blocks, attempts).await?;
+        }
+        Err(too_many_writes())
+    }
+
+    async fn commit_inline(&self, put: &PutObject, meta: ObjectMeta) -> Result<Written, ModelError> {
+        let condition = self.condition(put, meta.size).await?;
+        let state = ObjectState::Live(Box::new(meta.clone()));
+        let timestamp = self.commit_at_once(put, state, condition.as_ref()).await?;
+        Ok(written(meta, timestamp))
+    }
+
+    /// Writes a row that names nothing else, in one round: its time is guessed, and guessed anew when an owner knows something later.
+    ///
+    /// # Errors
+    /// [`ModelError::Overtaken`] when some owner may have stored the first guess and shown it: seen again under the next, after what came
+    /// in between, it would have happened twice.
+    async fn commit_at_once(
+        &self,
+        put: &PutObject,
+        state: ObjectState,
+        condition: Option<&Condition>,
+    ) -> Result<Timestamp, ModelError> {
+        let mut at_least = Timestamp::ZERO;
+        for _attempt in 0..ATTEMPTS_MAX {
+            let timestamp = self.0.clock.now().max(at_least);
+            let row = object_row(put, timestamp, VersionId::random(&*self.0.random), state.clone());
+            let mut entry = ObjectTable::entry(&row, Mode::Commit);
+            entry.condition = condition.map(|condition| codec::encode(condition).into());
+            let Committed { verdict, extent } = self.0.objects.commit_heard(row.index().placement(), vec![entry]).await?;
+            match verdict {
+                Verdict::Won => return Ok(timestamp),
+                Verdict::Behind(_) if is_planted(Bug::BehindIgnored) => return Ok(timestamp),
+                Verdict::Behind(newest) if extent == Extent::Nowhere => at_least = newest.next(),
+                Verdict::Behind(_) => return Err(ModelError::Overtaken),
+                Verdict::Refused(reason) => return Err(refused(&reason)),
             }
         }
-        Err(ModelError::Conflict("too many other writes to the same key at this moment; try again".to_owned()))
+        Err(too_many_writes())
+    }
+
+    /// Ends a write just before the one that overlaps it, as it could as well have happened. `done`: its upload's row, ended.
+    pub(crate) async fn commit_overlapped(&self, row: &ObjectRow, done: &UploadRow) -> Result<(), ModelError> {
+        let object = ObjectTable::entry(row, Mode::Replicate);
+        // The end of the upload is a commit all the same: where it was closed, or its claim taken back, neither is stored.
+        let entries = vec![object, UploadTable::entry(done, Mode::Commit)];
+        won(self.0.objects.write(row.index().placement(), entries).await?)?;
+        let rows = self.object_rows(row.bucket, &row.key, Projection::Summary).await?;
+        if !rows.iter().any(|found| found.version == row.version) {
+            // A newer row is known to a write quorum now: ours is refused wherever it still comes, and nobody else releases it.
+            self.0.versions.merge(&VersionRow::deleted(row.version)).await?;
+        }
+        Ok(())
+    }
+
+    /// A time later than that of everything acknowledged before this call.
+    pub(crate) async fn later_than_known(&self, bucket: BucketId, key: &ObjectKey) -> Result<Timestamp, ModelError> {
+        let rows = self.object_rows(bucket, key, Projection::Summary).await?;
+        Ok(rows.iter().map(|row| row.timestamp).max().map_or(Timestamp::ZERO, Timestamp::next))
+    }
+
+    /// As [`Self::later_than_known`], for a write whose commit is a round of its own; nothing needs to be asked where one decides alone.
+    pub(crate) async fn known_before(&self, put: &PutObject) -> Result<Timestamp, ModelError> {
+        if self.0.cluster.decides_alone(&IndexShard { bucket: put.bucket, shard: 0 }.placement()) {
+            return Ok(Timestamp::ZERO);
+        }
+        self.later_than_known(put.bucket, &put.key).await
     }
 
     async fn commit_row(
@@ -308,21 +373,6 @@ impl Garage {
         }
     }
 
-    /// Registers blocks under a fresh version. The list of an earlier attempt cannot be asked for them: it may be released by now.
-    async fn register_again(
-        &self,
-        put: &PutObject,
-        blocks: &[(BlockHash, u64)],
-        attempts: &mut Vec<UploadRow>,
-    ) -> Result<(), ModelError> {
-        let version = VersionId::random(&*self.0.random);
-        let upload = self.simple_upload(put, version);
-        won(self.0.uploads.commit(&upload).await?)?;
-        attempts.push(upload);
-        let backlink = Backlink { bucket: put.bucket, key: put.key.clone() };
-        self.register(blocks, backlink, version).await
-    }
-
     /// Deletes an object. There need not be one.
     ///
     /// # Errors
@@ -338,18 +388,16 @@ impl Garage {
         };
         self.check_conditions_available(&put)?;
         let condition = if put.preconditions.is_empty() { None } else { self.condition(&put, 0).await? };
-        let mut at_least = Timestamp::ZERO;
-        for _attempt in 0..ATTEMPTS_MAX {
-            let timestamp = self.0.clock.now().max(at_least);
-            let row = object_row(&put, timestamp, VersionId::random(&*self.0.random), ObjectState::Tombstone);
-            match self.commit_row(&row, None, condition.as_ref()).await? {
-                Verdict::Won => return Ok(()),
-                Verdict::Behind(newest) => at_least = newest.next(),
-                Verdict::Refused(reason) => return Err(refused(&reason)),
-            }
-        }
-        Err(ModelError::Conflict("too many other writes to the same key at this moment; try again".to_owned()))
+        self.commit_at_once(&put, ObjectState::Tombstone, condition.as_ref()).await.map(drop)
     }
+}
+
+fn written(meta: ObjectMeta, timestamp: Timestamp) -> Written {
+    Written { etag: meta.etag, checksum: meta.checksum, size: meta.size, timestamp }
+}
+
+fn too_many_writes() -> ModelError {
+    ModelError::Conflict("too many other writes to the same key at this moment; try again".to_owned())
 }
 
 pub(crate) fn object_row(put: &PutObject, timestamp: Timestamp, version: VersionId, state: ObjectState) -> ObjectRow {

@@ -261,7 +261,7 @@ impl RepairWorker {
         Ok(self.garage.upload_row(&name).await?.and_then(|upload| match upload.state {
             UploadState::Aborted => Some(Outcome::Aborted),
             UploadState::Completed { version } => Some(Outcome::Completed(version)),
-            UploadState::Simple(_) | UploadState::Multipart(_) | UploadState::Done => None,
+            UploadState::Simple(_) | UploadState::Multipart(_) | UploadState::Closed { .. } | UploadState::Done => None,
         }))
     }
 

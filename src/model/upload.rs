@@ -2,11 +2,13 @@
 //! transaction that makes the object visible.
 //!
 //! Must stay true: an upload ends once. `Done` and `Completed` are only written together with the object row; a commit finds
-//! `Aborted` and is refused; an abort finds an end and changes nothing. Only an abort releases a simple upload's content. Whoever ends
+//! `Closed` or `Aborted` and is refused; a simple upload that may have been committed is given up only after every owner has closed it,
+//! none of them having finished it; an abort finds an end and changes nothing. Only an abort releases a simple upload's content. Whoever ends
 //! a multipart upload holds a [`Claim`] first; what its end means for the parts is decided by the part table ([`crate::part`]).
 
 use std::collections::BTreeMap;
 
+use garage_db::{DbError, Tree};
 use garage_table::error::TableError;
 use garage_table::schema::{Admission, Admit, Collection};
 use garage_table::transaction::RowTransaction;
@@ -135,6 +137,13 @@ pub enum UploadState {
     Simple(SimpleUpload),
     #[serde(rename = "m")]
     Multipart(Box<MultipartUpload>),
+    /// A simple upload that nobody works on any more: it cannot be finished where this is known. Once every owner knows, none of
+    /// them having finished it, it is given up.
+    #[serde(rename = "k")]
+    Closed {
+        #[serde(rename = "v")]
+        version: VersionId,
+    },
     /// Given up; what was stored for it is released.
     #[serde(rename = "a")]
     Aborted,
@@ -192,7 +201,9 @@ impl UploadRow {
         match &self.state {
             UploadState::Simple(_) => Counts { uploads: 1, ..Counts::default() },
             UploadState::Multipart(_) => Counts { uploads: 1, multipart_uploads: 1, ..Counts::default() },
-            UploadState::Aborted | UploadState::Done | UploadState::Completed { .. } => Counts::default(),
+            UploadState::Closed { .. } | UploadState::Aborted | UploadState::Done | UploadState::Completed { .. } => {
+                Counts::default()
+            }
         }
     }
 }
@@ -203,8 +214,24 @@ impl UploadRow {
         match &self.state {
             UploadState::Simple(_) => true,
             UploadState::Multipart(multipart) => multipart.claims.is_empty(),
+            UploadState::Closed { .. } | UploadState::Aborted | UploadState::Done | UploadState::Completed { .. } => false,
+        }
+    }
+
+    /// Whether somebody has to see to it that the upload ends: it is one request's, or is being ended.
+    pub(crate) fn is_watched(&self) -> bool {
+        match &self.state {
+            UploadState::Simple(_) | UploadState::Closed { .. } => true,
+            UploadState::Multipart(multipart) => multipart.held().next().is_some(),
             UploadState::Aborted | UploadState::Done | UploadState::Completed { .. } => false,
         }
+    }
+
+    /// Its key among all rows of the table.
+    pub(crate) fn local_key(&self) -> Vec<u8> {
+        let mut key = self.placement().as_bytes().to_vec();
+        key.extend(UploadTable::sort_key(self));
+        key
     }
 }
 
@@ -212,8 +239,9 @@ impl UploadState {
     fn rank(&self) -> u8 {
         match self {
             UploadState::Simple(_) | UploadState::Multipart(_) => 0,
-            UploadState::Aborted => 1,
-            UploadState::Done | UploadState::Completed { .. } => 2,
+            UploadState::Closed { .. } => 1,
+            UploadState::Aborted => 2,
+            UploadState::Done | UploadState::Completed { .. } => 3,
         }
     }
 }
@@ -224,6 +252,8 @@ impl Format for UploadRow {
 
 impl Crdt for UploadRow {
     fn merge(&mut self, other: &Self) {
+        // Who closes an upload of which only the blocks are known does not know when it began.
+        self.started = self.started.min(other.started);
         if other.state.rank() > self.state.rank() {
             self.state = other.state.clone();
         } else if let (UploadState::Multipart(mine), UploadState::Multipart(theirs)) = (&mut self.state, &other.state) {
@@ -236,6 +266,22 @@ impl Crdt for UploadRow {
 #[derive(Debug)]
 pub struct UploadTable {
     pub counters: BucketCounters,
+    pub watched: WatchedUploads,
+}
+
+/// The tree of the keys of those uploads whose end somebody has to see to.
+#[derive(Clone, Copy, Debug)]
+pub struct WatchedUploads(pub Tree);
+
+impl WatchedUploads {
+    fn follow(&self, tx: &mut RowTransaction<'_, '_>, old: Option<&UploadRow>, new: Option<&UploadRow>) -> Result<(), DbError> {
+        let watched = |row: Option<&UploadRow>| row.is_some_and(UploadRow::is_watched);
+        match (old.or(new), watched(old), watched(new)) {
+            (Some(row), false, true) => tx.raw().insert(self.0, &row.local_key(), &[1]),
+            (Some(row), true, false) => tx.raw().remove(self.0, &row.local_key()),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl UploadTable {
@@ -289,6 +335,7 @@ impl Schema for UploadTable {
         let Some(row) = new.or(old) else { return Ok(()) };
         let counts = |row: Option<&UploadRow>| row.map_or_else(Counts::default, UploadRow::counts);
         self.counters.add(tx, &row.bucket, &counts(new).minus(&counts(old)))?;
+        self.watched.follow(tx, old, new)?;
         if let Some(version) = released_version(old, new) {
             tx.enqueue(&VersionTable::entry(&VersionRow::deleted(version), Mode::Replicate))?;
         }
@@ -299,12 +346,13 @@ impl Schema for UploadTable {
     }
 
     fn dropped(&self, tx: &mut RowTransaction<'_, '_>, row: &UploadRow) -> Result<(), TableError> {
+        self.watched.follow(tx, Some(row), None)?;
         Ok(self.counters.add(tx, &row.bucket, &Counts::default().minus(&row.counts()))?)
     }
 
     fn is_collectable(row: &UploadRow) -> bool {
         match &row.state {
-            UploadState::Simple(_) | UploadState::Multipart(_) => false,
+            UploadState::Simple(_) | UploadState::Multipart(_) | UploadState::Closed { .. } => false,
             UploadState::Aborted | UploadState::Done | UploadState::Completed { .. } => true,
         }
     }
@@ -313,8 +361,12 @@ impl Schema for UploadTable {
 /// Why an owner that has `present` does not take `new`.
 fn refusal(present: &UploadState, new: &UploadState) -> Option<Refusal> {
     match (present, new) {
-        (UploadState::Aborted, UploadState::Done | UploadState::Completed { .. }) => Some(Refusal::NoSuchUpload),
-        (UploadState::Done | UploadState::Completed { .. }, UploadState::Aborted) => Some(Refusal::NoSuchUpload),
+        (UploadState::Closed { .. } | UploadState::Aborted, UploadState::Done | UploadState::Completed { .. }) => {
+            Some(Refusal::NoSuchUpload)
+        }
+        (UploadState::Done | UploadState::Completed { .. }, UploadState::Closed { .. } | UploadState::Aborted) => {
+            Some(Refusal::NoSuchUpload)
+        }
         (UploadState::Completed { version }, UploadState::Completed { version: other }) if version != other => {
             Some(Refusal::NoSuchUpload)
         }
@@ -322,6 +374,10 @@ fn refusal(present: &UploadState, new: &UploadState) -> Option<Refusal> {
         (UploadState::Multipart(open), UploadState::Multipart(new)) => {
             let forbidden = new.held().any(|(id, claim)| open.forbids(id, &claim.purpose));
             forbidden.then_some(Refusal::UploadBusy)
+        }
+        // Its claim was taken back everywhere, and with it the list of its parts.
+        (UploadState::Multipart(open), UploadState::Completed { version }) => {
+            open.claims.get(version).is_some_and(|claim| claim.withdrawn).then_some(Refusal::UploadBusy)
         }
         (UploadState::Multipart(open), UploadState::Aborted) => {
             let completing = open.held().any(|(_id, claim)| matches!(claim.purpose, Purpose::Complete(_)));
@@ -338,7 +394,7 @@ fn ended_parts(old: Option<&UploadRow>, new: Option<&UploadRow>) -> Option<PartR
     let outcome = match &new.state {
         UploadState::Aborted => Outcome::Aborted,
         UploadState::Completed { version } => Outcome::Completed(*version),
-        UploadState::Simple(_) | UploadState::Multipart(_) | UploadState::Done => return None,
+        UploadState::Simple(_) | UploadState::Multipart(_) | UploadState::Closed { .. } | UploadState::Done => return None,
     };
     Some(PartRow::ended(new.id, new.bucket, outcome))
 }
@@ -346,7 +402,9 @@ fn ended_parts(old: Option<&UploadRow>, new: Option<&UploadRow>) -> Option<PartR
 /// The version that is released because its upload was given up.
 fn released_version(old: Option<&UploadRow>, new: Option<&UploadRow>) -> Option<VersionId> {
     match (&old?.state, &new?.state) {
-        (UploadState::Simple(simple), UploadState::Aborted) => Some(simple.version),
+        (UploadState::Simple(SimpleUpload { version, .. }) | UploadState::Closed { version }, UploadState::Aborted) => {
+            Some(*version)
+        }
         _ => None,
     }
 }
@@ -356,7 +414,8 @@ mod tests {
     use garage_types::codec::Unknown;
     use garage_types::{BucketId, NodeId, ObjectKey, Timestamp, UploadId, VersionId};
 
-    use super::{SimpleUpload, UploadRow, UploadState, released_version};
+    use super::{Claim, MultipartUpload, Purpose, SimpleUpload, UploadRow, UploadState, refusal, released_version};
+    use crate::object::Refusal;
 
     #[test]
     fn only_an_abort_releases_what_was_stored() {
@@ -375,5 +434,30 @@ mod tests {
         assert_eq!(released_version(Some(&open), Some(&done)), None);
         assert_eq!(released_version(Some(&aborted), Some(&done)), None);
         assert_eq!(released_version(None, Some(&aborted)), None);
+        let closed = open.with_state(UploadState::Closed { version });
+        assert_eq!(released_version(Some(&open), Some(&closed)), None, "another owner may have finished it");
+        assert_eq!(released_version(Some(&closed), Some(&aborted)), Some(version));
+    }
+
+    #[test]
+    fn what_is_closed_cannot_be_finished_and_what_is_finished_cannot_be_closed() {
+        let version = VersionId::from_bytes([3; 32]);
+        let closed = UploadState::Closed { version };
+        assert_eq!(refusal(&closed, &UploadState::Done), Some(Refusal::NoSuchUpload));
+        assert_eq!(refusal(&UploadState::Done, &closed), Some(Refusal::NoSuchUpload));
+        assert_eq!(refusal(&closed, &UploadState::Aborted), None);
+        assert_eq!(refusal(&UploadState::Aborted, &closed), None);
+    }
+
+    #[test]
+    fn a_completion_whose_claim_was_taken_back_is_refused() {
+        let version = VersionId::from_bytes([3; 32]);
+        let upload = |withdrawn| {
+            let coordinator = NodeId::from_bytes([4; 32]);
+            let claim = Claim { purpose: Purpose::Abort, coordinator, incarnation: 1, withdrawn };
+            UploadState::Multipart(Box::new(MultipartUpload { claims: [(version, claim)].into(), ..MultipartUpload::default() }))
+        };
+        assert_eq!(refusal(&upload(false), &UploadState::Completed { version }), None);
+        assert_eq!(refusal(&upload(true), &UploadState::Completed { version }), Some(Refusal::UploadBusy));
     }
 }

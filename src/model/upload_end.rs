@@ -16,7 +16,7 @@ use futures_channel::oneshot;
 use futures_util::FutureExt;
 use futures_util::future::try_join_all;
 use garage_table::Schema;
-use garage_table::wire::{Mode, Projection, Verdict};
+use garage_table::wire::{Mode, Verdict};
 use garage_types::codec::{self, Unknown};
 use garage_types::{Timestamp, UploadId, VersionId};
 
@@ -26,7 +26,7 @@ use crate::digest::ChecksumAlgorithm;
 use crate::error::ModelError;
 use crate::garage::Garage;
 use crate::multipart::UploadName;
-use crate::object::{Content, ObjectMeta, ObjectRow, ObjectState, ObjectTable};
+use crate::object::{Condition, Content, ObjectMeta, ObjectRow, ObjectState, ObjectTable};
 use crate::part::{AttemptState, Outcome, Part, PartEntry, PartRow, ended_key, fate, newest_parts};
 use crate::put::{ATTEMPTS_MAX, Preconditions, PutObject, Written, object_row, refused, won};
 use crate::upload::{Claim, Completion, MultipartUpload, Purpose, UploadRow, UploadState, UploadTable};
@@ -140,8 +140,9 @@ impl Garage {
         let parts = newest_parts(self.part_attempts(complete.upload.id, 0, None).await?);
         let assembled = assemble(&complete.whole, &parts, multipart.checksum)?;
         let version = VersionId::random(&*self.0.random);
+        let _working = self.0.local.working.on(version);
         let completion = Completion {
-            timestamp: self.later_than_known(&complete.upload).await?,
+            timestamp: self.later_than_known(put.bucket, &put.key).await?.max(self.0.clock.now()),
             size: assembled.size,
             etag: assembled.etag.clone(),
             checksum: assembled.checksum.clone(),
@@ -149,7 +150,13 @@ impl Garage {
         };
         let finish = Finish { row, put, version, completion };
         self.list_and_claim(&finish, &assembled).await?;
-        self.finish(&finish).await
+        match self.condition(&finish.put, finish.completion.size).await {
+            Ok(condition) => self.finish(&finish, condition).await,
+            Err(error) => {
+                self.withdraw(&finish).await;
+                Err(error)
+            }
+        }
     }
 
     /// The answer of a completion that succeeded before: its object is still the current one, and of the same parts.
@@ -185,12 +192,6 @@ impl Garage {
             return Ok(ModelError::NoSuchUpload);
         }
         Ok(ModelError::Conflict("the upload is being completed by another request; try again".to_owned()))
-    }
-
-    async fn later_than_known(&self, name: &UploadName) -> Result<Timestamp, ModelError> {
-        let rows = self.object_rows(name.bucket, &name.key, Projection::Summary).await?;
-        let newest = rows.iter().map(|row| row.timestamp).max();
-        Ok(self.0.clock.now().max(newest.map_or(Timestamp::ZERO, Timestamp::next)))
     }
 
     /// Lists the parts under the final version, then claims the upload: a claim that is found can be carried out.
@@ -248,7 +249,7 @@ impl Garage {
         Ok(row.with_state(UploadState::Multipart(Box::new(multipart))))
     }
 
-    /// What fails here is done by the next run of this node.
+    /// What fails here is done by the owners.
     async fn withdraw_claim(&self, row: &UploadRow, id: VersionId, purpose: &Purpose) {
         let Ok(withdrawn) = self.claim_row(row, id, purpose, Hold::Withdrawn) else { return };
         if let Err(error) = self.0.uploads.merge(&withdrawn).await {
@@ -271,14 +272,7 @@ impl Garage {
     }
 
     /// Makes a claimed completion visible.
-    async fn finish(&self, finish: &Finish<'_>) -> Result<Written, ModelError> {
-        let condition = match self.condition(&finish.put, finish.completion.size).await {
-            Ok(condition) => condition,
-            Err(error) => {
-                self.withdraw(finish).await;
-                return Err(error);
-            }
-        };
+    async fn finish(&self, finish: &Finish<'_>, condition: Option<Condition>) -> Result<Written, ModelError> {
         let mut timestamp = finish.completion.timestamp;
         for _attempt in 0..ATTEMPTS_MAX {
             let alone = self.0.cluster.decides_alone(&finish.row.index().placement());
@@ -288,7 +282,10 @@ impl Garage {
             match self.0.objects.write(finish.row.index().placement(), entries).await {
                 Ok(Verdict::Won) => return Ok(finish.written(timestamp)),
                 Ok(Verdict::Behind(newest)) if alone => timestamp = newest.next(),
-                Ok(Verdict::Behind(_)) => return self.finish_behind(finish, timestamp).await,
+                Ok(Verdict::Behind(_)) => {
+                    self.commit_overlapped(&finish.object(timestamp), &finish.completed()).await?;
+                    return Ok(finish.written(timestamp));
+                }
                 Ok(Verdict::Refused(reason)) => {
                     if alone {
                         self.withdraw(finish).await;
@@ -302,20 +299,6 @@ impl Garage {
         Err(ModelError::Conflict("too many other writes to the same key at this moment; try again".to_owned()))
     }
 
-    /// Ends the upload as completed just before the write that overlaps it.
-    async fn finish_behind(&self, finish: &Finish<'_>, timestamp: Timestamp) -> Result<Written, ModelError> {
-        let index = finish.row.index();
-        let object = ObjectTable::entry(&finish.object(timestamp), Mode::Replicate);
-        let entries = vec![object, UploadTable::entry(&finish.completed(), Mode::Replicate)];
-        self.0.objects.write(index.placement(), entries).await?;
-        let rows = self.object_rows(index.bucket, &finish.row.key, Projection::Summary).await?;
-        if !rows.iter().any(|row| row.version == finish.version) {
-            // A newer row is known to a write quorum now: ours is refused wherever it still comes, and nobody else releases it.
-            self.0.versions.merge(&VersionRow::deleted(finish.version)).await?;
-        }
-        Ok(finish.written(timestamp))
-    }
-
     async fn finish_unsure(&self, finish: &Finish<'_>, error: ModelError, alone: bool) -> Result<Written, ModelError> {
         if alone && let Ok(Some(row)) = self.upload_row(&name_of(finish.row)).await {
             if row.state == (UploadState::Completed { version: finish.version }) {
@@ -323,7 +306,7 @@ impl Garage {
             }
             self.withdraw(finish).await;
         }
-        // Elsewhere some owner may have stored it: the claim stays, and the next run of this node carries it out.
+        // Elsewhere some owner may have stored it: the claim stays, and the owners carry it out.
         Err(error)
     }
 
@@ -334,38 +317,26 @@ impl Garage {
     pub async fn abort_multipart(&self, name: &UploadName) -> Result<(), ModelError> {
         let row = self.upload_row(name).await?.filter(|row| row.multipart().is_some()).ok_or(ModelError::NoSuchUpload)?;
         let id = VersionId::random(&*self.0.random);
+        let _working = self.0.local.working.on(id);
         self.claim(&row, id, Purpose::Abort).await?;
         let aborted = self.0.uploads.commit(&row.with_state(UploadState::Aborted)).await;
         aborted.map_err(ModelError::from).and_then(won)
     }
 
-    /// Carries out, or takes back, what an earlier run of this node had claimed.
-    pub(crate) async fn settle_claims(&self) -> Result<usize, ModelError> {
-        let rows = crate::buckets::all_rows::<UploadTable>(&self.0.local.tables).await?;
-        let mut count = 0;
-        for row in rows {
-            let Some(multipart) = row.multipart() else { continue };
-            for (id, claim) in multipart.held() {
-                let ours = claim.coordinator == self.0.cluster.node_id();
-                if ours && claim.incarnation != self.0.settings.incarnation {
-                    self.settle_claim(&row, *id, &claim.purpose).await?;
-                    count += 1;
-                }
-            }
-        }
-        Ok(count)
-    }
-
-    async fn settle_claim(&self, row: &UploadRow, id: VersionId, purpose: &Purpose) -> Result<(), ModelError> {
+    /// Carries out, or takes back, a claim whose holder is gone. `row`: as an owner has it.
+    ///
+    /// # Errors
+    /// [`ModelError`]; the claim stays then.
+    pub(crate) async fn settle_claim(&self, row: &UploadRow, id: VersionId, purpose: &Purpose) -> Result<(), ModelError> {
         let Some(now) = self.upload_row(&name_of(row)).await? else { return Ok(()) };
         let Some(multipart) = now.multipart() else { return Ok(()) };
+        if multipart.claims.get(&id).is_some_and(|claim| claim.withdrawn) {
+            return Ok(());
+        }
         let forbidden = multipart.forbids(&id, purpose);
         match purpose {
             Purpose::Abort if !forbidden => won(self.0.uploads.commit(&now.with_state(UploadState::Aborted)).await?),
-            Purpose::Abort => {
-                self.withdraw_claim(&now, id, purpose).await;
-                Ok(())
-            }
+            Purpose::Abort => Ok(self.0.uploads.merge(&self.claim_row(&now, id, purpose, Hold::Withdrawn)?).await?),
             Purpose::Complete(completion) => {
                 let put = final_put(&now, multipart, Preconditions::default());
                 let finish = Finish { row: &now, put, version: id, completion: completion.clone() };
@@ -373,11 +344,26 @@ impl Garage {
                 // Where one owner decides, an upload that is open still means that nothing was stored.
                 let nothing_stored = self.0.cluster.decides_alone(&now.index().placement());
                 if nothing_stored || forbidden || listed != completion.parts as usize {
-                    self.withdraw(&finish).await;
-                    return Ok(());
+                    return self.take_back(&finish).await;
                 }
-                self.finish(&finish).await.map(drop)
+                // What it had to fulfil was judged before it could be stored anywhere; now it must not be given up for that.
+                self.finish(&finish, None).await.map(drop)
             }
+        }
+    }
+
+    /// Takes back a completion that some owner may have stored: only once all have withdrawn the claim, and none has stored it, nor will.
+    async fn take_back(&self, finish: &Finish<'_>) -> Result<(), ModelError> {
+        let purpose = Purpose::Complete(finish.completion.clone());
+        let withdrawn = self.claim_row(finish.row, finish.version, &purpose, Hold::Withdrawn)?;
+        match self.0.uploads.commit_at_all(&withdrawn).await? {
+            Verdict::Won => {
+                self.withdraw_list(finish).await;
+                Ok(())
+            }
+            // It has ended; that spreads by itself.
+            Verdict::Refused(_ended) => Ok(()),
+            verdict @ Verdict::Behind(_) => won(verdict),
         }
     }
 
@@ -433,7 +419,7 @@ enum Hold {
     Withdrawn,
 }
 
-fn name_of(row: &UploadRow) -> UploadName {
+pub(crate) fn name_of(row: &UploadRow) -> UploadName {
     UploadName { bucket: row.bucket, key: row.key.clone(), id: row.id }
 }
 

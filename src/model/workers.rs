@@ -1,5 +1,5 @@
-//! Background work on what the tables say: sending queued deletions, giving up uploads whose coordinator is gone. Also where all jobs
-//! of a node start; those on blocks are in [`crate::resync_worker`].
+//! Background work on what the tables say: sending queued deletions. Also where all jobs of a node start; those on blocks are in
+//! [`crate::resync_worker`], the settling of unfinished writes in [`crate::unfinished`].
 
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
@@ -16,7 +16,8 @@ use crate::part::PartTable;
 use crate::resync_worker::{LayoutWalker, ResyncWorker};
 use crate::scrub::ScrubWorker;
 use crate::table_ids;
-use crate::upload::{UploadRow, UploadState, UploadTable};
+use crate::unfinished::UnfinishedWrites;
+use crate::upload::{UploadRow, UploadState};
 use crate::version::VersionTable;
 
 /// Queued deletions sent at once.
@@ -27,7 +28,7 @@ impl Garage {
     pub fn start_workers(&self) {
         let workers = self.workers();
         workers.start(QueueSender { garage: self.clone(), after: None, queue_length: 0 });
-        workers.start(UploadReaper { garage: self.clone(), given_up: 0 });
+        workers.start(UnfinishedWrites::new(self.clone()));
         for number in 1..=RESYNC_WORKERS_MAX {
             workers.start(ResyncWorker::new(self.clone(), number));
         }
@@ -97,24 +98,6 @@ impl Garage {
         }
     }
 
-    /// Gives up the uploads that an earlier run of this node left unfinished. Returns how many.
-    ///
-    /// # Errors
-    /// [`ModelError::Table`].
-    pub async fn reap_uploads(&self) -> Result<usize, ModelError> {
-        let (own, incarnation) = (self.0.cluster.node_id(), self.0.settings.incarnation);
-        let rows = crate::buckets::all_rows::<UploadTable>(&self.0.local.tables).await?;
-        // With other owners a stale row may belong to a write that one of them stored: it waits until they can be asked.
-        let decidable = |row: &UploadRow| self.0.cluster.decides_alone(&row.placement());
-        let stale = rows.into_iter().filter(|row| is_stale(row, own, incarnation) && decidable(row));
-        let mut count = 0;
-        for row in stale {
-            self.0.uploads.commit(&row.with_state(UploadState::Aborted)).await?;
-            count += 1;
-        }
-        Ok(count + self.settle_claims().await? + self.reap_parts().await?)
-    }
-
     /// The uploads of a bucket that are not finished, in the order of their keys; for tests and operators.
     ///
     /// # Errors
@@ -181,45 +164,5 @@ impl Worker for QueueSender {
 
     fn wait(&mut self) -> BoxFuture<'_, ()> {
         async move { self.garage.0.local.tables.queue_changed().await }.boxed()
-    }
-}
-
-/// Gives up, once after the start, what an earlier run left unfinished.
-struct UploadReaper {
-    garage: Garage,
-    given_up: usize,
-}
-
-impl Worker for UploadReaper {
-    fn name(&self) -> String {
-        "Unfinished uploads of earlier runs".to_owned()
-    }
-
-    fn status(&self) -> Status {
-        Status { progress: Some(self.given_up.to_string()), ..Status::default() }
-    }
-
-    fn step(&mut self) -> BoxFuture<'_, Result<Step, StepError>> {
-        async move {
-            self.given_up = self.garage.reap_uploads().await?;
-            if self.given_up > 0 {
-                tracing::info!(count = self.given_up, "gave up uploads that an earlier run left unfinished");
-            }
-            Ok(Step::Done)
-        }
-        .boxed()
-    }
-
-    fn wait(&mut self) -> BoxFuture<'_, ()> {
-        std::future::pending().boxed()
-    }
-}
-
-/// Whether a simple upload belongs to an earlier run of this node.
-fn is_stale(row: &UploadRow, own: garage_types::NodeId, incarnation: u64) -> bool {
-    match &row.state {
-        UploadState::Simple(simple) => simple.coordinator == own && simple.incarnation != incarnation,
-        // Multipart uploads outlive the requests that work on them.
-        UploadState::Multipart(_) | UploadState::Aborted | UploadState::Done | UploadState::Completed { .. } => false,
     }
 }

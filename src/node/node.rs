@@ -14,6 +14,7 @@ use garage_model::count::CountBucket;
 use garage_model::garage::{LocalModel, LocalParts, Parts, Settings};
 use garage_model::open_versions::AskOpenVersions;
 use garage_model::state_file::{StateDirectory, StateFileError};
+use garage_model::working::AskWorking;
 use garage_net::identity::{Identity, NetworkKey};
 use garage_net::mux::Windows;
 use garage_net::transport::Transport;
@@ -186,6 +187,7 @@ impl Node {
             .add::<AskNeeds>(Arc::new(local.blocks.clone()))
             .add::<GiveBlock>(Arc::new(local.blocks.clone()))
             .add::<AskOpenVersions>(Arc::new(local.blocks.clone()))
+            .add::<AskWorking>(Arc::new(local.working.clone()))
             .add::<CompareLayouts>(Arc::new(LayoutGossip(layout.clone())))
             .add::<MergeLayout>(Arc::new(LayoutGossip(layout.clone())))
             .build();

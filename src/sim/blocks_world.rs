@@ -25,6 +25,7 @@ use garage_rpc::layout::NodeRole;
 use garage_rpc::peers::PeerAddress;
 use garage_rpc::quorum::ConsistencyMode;
 use garage_table::Schema;
+use garage_table::collect::{CollectAfter, Collector};
 use garage_table::wire::{Mode, Write};
 use garage_types::clock::ManualClock;
 use garage_types::config::HostPort;
@@ -35,6 +36,7 @@ use garage_types::offload::Inline;
 use garage_types::random::SeededRandom;
 use garage_types::{BlockHash, BucketId, NodeId, ObjectKey, Timestamp};
 use garage_worker::spawn::TokioSpawn;
+use garage_worker::{Step, Worker};
 
 /// Small, so that an object of a few hundred bytes has several blocks.
 const BLOCK_SIZE: usize = 64;
@@ -219,6 +221,17 @@ impl Cluster {
         let entries = rows.iter().map(|row| BlockRefTable::entry(row, Mode::Replicate)).collect();
         let layout = self.machines[to].node.layout.current().version();
         self.machines[to].node.garage.local().tables.write(Write { layout, entries }).await.expect("the rows can be stored");
+    }
+
+    /// Every owner forgets its tombstones, whatever their age.
+    pub async fn collect_tombstones(&self) {
+        self.clock.advance_millis(1);
+        let at_once = CollectAfter { soon: Duration::ZERO, late: Duration::ZERO };
+        for machine in &self.machines {
+            let (garage, tables) = (&machine.node.garage, machine.node.garage.local().tables.clone());
+            let mut collector = Collector::new(tables, garage.cluster().clone(), self.clock.clone(), at_once);
+            while collector.step().await.expect("a step of the collection") == Step::Busy {}
+        }
     }
 
     pub fn garage(&self, machine: usize) -> &Garage {

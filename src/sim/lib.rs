@@ -68,3 +68,6 @@ mod planted_tests;
 
 #[cfg(test)]
 mod crowd;
+
+#[cfg(test)]
+mod doubts;

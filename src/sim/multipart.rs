@@ -311,3 +311,47 @@ async fn a_copy_outlives_its_source_and_shares_its_blocks() {
     assert_eq!(fetch(&garage, bucket, "copy of parts").await, body(2, 300));
     assert_eq!(fetch(&garage, bucket, "part copy").await, body(2, 300)[10..290]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_of_an_upload_in_parts_that_is_overwritten_gets_all_of_it_or_an_error() {
+    let world = World::new(10);
+    let garage = world.start().await.garage;
+    let bucket = garage.create_bucket("pictures").await.unwrap();
+    let upload = begin(&garage, bucket, "k").await;
+    let mut listed = Vec::new();
+    for number in 1..=20 {
+        listed.push(part(&garage, &upload, number, &body(number as u8, 300)).await.unwrap());
+    }
+    complete(&garage, &upload, &listed).await.unwrap();
+    let object = garage.object(bucket, &key("k")).await.unwrap();
+    let (mut prompt, mut late) = (
+        garage.read_object(&object, 0..object.meta.size).await.unwrap(),
+        garage.read_object(&object, 0..object.meta.size).await.unwrap(),
+    );
+    let mut bytes = prompt.next().await.unwrap().unwrap().to_vec();
+    let mut length_late = late.next().await.unwrap().unwrap().len() as u64;
+    // The lists are looked up beside, although neither reader has taken more than a block.
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    garage.put_object(put(bucket, "k"), Box::new(InMemory::new(b"new".to_vec()))).await.unwrap();
+    while garage.send_queue().await.unwrap() > 0 {}
+    world.clock.advance_millis(599_000);
+    while garage.resync_due().await.unwrap() > 0 {}
+    while let Some(next) = prompt.next().await {
+        bytes.extend_from_slice(&next.unwrap());
+    }
+    let whole: Vec<u8> = (1..=20).flat_map(|number| body(number, 300)).collect();
+    assert!(bytes == whole, "{} of {} bytes", bytes.len(), whole.len());
+    // Past the delay its blocks are gone, and the other reader is told.
+    settle(&world, &garage).await;
+    let mut error = None;
+    while let Some(next) = late.next().await {
+        match next {
+            Ok(bytes) => length_late += bytes.len() as u64,
+            Err(failed) => {
+                error = Some(failed);
+                break;
+            }
+        }
+    }
+    assert!(error.is_some() && length_late < object.meta.size, "{length_late} bytes, {error:?}");
+}

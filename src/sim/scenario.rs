@@ -26,7 +26,7 @@ pub struct Abilities {
     pub doubtful_uploads_end: bool,
 }
 
-pub const ABILITIES: Abilities = Abilities { anti_entropy: true, block_resync: true, doubtful_uploads_end: false };
+pub const ABILITIES: Abilities = Abilities { anti_entropy: true, block_resync: true, doubtful_uploads_end: true };
 
 #[derive(Clone, Copy, Debug)]
 pub struct Scenario {

@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use garage_rpc::cluster::Cluster;
 use garage_rpc::error::{ErrorCode, RpcError};
@@ -15,7 +17,9 @@ use garage_types::codec;
 use garage_types::crdt::Crdt;
 use garage_types::planted::{Bug, is_planted};
 use garage_types::{NodeId, Placement};
+use garage_worker::spawn::Spawn;
 use serde_bytes::ByteBuf;
+use tokio::sync::{Notify, oneshot};
 
 use crate::epochs::Slot;
 use crate::error::TableError;
@@ -57,6 +61,25 @@ pub struct Rows<R> {
     /// Sort key of the last position covered when there may be more; nothing is known beyond it.
     pub last: Option<Vec<u8>>,
 }
+
+/// What came of a commit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Committed {
+    pub verdict: Verdict,
+    /// Where it was stored, when it did not win.
+    pub extent: Extent,
+}
+
+/// Whether some owner has stored what was not acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// Every owner that could be reached has answered that it did not; to the others it was never sent.
+    Nowhere,
+    Perhaps,
+}
+
+/// How long the last answers to a commit that cannot win are waited for.
+const HEARING_MAX: Duration = Duration::from_secs(1);
 
 /// How often a row is sent again, or read again, because a collection went on meanwhile.
 const STALE_TRIES: usize = 3;
@@ -142,6 +165,14 @@ impl<S: Schema> Table<S> {
         self.write(S::placement(row), vec![S::entry(row, Mode::Commit)]).await
     }
 
+    /// Commits one row at every owner of every live layout version: afterwards none of them knows better.
+    ///
+    /// # Errors
+    /// [`TableError`], also while one owner cannot be reached; the row may then be stored at some of them.
+    pub async fn commit_at_all(&self, row: &S::Row) -> Result<Verdict, TableError> {
+        self.write_to(S::placement(row), vec![S::entry(row, Mode::Commit)], Some(WriteQuorum::All)).await
+    }
+
     /// Merges one row into what a write quorum of its owners has, whatever that is.
     ///
     /// # Errors
@@ -160,13 +191,46 @@ impl<S: Schema> Table<S> {
     ///
     /// # Errors
     /// [`TableError`]; the rows may then be stored at some of the owners.
-    pub async fn write(&self, placement: Placement, mut entries: Vec<Entry>) -> Result<Verdict, TableError> {
+    pub async fn write(&self, placement: Placement, entries: Vec<Entry>) -> Result<Verdict, TableError> {
+        self.write_to(placement, entries, None).await
+    }
+
+    /// As [`Self::write`], and tells whether a commit that did not win may be stored anywhere all the same.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub async fn commit_heard(&self, placement: Placement, mut entries: Vec<Entry>) -> Result<Committed, TableError> {
+        let mut tries_left = STALE_TRIES;
+        loop {
+            let is_first = tries_left == STALE_TRIES;
+            for entry in &mut entries {
+                entry.epoch = self.store.known_epoch(entry.table, &placement);
+            }
+            let heard = Arc::new(Heard::default());
+            match self.write_once(placement, entries.clone(), None, Some(&heard)).await {
+                Err(TableError::StaleEpoch { .. }) if tries_left > 0 => tries_left -= 1,
+                Ok(Verdict::Won) => return Ok(Committed { verdict: Verdict::Won, extent: Extent::Perhaps }),
+                Ok(verdict) if is_first => return Ok(Committed { verdict, extent: heard.extent().await }),
+                // Some owner may have stored it when it was sent first, under the earlier epoch.
+                Ok(verdict) => return Ok(Committed { verdict, extent: Extent::Perhaps }),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// `quorum`: the usual one unless given.
+    async fn write_to(
+        &self,
+        placement: Placement,
+        mut entries: Vec<Entry>,
+        quorum: Option<WriteQuorum>,
+    ) -> Result<Verdict, TableError> {
         let mut tries_left = STALE_TRIES;
         loop {
             for entry in &mut entries {
                 entry.epoch = self.store.known_epoch(entry.table, &placement);
             }
-            match self.write_once(placement, entries.clone()).await {
+            match self.write_once(placement, entries.clone(), quorum, None).await {
                 Err(TableError::StaleEpoch { .. }) if tries_left > 0 => tries_left -= 1,
                 result => return result,
             }
@@ -174,15 +238,28 @@ impl<S: Schema> Table<S> {
     }
 
     /// As [`Self::write`], under the epochs that the entries say. After [`TableError::StaleEpoch`] the newer one is known.
-    async fn write_once(&self, placement: Placement, entries: Vec<Entry>) -> Result<Verdict, TableError> {
+    async fn write_once(
+        &self,
+        placement: Placement,
+        entries: Vec<Entry>,
+        quorum: Option<WriteQuorum>,
+        heard: Option<&Arc<Heard>>,
+    ) -> Result<Verdict, TableError> {
         let permit = self.cluster.begin_write();
-        let (sets, quorum) = self.owners(permit.layout(), placement)?;
+        let (sets, usual) = self.owners(permit.layout(), placement)?;
+        let quorum = quorum.unwrap_or(usual);
         let tables: Vec<TableId> = entries.iter().map(|entry| entry.table).collect();
         let write = Write { layout: permit.layout().version(), entries };
         let attempt = |node| {
             let call = self.call(node, write.clone());
+            let hearing = heard.map(|heard| heard.begin(self.cluster.mesh().is_up(node) || node == self.cluster.node_id()));
+            let spawn = self.cluster.spawn().clone();
             async move {
-                match call.await {
+                let answer = match hearing {
+                    None => call.await,
+                    Some(hearing) => hearing.listen(&*spawn, call).await,
+                };
+                match answer {
                     Ok(Verdict::Won) => Ok(()),
                     Ok(verdict) => Err(NotWon::Verdict(verdict)),
                     Err(error) => Err(NotWon::Rpc(error)),
@@ -311,7 +388,7 @@ impl<S: Schema> Table<S> {
     }
 
     async fn read_back(&self, placement: Placement, entries: Vec<Entry>) -> Result<(), TableError> {
-        match self.write_once(placement, entries).await? {
+        match self.write_once(placement, entries, None, None).await? {
             Verdict::Won => Ok(()),
             verdict => unreachable!("copies are merged, never refused, but an owner answered {verdict:?}"),
         }
@@ -324,6 +401,72 @@ impl<S: Schema> Table<S> {
     ) -> impl Future<Output = Result<R::Reply, RpcError>> + Send + 'static {
         let cluster = self.cluster.clone();
         async move { cluster.call(node, request).await }
+    }
+}
+
+/// What owners answered to one commit, also after its outcome was clear.
+#[derive(Default)]
+struct Heard {
+    /// Calls whose owner may have stored the rows.
+    perhaps: AtomicUsize,
+    waiting: AtomicUsize,
+    answered: Notify,
+}
+
+/// One call of a commit.
+struct Hearing {
+    heard: Arc<Heard>,
+    is_reachable: bool,
+}
+
+impl Heard {
+    fn begin(self: &Arc<Self>, is_reachable: bool) -> Hearing {
+        self.perhaps.fetch_add(1, Ordering::AcqRel);
+        self.waiting.fetch_add(1, Ordering::AcqRel);
+        Hearing { heard: self.clone(), is_reachable }
+    }
+
+    async fn extent(&self) -> Extent {
+        let all_answered = async {
+            loop {
+                let answered = self.answered.notified();
+                if self.waiting.load(Ordering::Acquire) == 0 {
+                    return;
+                }
+                answered.await;
+            }
+        };
+        // Who has not answered by then counts as having stored it.
+        let _in_time = tokio::time::timeout(HEARING_MAX, all_answered).await.is_ok();
+        if self.perhaps.load(Ordering::Acquire) == 0 { Extent::Nowhere } else { Extent::Perhaps }
+    }
+}
+
+impl Hearing {
+    /// Makes the call in a task of its own, so that its answer is heard even when the commit is decided before.
+    async fn listen(
+        self,
+        spawn: &dyn Spawn,
+        call: impl Future<Output = Result<Verdict, RpcError>> + Send + 'static,
+    ) -> Result<Verdict, RpcError> {
+        let (answer, answered) = oneshot::channel();
+        let task = async move {
+            let result = call.await;
+            let stored_nothing = match &result {
+                Ok(Verdict::Won) => false,
+                Ok(Verdict::Behind(_) | Verdict::Refused(_)) => true,
+                Err(error) => error.code == ErrorCode::Unavailable && !self.is_reachable,
+            };
+            if stored_nothing {
+                self.heard.perhaps.fetch_sub(1, Ordering::AcqRel);
+            }
+            self.heard.waiting.fetch_sub(1, Ordering::AcqRel);
+            self.heard.answered.notify_one();
+            // Nobody waits for it any more when the others have decided.
+            drop(answer.send(result));
+        };
+        spawn.spawn("commit", Box::pin(task));
+        answered.await.unwrap_or_else(|_ended| Err(RpcError::new(ErrorCode::Unavailable, "this node is shutting down")))
     }
 }
 

@@ -33,6 +33,8 @@ pub enum WriteQuorum {
     Count(usize),
     /// More than half of each set, for rows that every node has.
     Majority,
+    /// Every node of each set: nobody may have missed it.
+    All,
 }
 
 impl From<usize> for WriteQuorum {
@@ -47,6 +49,7 @@ impl WriteQuorum {
         match self {
             WriteQuorum::Count(count) => count,
             WriteQuorum::Majority => size / 2 + 1,
+            WriteQuorum::All => size,
         }
     }
 }
