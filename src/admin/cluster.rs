@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use garage_rpc::layout::ClusterLayout;
 use garage_rpc::layout::history::{Conflict, LayoutHistory};
 use garage_rpc::layout::version::{LayoutDigest, NodeRole};
 use garage_rpc::peers::{PeerInfo, PeerState};
@@ -12,6 +13,7 @@ use garage_types::{NodeId, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{AdminError, with_causes};
+use crate::moves::{DepartedNode, NodeMoves, departed};
 use crate::nodes::{NodeStatus, OwnStatus, Space, ask};
 use crate::operations::{AdminService, Operation};
 
@@ -43,6 +45,9 @@ pub struct ClusterNode {
     pub draining: bool,
     pub data_partition: Option<Space>,
     pub metadata_partition: Option<Space>,
+    /// `None` when the node does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moves: Option<NodeMoves>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -54,6 +59,9 @@ pub struct ClusterStatus {
     /// Different live layouts with one number: an operator has to choose.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub layout_conflicts: Vec<StatusConflict>,
+    /// Nodes without a role that stored data, or still do.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub departed: Vec<DepartedNode>,
 }
 
 /// Which layouts contradict each other; [`crate::layout_history`] shows what is in them.
@@ -75,7 +83,8 @@ struct Seen {
 }
 
 /// Joins what the mesh, the nodes and the layout say.
-fn status_of(seen: &BTreeMap<NodeId, Seen>, told: &BTreeMap<NodeId, NodeStatus>, history: &LayoutHistory) -> ClusterStatus {
+fn status_of(seen: &BTreeMap<NodeId, Seen>, told: &BTreeMap<NodeId, NodeStatus>, layout: &ClusterLayout) -> ClusterStatus {
+    let history = layout.history();
     let roles = history.current().map(|version| version.roles().clone()).unwrap_or_default();
     let storing: BTreeSet<NodeId> = history.live().flat_map(|version| version.storage_nodes()).collect();
     // Nodes that left the cluster, neither connected nor of any use, are not listed.
@@ -101,6 +110,7 @@ fn status_of(seen: &BTreeMap<NodeId, Seen>, told: &BTreeMap<NodeId, NodeStatus>,
             role,
             data_partition: told.and_then(|told| told.data),
             metadata_partition: told.and_then(|told| told.metadata),
+            moves: told.and_then(|told| told.moves.clone()),
         }
     };
     let conflict = |found: Conflict| {
@@ -111,7 +121,13 @@ fn status_of(seen: &BTreeMap<NodeId, Seen>, told: &BTreeMap<NodeId, NodeStatus>,
         layout_version: history.current_number(),
         nodes: listed.into_iter().map(node).collect(),
         layout_conflicts: history.conflicts().into_iter().map(conflict).collect(),
+        departed: departed(layout, &moves_of(told)),
     }
+}
+
+/// What nodes say that they have still to move.
+pub(crate) fn moves_of(told: &BTreeMap<NodeId, NodeStatus>) -> BTreeMap<NodeId, NodeMoves> {
+    told.iter().filter_map(|(node, status)| status.moves.clone().map(|moves| (*node, moves))).collect()
 }
 
 /// Everyone who is connected or has a role, by ascending id.
@@ -130,21 +146,26 @@ impl Operation for GetClusterStatus {
     type Reply = ClusterStatus;
 
     async fn run(self, service: &AdminService) -> Result<ClusterStatus, AdminError> {
-        let seen = seen(service);
-        let up = seen.iter().filter(|(_id, seen)| seen.is_up).map(|(id, _seen)| *id);
-        let answers = join_all(up.map(|node| async move { (node, ask(service, node, OwnStatus).await) })).await;
-        let mut told = BTreeMap::new();
-        for (node, answer) in answers {
-            match answer {
-                Ok(status) => {
-                    told.insert(node, status);
-                }
-                // It is shown without its details.
-                Err(error) => tracing::debug!(%node, error, "a node does not tell its status"),
-            }
-        }
-        Ok(status_of(&seen, &told, service.layout().current().history()))
+        let told = told(service).await;
+        Ok(status_of(&seen(service), &told, &service.layout().current()))
     }
+}
+
+/// What every node that can be reached says of itself.
+pub(crate) async fn told(service: &AdminService) -> BTreeMap<NodeId, NodeStatus> {
+    let up = connected_nodes(service).into_iter();
+    let answers = join_all(up.map(|node| async move { (node, ask(service, node, OwnStatus).await) })).await;
+    let mut told = BTreeMap::new();
+    for (node, answer) in answers {
+        match answer {
+            Ok(status) => {
+                told.insert(node, status);
+            }
+            // It is shown without its details.
+            Err(error) => tracing::debug!(%node, error, "a node does not tell its status"),
+        }
+    }
+    told
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -278,8 +299,10 @@ async fn connect(service: &AdminService, peer: &PeerAddress) -> Result<(), Strin
 #[cfg(test)]
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
+    use std::sync::Arc;
     use std::time::Duration;
 
+    use garage_rpc::layout::ClusterLayout;
     use garage_rpc::layout::history::LayoutHistory;
     use garage_rpc::layout::version::NodeRole;
     use garage_rpc::peers::{PeerInfo, PeerState};
@@ -287,6 +310,14 @@ mod tests {
 
     use super::{Health, Seen, health_of, seen_as, status_of};
     use crate::nodes::NodeStatus;
+
+    fn told_by(hostname: &str) -> NodeStatus {
+        NodeStatus { hostname: hostname.into(), version: "1".into(), data: None, metadata: None, moves: None }
+    }
+
+    fn view(history: LayoutHistory) -> ClusterLayout {
+        ClusterLayout::of(Arc::new(history))
+    }
 
     fn id(byte: u8) -> NodeId {
         NodeId::from_bytes([byte; 32])
@@ -312,9 +343,8 @@ mod tests {
 
     #[test]
     fn status_lists_who_is_connected_or_of_use() {
-        let told =
-            BTreeMap::from([(id(1), NodeStatus { hostname: "alpha".into(), version: "1".into(), data: None, metadata: None })]);
-        let status = status_of(&seen(&[1, 9], &[2, 8]), &told, &history());
+        let told = BTreeMap::from([(id(1), told_by("alpha"))]);
+        let status = status_of(&seen(&[1, 9], &[2, 8]), &told, &view(history()));
         let listed: Vec<NodeId> = status.nodes.iter().map(|node| node.id).collect();
         assert_eq!(listed, [1, 2, 3, 4, 9].map(id), "8 is neither connected nor has a role");
         assert_eq!((status.layout_version, status.nodes[0].hostname.as_deref()), (1, Some("alpha")));
@@ -331,7 +361,7 @@ mod tests {
         history.stage_role(Timestamp::from_millis(2), id(5), role).unwrap();
         history.stage_removal(Timestamp::from_millis(2), id(3)).unwrap();
         history.apply(2).unwrap();
-        let status = status_of(&seen(&[], &[]), &BTreeMap::new(), &history);
+        let status = status_of(&seen(&[], &[]), &BTreeMap::new(), &view(history));
         let draining: Vec<NodeId> = status.nodes.iter().filter(|node| node.draining).map(|node| node.id).collect();
         assert_eq!(draining, [id(3)]);
     }

@@ -8,9 +8,10 @@ use garage_rpc::layout::version::LayoutVersion;
 use garage_types::NodeId;
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::connected_nodes;
+use crate::cluster::{connected_nodes, moves_of, told};
 use crate::error::AdminError;
 use crate::layout::{Layout, layout_of, version_as_layout};
+use crate::moves::{DepartedNode, NodeMoves, departed};
 use crate::operations::{AdminService, Operation};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -68,6 +69,12 @@ pub struct LayoutHistoryInfo {
     /// Empty as long as nobody applied two changes at once.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conflicts: Vec<LayoutConflict>,
+    /// What the nodes have still to move, as far as they tell.
+    #[serde(default)]
+    pub moves: BTreeMap<NodeId, NodeMoves>,
+    /// Nodes without a role that stored data, or still do.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub departed: Vec<DepartedNode>,
 }
 
 /// What there is to know of past and live versions.
@@ -96,6 +103,8 @@ pub fn history_of(history: &LayoutHistory) -> LayoutHistoryInfo {
         versions: versions.collect(),
         update_trackers: several_live.then(|| history.members().into_iter().map(tracker).collect()),
         conflicts: conflicts_of(history),
+        moves: BTreeMap::new(),
+        departed: Vec::new(),
     }
 }
 
@@ -115,7 +124,10 @@ impl Operation for GetClusterLayoutHistory {
     type Reply = LayoutHistoryInfo;
 
     async fn run(self, service: &AdminService) -> Result<LayoutHistoryInfo, AdminError> {
-        Ok(history_of(service.layout().current().history()))
+        let moves = moves_of(&told(service).await);
+        let layout = service.layout().current();
+        let departed = departed(&layout, &moves);
+        Ok(LayoutHistoryInfo { moves, departed, ..history_of(layout.history()) })
     }
 }
 

@@ -13,6 +13,7 @@ pub mod keys;
 pub mod layout;
 pub mod layout_history;
 pub mod layout_plan;
+pub mod moves;
 pub mod nodes;
 pub mod objects;
 pub mod operations;

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster::known_nodes;
 use crate::error::{AdminError, ApiError, with_causes};
+use crate::moves::NodeMoves;
 use crate::operations::{AdminService, Call, Operation, Visitor};
 use crate::search;
 
@@ -161,6 +162,9 @@ pub struct NodeStatistics {
     /// `None` from a node whose version does not tell.
     #[serde(default)]
     pub blocks: Option<BlockStatistics>,
+    /// `None` from a node whose version does not tell.
+    #[serde(default)]
+    pub moves: Option<NodeMoves>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -172,22 +176,6 @@ pub struct BlockStatistics {
     /// Blocks whose last try failed.
     #[serde(default)]
     pub resync_errors: u64,
-    #[serde(default)]
-    pub to_move: BlocksLeft,
-}
-
-/// Blocks on their way to where the layout wants them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct BlocksLeft {
-    /// That this node should have and perhaps has not.
-    pub fetch: u64,
-    /// That other nodes should have instead of this one.
-    pub hand_over: u64,
-    /// Estimated.
-    pub bytes: u64,
-    /// Estimated; `None` while nothing has been moved.
-    pub seconds: Option<u64>,
 }
 
 impl Operation for GetNodeStatistics {
@@ -232,7 +220,7 @@ impl Operation for OwnStatistics {
         let tables = &service.garage.local().tables;
         let count = |table: garage_table::store::TableCount| TableStatistics { name: table.name.to_owned(), items: table.rows };
         let blocks = service.garage.block_counts().await?;
-        let moving = service.garage.blocks_to_move().await?;
+        let moves = NodeMoves::own(service).await?;
         Ok(NodeStatistics {
             info: OwnInfo.run(service).await?,
             hostname: service.node.hostname.clone(),
@@ -241,14 +229,9 @@ impl Operation for OwnStatistics {
             blocks: Some(BlockStatistics {
                 rc_entries: blocks.counted,
                 resync_queue_length: blocks.resync_queue,
-                resync_errors: moving.failed,
-                to_move: BlocksLeft {
-                    fetch: moving.fetch,
-                    hand_over: moving.hand_over,
-                    bytes: moving.bytes_left,
-                    seconds: moving.seconds_left,
-                },
+                resync_errors: moves.blocks_failed,
             }),
+            moves: Some(moves),
         })
     }
 }
@@ -263,6 +246,9 @@ pub(crate) struct NodeStatus {
     pub version: String,
     pub data: Option<Space>,
     pub metadata: Option<Space>,
+    /// `None` from a node whose version does not tell, or that cannot tell now.
+    #[serde(default)]
+    pub moves: Option<NodeMoves>,
 }
 
 impl Operation for OwnStatus {
@@ -272,7 +258,14 @@ impl Operation for OwnStatus {
     async fn run(self, service: &AdminService) -> Result<NodeStatus, AdminError> {
         let Facts { hostname, version, space, .. } = &service.node;
         let Spaces { data, metadata } = space.measure().await;
-        Ok(NodeStatus { hostname: hostname.clone(), version: version.clone(), data, metadata })
+        let moves = match NodeMoves::own(service).await {
+            Ok(moves) => Some(moves),
+            Err(error) => {
+                tracing::warn!(error = with_causes(&error), "what is still to be moved cannot be told");
+                None
+            }
+        };
+        Ok(NodeStatus { hostname: hostname.clone(), version: version.clone(), data, metadata, moves })
     }
 }
 

@@ -29,6 +29,16 @@ pub enum Refs {
     Released { until: Timestamp },
 }
 
+impl Refs {
+    /// Until when nothing that nobody refers to is dropped; `None` while there are references.
+    pub fn released_until(self) -> Option<Timestamp> {
+        match self {
+            Refs::Held => None,
+            Refs::Released { until } => Some(until),
+        }
+    }
+}
+
 /// What to do about the block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
@@ -50,8 +60,8 @@ pub fn decide(disk: OnDisk, refs: Refs, duty: Duty, now: Timestamp) -> Decision 
         (OnDisk::Absent, Refs::Held, Duty::Replica) => Decision::Fetch,
         // The references follow their partition to other nodes; fetching would be wasted.
         (OnDisk::Absent, Refs::Held, Duty::NotReplica) => Decision::Nothing,
-        // It belongs to others now, who may not have it yet.
-        (OnDisk::Present, Refs::Held, Duty::NotReplica) => Decision::AskOwners,
+        // It belongs to others now, who may not have it yet. References that went from here may only have followed their partition.
+        (OnDisk::Present, _, Duty::NotReplica) => Decision::AskOwners,
         (_, Refs::Released { until }, _) if now < until => Decision::WaitUntil(until),
         // Our copy may be one of the last two: only all owners together know that nothing needs it.
         (OnDisk::Present, Refs::Released { .. }, _) => Decision::AskOwners,
@@ -127,10 +137,15 @@ mod tests {
     #[test]
     fn owners_are_asked_about_an_unreferenced_block_only_once_its_grace_period_is_over() {
         let refs = Refs::Released { until: GRACE_END };
+        let at = |duty, millis| decide(OnDisk::Present, refs, duty, Timestamp::from_millis(millis));
+        assert_eq!(at(Duty::Replica, 599_999), Decision::WaitUntil(GRACE_END));
+        assert_eq!(
+            at(Duty::NotReplica, 599_999),
+            Decision::AskOwners,
+            "the owners may have the references now, and need the block"
+        );
         for duty in DUTIES {
-            let at = |millis| decide(OnDisk::Present, refs, duty, Timestamp::from_millis(millis));
-            assert_eq!(at(599_999), Decision::WaitUntil(GRACE_END));
-            assert_eq!(at(600_000), Decision::AskOwners);
+            assert_eq!(at(duty, 600_000), Decision::AskOwners);
             assert_eq!(decide(OnDisk::Absent, refs, duty, GRACE_END), Decision::ForgetCounter);
         }
     }

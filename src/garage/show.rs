@@ -5,6 +5,7 @@ pub mod cluster;
 pub mod key;
 pub mod layout;
 pub mod layout_history;
+pub mod moves;
 pub mod object;
 pub mod stats;
 pub mod worker;

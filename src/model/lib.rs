@@ -36,6 +36,7 @@ pub mod key;
 pub mod keys;
 pub mod list;
 pub mod list_uploads;
+pub mod moving;
 pub mod multipart;
 pub mod object;
 pub mod open_versions;

@@ -228,6 +228,7 @@ impl Garage {
         let reason = if facts.duty == Duty::NotReplica { Reason::HandOver } else { Reason::Released };
         let is_silent = said.iter().any(|answer| matches!(answer, Answer::CannotSay | Answer::Unreachable));
         let kept = Outcome::Again(now.plus_millis(if is_silent { SILENT_MS } else { DISAGREED_MS }), reason);
+        let release_delay_ms = self.0.local.block_trees.release_delay_ms;
         let held_here = facts.refs == Refs::Held;
         let judgement = if is_planted(Bug::DeletesReferencedBlock) {
             Judgement::Released { released_for_ms: u64::MAX }
@@ -244,8 +245,11 @@ impl Garage {
             }
             Judgement::Keep => Ok(kept),
             _gone if !self.0.background.may_delete.may_delete_blocks() => Ok(kept),
-            Judgement::Released { released_for_ms } if released_for_ms < self.0.local.block_trees.release_delay_ms => {
-                Ok(Outcome::Again(now.plus_millis(self.0.local.block_trees.release_delay_ms - released_for_ms), reason))
+            Judgement::Released { released_for_ms } if released_for_ms < release_delay_ms => {
+                Ok(Outcome::Again(now.plus_millis(release_delay_ms - released_for_ms), reason))
+            }
+            Judgement::Released { .. } if facts.refs.released_until().is_some_and(|until| now < until) => {
+                Ok(Outcome::Again(now.plus_millis(release_delay_ms), reason))
             }
             Judgement::Released { .. } => {
                 locked.remove().await?;

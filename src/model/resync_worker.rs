@@ -4,13 +4,12 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use garage_rpc::layout::ClusterLayout;
-use garage_types::hash::blake2b;
 use garage_worker::{Status, Step, StepError, Watch, Worker};
 
 use crate::background::Walked;
 use crate::block_walk::{BlockWalk, Walk};
 use crate::garage::Garage;
+use crate::moving::layout_name;
 
 /// How often blocks that have become due are looked for.
 const RESYNC_PERIOD: Duration = Duration::from_secs(10);
@@ -87,16 +86,6 @@ impl LayoutWalker {
     }
 }
 
-/// Names the live versions; empty when there are none.
-fn name_of(layout: &ClusterLayout) -> String {
-    let mut bytes = Vec::new();
-    for key in layout.live_versions() {
-        bytes.extend(key.number.to_be_bytes());
-        bytes.extend(format!("{:?}", key.digest).as_bytes());
-    }
-    if bytes.is_empty() { String::new() } else { hex::encode(&blake2b(&bytes)[..16]) }
-}
-
 impl Worker for LayoutWalker {
     fn name(&self) -> String {
         "Blocks after a layout change".to_owned()
@@ -109,7 +98,7 @@ impl Worker for LayoutWalker {
 
     fn step(&mut self) -> BoxFuture<'_, Result<Step, StepError>> {
         async move {
-            let layout = name_of(&self.garage.0.cluster.layout());
+            let layout = layout_name(&self.garage.0.cluster.layout());
             let walked = &self.garage.0.background.walked;
             if layout == walked.get().layout {
                 self.walk = None;

@@ -8,6 +8,7 @@ use futures_util::StreamExt;
 use garage_db::MemoryEngine;
 use garage_model::block_ref::BlockRefTable;
 use garage_model::digest::ChecksumAlgorithm;
+use garage_model::moving::{Counted, Stray};
 use garage_model::object::ObjectTable;
 use garage_model::pipeline::InMemory;
 use garage_model::put::{Preconditions, PutObject};
@@ -136,6 +137,42 @@ fn a_node_that_takes_anothers_place_has_every_row_before_reads_go_there_and_the_
         assert!(rows_of::<ObjectTable>(&cluster.machines[2]).await.is_empty(), "the removed node has handed its rows over");
         cluster.machines[2].crash(Death::Reset);
         is_all_there(&cluster, &[0, 1, 3], bucket, 0..50).await;
+    });
+}
+
+#[test]
+fn a_node_that_left_is_needed_until_all_owners_have_every_block_that_it_held() {
+    in_virtual_time(async {
+        let (cluster, bucket) = three_of(4, 5).await;
+        fill(&cluster, 0, bucket, 0..20).await;
+        let layout = cluster.machines[1].node().unwrap().layout;
+        layout.stage_role(cluster.machines[3].id, role(3)).await.unwrap();
+        layout.stage_removal(cluster.machines[2].id).await.unwrap();
+        layout.apply(2).await.unwrap();
+        cluster.until("the old layout is retired", |cluster| is_settled(cluster, 2)).await;
+        // Without this owner nothing may go.
+        cluster.machines[1].crash(Death::Reset);
+        tokio::time::sleep(Duration::from_secs(300)).await;
+        let left = garage(&cluster, 2).moving().await.unwrap();
+        assert_eq!(left.counted, Counted::All);
+        assert!(left.blocks.hand_over > 0 && left.blocks.bytes_left > 0 && left.partitions > 0, "{left:?}");
+        assert_eq!(left.stray_blocks, Stray::NotLookedFor);
+        cluster.machines[1].restart().await;
+        for _ in 0..60 {
+            if garage(&cluster, 2).moving().await.unwrap().stray_blocks == Stray::None {
+                break;
+            }
+            tokio::time::sleep(Duration::from_secs(30)).await;
+        }
+        let left = garage(&cluster, 2).moving().await.unwrap();
+        let settled = (left.blocks.hand_over, left.blocks.fetch, left.stray_blocks, left.partitions, left.queued_deletions);
+        assert_eq!(settled, (0, 0, Stray::None, 0, 0));
+        // A node that owns something is never said to be empty.
+        assert_eq!(garage(&cluster, 0).moving().await.unwrap().stray_blocks, Stray::NotLookedFor);
+        cluster.machines[2].crash(Death::Reset);
+        is_all_there(&cluster, &[0, 1, 3], bucket, 0..20).await;
+        cluster.machines[0].crash(Death::Reset);
+        is_all_there(&cluster, &[1, 3], bucket, 0..20).await;
     });
 }
 

@@ -27,7 +27,7 @@ pub struct KeyRange {
 impl KeyRange {
     pub const ALL: KeyRange = KeyRange { from: Vec::new(), to: None };
 
-    fn bounds(&self) -> (Bound<&[u8]>, Bound<&[u8]>) {
+    pub(crate) fn bounds(&self) -> (Bound<&[u8]>, Bound<&[u8]>) {
         (Bound::Included(&self.from), self.to.as_deref().map_or(Bound::Unbounded, Bound::Excluded))
     }
 }

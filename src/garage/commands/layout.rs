@@ -41,7 +41,7 @@ pub(super) async fn run(daemon: &Daemon, command: LayoutCommand, output: Output)
             output.reply(&applied, |applied| {
                 let version = applied.layout.version;
                 format!(
-                    "{}\n\nLayout version {version} is in force. Objects that are already stored stay where they are: this version does not move them.\n",
+                    "{}\n\nLayout version {version} is in force. What is stored moves to where it wants it, metadata first: see garage layout history.\n",
                     applied.message.join("\n")
                 )
             })
@@ -260,6 +260,7 @@ mod tests {
             draining: false,
             data_partition: None,
             metadata_partition: None,
+            moves: None,
         }
     }
 
@@ -275,7 +276,7 @@ mod tests {
     }
 
     fn plan(args: &AssignArgs) -> Result<Vec<RoleChange>, String> {
-        let status = ClusterStatus { layout_version: 3, nodes: vec![], layout_conflicts: vec![] };
+        let status = ClusterStatus { layout_version: 3, nodes: vec![], layout_conflicts: vec![], departed: vec![] };
         assignment(args, &layout(), &status).map(|update| update.roles).map_err(|error| error.to_string())
     }
 
@@ -306,7 +307,7 @@ mod tests {
 
     #[test]
     fn a_node_that_replaces_another_one_inherits_its_role() {
-        let status = ClusterStatus { layout_version: 3, nodes: vec![stranger(9)], layout_conflicts: vec![] };
+        let status = ClusterStatus { layout_version: 3, nodes: vec![stranger(9)], layout_conflicts: vec![], departed: vec![] };
         let plan = |args: &AssignArgs| assignment(args, &layout(), &status).map(|update| update.roles);
         let changes = plan(&AssignArgs { replace: vec!["03".into()], ..assign(&["09"]) }).unwrap();
         let zone_and_capacity = |change: &RoleChange| (change.zone.clone(), change.capacity);

@@ -5,7 +5,7 @@ use garage_admin::layout::Layout;
 use garage_admin::nodes::Multi;
 use garage_types::size::format_decimal;
 
-use super::{ago, heading, row, share, table, tags};
+use super::{ago, heading, moves, row, share, table, tags};
 
 /// The nodes of the cluster, and what is staged for them.
 pub fn status(status: &ClusterStatus, layout: &Layout) -> String {
@@ -24,6 +24,18 @@ pub fn status(status: &ClusterStatus, layout: &Layout) -> String {
             text += "\nFailed nodes hold up the change of layout; see garage layout history, and if they will not come back, \
                      garage layout skip-dead-nodes.\n";
         }
+    }
+    let moving = moves::moving(
+        status.nodes.iter().filter(|node| node.role.is_some()).filter_map(|node| Some((node.id, node.moves.as_ref()?))),
+    );
+    // Those that left long ago and are not there are in the layout's history.
+    let departed =
+        moves::departed(status.departed.iter().filter(|node| {
+            node.moves.is_some() || node.left_with_version.is_none_or(|version| version >= status.layout_version)
+        }));
+    for section in [moving, departed].iter().filter(|section| !section.is_empty()) {
+        text += "\n";
+        text += section;
     }
     for conflict in &status.layout_conflicts {
         let digests: Vec<&str> = conflict.digests.iter().map(|digest| digest.get(..16).unwrap_or(digest)).collect();
@@ -101,6 +113,7 @@ pub fn snapshots(made: &Multi<()>) -> String {
 mod tests {
     use garage_admin::cluster::{ClusterNode, ClusterStatus, Role, StatusConflict};
     use garage_admin::layout::{Layout, LayoutParameters, RoleChange, ZoneRedundancy};
+    use garage_admin::moves::{DepartedNode, Removal};
     use garage_admin::nodes::{Multi, Space};
     use garage_types::NodeId;
 
@@ -119,6 +132,7 @@ mod tests {
             draining: false,
             data_partition: None,
             metadata_partition: None,
+            moves: None,
         }
     }
 
@@ -152,7 +166,8 @@ mod tests {
             staged_parameters: None,
         };
         let conflict = StatusConflict { version: 1, digests: vec!["a".repeat(64), "b".repeat(64)] };
-        let text = status(&ClusterStatus { layout_version: 1, nodes, layout_conflicts: vec![conflict] }, &layout);
+        let cluster = ClusterStatus { layout_version: 1, nodes, layout_conflicts: vec![conflict], departed: vec![] };
+        let text = status(&cluster, &layout);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(
             lines[..5],
@@ -170,5 +185,16 @@ mod tests {
         assert!(
             text.contains("layout history") && text.contains("skip-dead-nodes") && text.contains("0101010101010101  REMOVED")
         );
+        assert!(!text.contains("STILL TO BE MOVED") && !text.contains("NODES THAT LEFT"), "nothing moves");
+        let left = |left_with_version| DepartedNode {
+            id: NodeId::from_bytes([left_with_version as u8; 32]),
+            left_with_version: Some(left_with_version),
+            removal: Removal::Unknown,
+            partitions_live: 0,
+            moves: None,
+        };
+        let text = status(&ClusterStatus { layout_version: 5, departed: vec![left(4), left(5)], ..cluster }, &layout);
+        assert!(text.contains("0505050505050505  #5         unknown"), "{text}");
+        assert!(!text.contains("0404040404040404"), "it left before the last change, and is not there: {text}");
     }
 }

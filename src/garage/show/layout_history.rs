@@ -6,7 +6,7 @@ use garage_admin::layout_history::{LayoutConflict, LayoutHistoryInfo, SkippedNod
 use garage_types::NodeId;
 
 use super::layout::roles;
-use super::{heading, row, table};
+use super::{heading, moves, row, table};
 
 /// Past and live versions.
 pub fn history(history: &LayoutHistoryInfo) -> String {
@@ -30,12 +30,20 @@ pub fn history(history: &LayoutHistoryInfo) -> String {
     if !history.conflicts.is_empty() {
         return text + &conflicts(&history.conflicts);
     }
-    match &history.update_trackers {
-        None => {
-            text + "Only the current version is live: metadata are where it wants them. Blocks still to be moved: `garage stats -a`.\n"
-        }
-        Some(known) => text + &trackers(known) + "\n" + &advice(history),
+    text += &match &history.update_trackers {
+        None => "Only the current version is live: metadata are where it wants them.\n".to_owned(),
+        Some(known) => trackers(known) + "\n" + &advice(history),
+    };
+    let has_left = |node: &NodeId| history.departed.iter().any(|left| left.id == *node);
+    let moving = moves::moving(history.moves.iter().filter(|(node, _moves)| !has_left(node)).map(|(node, moves)| (*node, moves)));
+    if moving.is_empty() && history.update_trackers.is_none() {
+        text += "All blocks are where it wants them, as far as the nodes that can be asked tell.\n";
     }
+    for section in [moving, moves::departed(history.departed.iter())].iter().filter(|section| !section.is_empty()) {
+        text += "\n";
+        text += section;
+    }
+    text
 }
 
 fn trackers(trackers: &BTreeMap<NodeId, TrackerInfo>) -> String {
@@ -109,6 +117,7 @@ mod tests {
     use garage_admin::layout_history::{
         ConflictingLayout, LayoutConflict, LayoutHistoryInfo, SkippedNodes, TrackerInfo, VersionInfo, VersionStatus,
     };
+    use garage_admin::moves::NodeMoves;
     use garage_types::NodeId;
 
     use super::{conflicts, history, skipped};
@@ -129,13 +138,22 @@ mod tests {
                 TrackerInfo { ack: 5, sync: 4, sync_ack: 4 },
             )])),
             conflicts: vec![],
+            moves: BTreeMap::new(),
+            departed: vec![],
         }
     }
 
     #[test]
     fn a_settled_history_says_that_it_is() {
         let settled = LayoutHistoryInfo { update_trackers: None, ..info() };
-        assert!(history(&settled).contains("Only the current version is live"));
+        let text = history(&settled);
+        assert!(
+            text.contains("Only the current version is live") && text.contains("All blocks are where it wants them"),
+            "{text}"
+        );
+        let moves = NodeMoves { blocks_to_fetch: 7, ..NodeMoves::default() };
+        let text = history(&LayoutHistoryInfo { moves: BTreeMap::from([(NodeId::from_bytes([0xa; 32]), moves)]), ..settled });
+        assert!(text.contains("0a0a0a0a0a0a0a0a  7 blocks") && !text.contains("All blocks"), "{text}");
     }
 
     #[test]

@@ -2,11 +2,11 @@
 
 use garage_admin::cluster::ClusterStatus;
 use garage_admin::layout::Layout;
-use garage_admin::nodes::{BlockStatistics, BlocksLeft, Multi, NodeStatistics, Space};
+use garage_admin::nodes::{BlockStatistics, Multi, NodeStatistics, Space};
 use garage_types::NodeId;
 use garage_types::size::format_decimal;
 
-use super::{heading, row, table};
+use super::{heading, moves, row, table};
 
 /// What nodes store, and what the cluster still has room for.
 pub fn stats(nodes: &Multi<NodeStatistics>, status: &ClusterStatus, layout: &Layout) -> String {
@@ -42,27 +42,16 @@ fn node(id: NodeId, statistics: &NodeStatistics) -> String {
     rows.extend(statistics.tables.iter().map(|table| vec![format!("  {}", table.name), table.items.to_string()]));
     text += &table(&rows);
     text += &format!("\nInsert queue length: {}\n", statistics.insert_queue_length);
-    if let Some(BlockStatistics { rc_entries, resync_queue_length, resync_errors, to_move }) = statistics.blocks {
+    if let Some(BlockStatistics { rc_entries, resync_queue_length, resync_errors }) = statistics.blocks {
         text += "\nBlock manager stats:\n";
         text += &table(&[
             row(["  number of RC entries:", &format!("{rc_entries} (~= number of blocks)")]),
             row(["  resync queue length:", &resync_queue_length.to_string()]),
             row(["  blocks with resync errors:", &resync_errors.to_string()]),
         ]);
-        text += &blocks_left(&to_move);
     }
+    text += &statistics.moves.as_ref().map(moves::of_node).unwrap_or_default();
     text
-}
-
-/// What a layout change, or a lost disk, has left to be moved.
-fn blocks_left(left: &BlocksLeft) -> String {
-    if left.fetch + left.hand_over == 0 {
-        return String::new();
-    }
-    let time =
-        left.seconds.map_or_else(|| "nothing moved yet".to_owned(), |seconds| format!("about {} min", seconds.div_ceil(60)));
-    let bytes = format_decimal(left.bytes);
-    format!("  blocks to move:  {} to this node, {} to others ({bytes}, {time})\n", left.fetch, left.hand_over)
 }
 
 fn cluster(status: &ClusterStatus, layout: &Layout) -> String {
@@ -154,7 +143,7 @@ mod tests {
 
     use garage_admin::cluster::{ClusterNode, ClusterStatus};
     use garage_admin::layout::{Layout, LayoutParameters, RoleInfo, ZoneRedundancy};
-    use garage_admin::nodes::{BlockStatistics, BlocksLeft, Multi, NodeInfo, NodeStatistics, Space, TableStatistics};
+    use garage_admin::nodes::{BlockStatistics, Multi, NodeInfo, NodeStatistics, Space, TableStatistics};
     use garage_types::NodeId;
 
     use super::{FreeSpace, cluster, free_space, stats};
@@ -176,6 +165,7 @@ mod tests {
             draining: false,
             data_partition: available.map(|available| Space { available, total: 2 * available }),
             metadata_partition: None,
+            moves: None,
         }
     }
 
@@ -201,6 +191,7 @@ mod tests {
             layout_version: 1,
             nodes: vec![node(1, Some(25_600)), node(2, Some(6400)), node(3, third)],
             layout_conflicts: vec![],
+            departed: vec![],
         };
         let data = |node: &ClusterNode| node.data_partition;
         assert_eq!(free_space(&status(Some(12_800)), &layout, data), Some(FreeSpace::Exactly(50 * 256)));
@@ -224,12 +215,8 @@ mod tests {
             hostname: "alpha".into(),
             tables: vec![TableStatistics { name: "object".into(), items: 1204 }],
             insert_queue_length: 2,
-            blocks: Some(BlockStatistics {
-                rc_entries: 5120,
-                resync_queue_length: 0,
-                resync_errors: 0,
-                to_move: BlocksLeft::default(),
-            }),
+            blocks: Some(BlockStatistics { rc_entries: 5120, resync_queue_length: 0, resync_errors: 0 }),
+            moves: None,
         };
         let nodes = Multi {
             success: BTreeMap::from([(id(1), statistics)]),
@@ -243,7 +230,7 @@ mod tests {
             staged_role_changes: vec![],
             staged_parameters: None,
         };
-        let status = ClusterStatus { layout_version: 0, nodes: vec![], layout_conflicts: vec![] };
+        let status = ClusterStatus { layout_version: 0, nodes: vec![], layout_conflicts: vec![], departed: vec![] };
         let text = stats(&nodes, &status, &layout);
         for part in [
             "==== NODE [0101010101010101] ====\n",

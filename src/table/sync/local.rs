@@ -1,16 +1,20 @@
 //! What a session does to this node's own rows.
 
+use std::collections::BTreeSet;
 use std::ops::{Bound, ControlFlow};
 
-use garage_db::{DbError, Direction, Snapshot};
+use garage_db::{DbError, Direction, Snapshot, Tree};
+use garage_rpc::layout::ClusterLayout;
+use garage_types::NodeId;
 use serde_bytes::ByteBuf;
 
-use super::plan::Part;
+use super::plan::{Part, slices_of_others};
 use super::session::{Page, RowsNow, entry};
 use super::wire::{KeyedRow, Named};
 use crate::digest::{RowDigest, SetDigest};
 use crate::epochs::Slot;
 use crate::error::TableError;
+use crate::schema::Replication;
 use crate::segments::{KeyRange, Segments};
 use crate::store::TableStore;
 use crate::transaction::Dropped;
@@ -171,6 +175,29 @@ impl TableStore {
             Ok(gone)
         })
         .await
+    }
+
+    /// In how many partitions this node has rows that belong to other nodes.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub async fn partitions_to_hand_over(&self, layout: &ClusterLayout, me: NodeId) -> Result<u64, TableError> {
+        let slices = slices_of_others(layout, me);
+        let sharded = self.0.tables.values().filter(|local| local.rules.replication() == Replication::Sharded);
+        let trees: Vec<Tree> = sharded.map(|local| local.rows).collect();
+        let read = move |tx: &Snapshot<'_>| {
+            let mut with_rows = BTreeSet::new();
+            for (partition, range) in &slices {
+                for tree in &trees {
+                    tx.range(*tree, range.bounds(), Direction::Forward, &mut |_key, _row| {
+                        with_rows.insert(*partition);
+                        ControlFlow::Break(())
+                    })?;
+                }
+            }
+            Ok(with_rows.len() as u64)
+        };
+        self.db().read(read).await
     }
 
     /// How many rows were set aside on this node.

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 
 use garage_rpc::layout::ClusterLayout;
 use garage_rpc::quorum::{ConsistencyMode, Quorums, WriteQuorum};
+use garage_types::placement::Partition;
 use garage_types::{NodeId, Placement};
 
 use crate::schema::Replication;
@@ -57,6 +58,16 @@ pub fn units(layout: &ClusterLayout, me: NodeId, own: OwnRows, replication: Repl
         Replication::FullCopy => full_copy(layout, me, own).into_iter().collect(),
         Replication::Sharded => slices(layout).into_iter().filter_map(|range| sharded(layout, me, own, range)).collect(),
     }
+}
+
+/// The slices of sharded tables that `me` owns in no live version, by the partition they are in.
+pub fn slices_of_others(layout: &ClusterLayout, me: NodeId) -> Vec<(Partition, KeyRange)> {
+    if layout.is_empty() {
+        return Vec::new();
+    }
+    let bits = layout.partition_bits();
+    let others = slices(layout).into_iter().filter(|range| !layout.is_owner(me, first_placement(range)));
+    others.map(|range| (first_placement(&range).partition(bits), range)).collect()
 }
 
 fn full_copy(layout: &ClusterLayout, me: NodeId, own: OwnRows) -> Option<Unit> {
@@ -156,7 +167,7 @@ mod tests {
     use garage_rpc::layout::{ClusterLayout, NodeRole};
     use garage_types::{NodeId, Timestamp};
 
-    use super::{KeyRange, OwnRows, Part, Unit, units};
+    use super::{KeyRange, OwnRows, Part, Unit, slices_of_others, units};
     use crate::schema::Replication;
 
     fn node(n: u8) -> NodeId {
@@ -230,6 +241,8 @@ mod tests {
         assert_eq!((leaver.part, leaver.needed), (Part::Leaver, 3));
         assert_eq!(leaver.sources, vec![node(1), node(2), node(4)]);
         assert!(units(&view(&history), node(3), OwnRows::Whole, Replication::FullCopy).is_empty());
+        assert_eq!(slices_of_others(&view(&history), node(3)).len(), 256);
+        assert!(slices_of_others(&view(&history), node(4)).is_empty());
         // Taken back, it may have kept rows that the others have forgotten by now.
         stage(&mut history, 3, 3);
         history.stage_removal(Timestamp::from_millis(3), node(4)).unwrap();
