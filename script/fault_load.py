@@ -19,6 +19,8 @@ SIZES = (0, 200, 3000, 20_000, 150_000, 1_500_000)
 SIZE_WEIGHTS = (10, 30, 20, 25, 12, 3)
 DELETE_SHARE = 0.2
 KEYS_PER_WRITER = 12
+# Servers close connections that nobody uses.
+IDLE_SECONDS_MAX = 10
 BROKEN = (S3Error, OSError, http.client.HTTPException)
 
 
@@ -174,8 +176,10 @@ class Load:
         # Connections end with their process.
         process = (node.directory, node.process.pid)
         if process not in clients:
-            clients[process] = self.cluster.client(node)
-        client = clients[process]
+            clients[process] = self.cluster.client(node), time.monotonic()
+        client, used = clients[process]
+        if time.monotonic() - used > IDLE_SECONDS_MAX:
+            client.close()
         strict, started = self.strict, time.monotonic()
         try:
             answer = client.request(*arguments, **keywords)
@@ -191,6 +195,7 @@ class Load:
                     seconds = time.monotonic() - started
                     self._problem(f"a request through {node.name}, which was up, failed after {seconds:.1f} s: {error!r}")
                 raise
+        clients[process] = client, time.monotonic()
         with self.lock:
             self.counts[arguments[0]] += 1
             if self.nodes.is_usable(node):
