@@ -41,7 +41,7 @@ pub(super) async fn run(daemon: &Daemon, command: LayoutCommand, output: Output)
             output.reply(&applied, |applied| {
                 let version = applied.layout.version;
                 format!(
-                    "{}\n\nLayout version {version} is in force. Objects that are already stored stay where they are: this version does not move them.\n",
+                    "{}\n\nLayout version {version} is in force. What is stored moves by itself to where it is wanted now; how far that is: garage layout history\n",
                     applied.message.join("\n")
                 )
             })
