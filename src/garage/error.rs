@@ -25,6 +25,9 @@ pub enum CliError {
     },
     #[error("environment or flags")]
     Overrides(#[source] ConfigError),
+    /// Wherever it came from: nobody knows any more.
+    #[error(transparent)]
+    RpcSecret(ConfigError),
     #[error("{action} {}", path.display())]
     File {
         action: &'static str,

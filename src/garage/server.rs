@@ -15,7 +15,7 @@ use garage_node::node::Node;
 use garage_node::single::DefaultBucket;
 use garage_node::snapshots::Snapshots;
 use garage_rpc::endpoint::Router;
-use garage_types::config::{Config, parse_rpc_secret};
+use garage_types::config::Config;
 use garage_types::offload::offload;
 use garage_types::{KeyId, Secret};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -39,9 +39,16 @@ pub async fn run(global: &Global, args: &ServerArgs) -> Result<(), CliError> {
     for listener in not_served(&config) {
         tracing::warn!("{}: `{listener}` is reserved for an interface that this version does not serve", path.display());
     }
-    let source = config.rpc.secret.as_ref().ok_or(CliError::NoRpcSecret)?;
-    let secret = settings::read_secret(source, config.secret_files)?;
-    let rpc_secret = parse_rpc_secret(&secret).map_err(CliError::Overrides)?;
+    for variable in ["GARAGE_LOG_TO_SYSLOG", "GARAGE_LOG_TO_JOURNALD"] {
+        if std::env::var_os(variable).is_some() {
+            tracing::warn!("{variable} has no effect in this version: the log goes to standard error");
+        }
+    }
+    let source = match settings::secret_source(&config) {
+        None if args.single_node => single_node::make_secret(&config)?,
+        source => source.ok_or(CliError::NoRpcSecret)?,
+    };
+    let rpc_secret = settings::rpc_secret(&source, config.secret_files)?;
     let facts = facts(&config);
     let is_single = args.single_node;
     let options = DaemonOptions { config, rpc_secret, setup: setup(args)? };
@@ -132,7 +139,7 @@ fn facts(config: &Config) -> Facts {
         hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         features: engine::BUILT_IN.iter().map(|name| (*name).to_owned()).collect(),
-        rust_version: env!("CARGO_PKG_RUST_VERSION").to_owned(),
+        rust_version: env!("GARAGE_RUSTC_VERSION").to_owned(),
         db_engine: config.db_engine.clone(),
         space: Arc::new(FileSystems {
             metadata: config.metadata_dir.clone(),

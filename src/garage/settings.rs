@@ -123,8 +123,7 @@ pub fn target(global: &Global) -> Result<Target, CliError> {
         return Ok(Target { daemon: daemon.clone(), secret: rpc_secret(source, files)? });
     }
     let config = load(global, locate(global)?)?.config;
-    let source = config.rpc.secret.as_ref().ok_or(CliError::NoRpcSecret)?;
-    let secret = rpc_secret(source, config.secret_files)?;
+    let secret = rpc_secret(&secret_source(&config).ok_or(CliError::NoRpcSecret)?, config.secret_files)?;
     let daemon = match &global.rpc_host {
         Some(daemon) => daemon.clone(),
         None => PeerAddress { node: node_id(&config.metadata_dir)?, address: own_address(&config) },
@@ -132,8 +131,23 @@ pub fn target(global: &Global) -> Result<Target, CliError> {
     Ok(Target { daemon, secret })
 }
 
-fn rpc_secret(source: &SecretSource, files: SecretFiles) -> Result<[u8; 32], CliError> {
-    parse_rpc_secret(&read_secret(source, files)?).map_err(CliError::Overrides)
+/// The RPC secret.
+///
+/// # Errors
+/// Those of [`read_secret`]; [`CliError::RpcSecret`].
+pub fn rpc_secret(source: &SecretSource, files: SecretFiles) -> Result<[u8; 32], CliError> {
+    parse_rpc_secret(&read_secret(source, files)?).map_err(CliError::RpcSecret)
+}
+
+/// Where the RPC secret is: where configuration, environment or flags say, else where `--single-node` left the one it made.
+pub fn secret_source(config: &Config) -> Option<SecretSource> {
+    let made = || Some(made_secret_path(config)).filter(|path| path.exists()).map(SecretSource::File);
+    config.rpc.secret.clone().or_else(made)
+}
+
+/// The file that `--single-node` makes for a configuration without a secret.
+pub fn made_secret_path(config: &Config) -> PathBuf {
+    config.metadata_dir.join("rpc_secret")
 }
 
 /// Where this machine's own daemon answers: at its public address, else where it listens, on the loopback interface if it listens

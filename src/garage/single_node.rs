@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 
 use garage_node::single::Credentials;
 use garage_types::Secret;
+use garage_types::config::{Config, SecretSource};
 
 use crate::args::ServerArgs;
 use crate::error::CliError;
+use crate::settings::made_secret_path;
 
 pub const DIR_DEFAULT: &str = "./garage-data";
 const CONFIG_FILE: &str = "garage.toml";
@@ -73,11 +75,9 @@ pub fn prepare(server: &ServerArgs) -> Result<PathBuf, CliError> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(failed(&dir))?;
     let dir = dir.canonicalize().map_err(failed(&dir))?;
     let path = dir.join(CONFIG_FILE);
-    let mut secret = [0; 32];
-    getrandom::fill(&mut secret).map_err(CliError::Random)?;
     let text = configuration(&NewConfig {
         dir: &dir,
-        rpc_secret: &Secret::new(hex::encode(secret)),
+        rpc_secret: &new_secret()?,
         rpc_bind: server.rpc_bind.unwrap_or(RPC_BIND_DEFAULT),
         s3_bind: server.s3_bind.unwrap_or(S3_BIND_DEFAULT),
     })?;
@@ -87,12 +87,30 @@ pub fn prepare(server: &ServerArgs) -> Result<PathBuf, CliError> {
     }
 }
 
+fn new_secret() -> Result<Secret, CliError> {
+    let mut secret = [0; 32];
+    getrandom::fill(&mut secret).map_err(CliError::Random)?;
+    Ok(Secret::new(hex::encode(secret)))
+}
+
+/// Makes the secret that a configuration written by somebody lacks, beside the metadata, where the command line finds it too.
+///
+/// # Errors
+/// [`CliError::File`], [`CliError::Random`].
+pub fn make_secret(config: &Config) -> Result<SecretSource, CliError> {
+    let path = made_secret_path(config);
+    let failed = |source| CliError::File { action: "cannot make", path: path.clone(), source };
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&config.metadata_dir).map_err(failed)?;
+    write_new(&path, new_secret()?.expose()).map_err(failed)?;
+    Ok(SecretSource::File(path))
+}
+
 /// Writes a file that did not exist, for its owner only; complete or not at all.
 fn write_new(path: &Path, text: &str) -> io::Result<()> {
     if path.exists() {
         return Err(io::ErrorKind::AlreadyExists.into());
     }
-    let unfinished = path.with_extension("toml.new");
+    let unfinished = path.with_extension("new");
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
@@ -158,13 +176,14 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
     use std::path::Path;
 
-    use garage_types::config::{Config, Listen, Overrides, SecretSource};
+    use garage_types::config::{Config, Listen, Overrides, RpcConfig, SecretFiles, SecretSource};
     use garage_types::{KeyId, Secret};
 
     use garage_node::single::Credentials;
 
-    use super::{Banner, NewConfig, RPC_BIND_DEFAULT, S3_BIND_DEFAULT, banner, configuration, prepare};
+    use super::{Banner, NewConfig, RPC_BIND_DEFAULT, S3_BIND_DEFAULT, banner, configuration, make_secret, prepare};
     use crate::args::ServerArgs;
+    use crate::settings::{rpc_secret, secret_source};
 
     fn server(dir: &Path) -> ServerArgs {
         ServerArgs { single_node: true, default_bucket: false, dir: Some(dir.to_owned()), s3_bind: None, rpc_bind: None }
@@ -196,6 +215,24 @@ mod tests {
         assert_eq!(prepare(&server(&dir)).unwrap(), path);
         assert_eq!(std::fs::read_to_string(&path).unwrap(), text, "the secret stays");
         assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1, "nothing else is left behind");
+    }
+
+    #[test]
+    fn a_configuration_without_a_secret_gets_one_that_the_command_line_finds() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = parent.path().join("new");
+        let new =
+            NewConfig { dir: &dir, rpc_secret: &Secret::new("unused"), rpc_bind: RPC_BIND_DEFAULT, s3_bind: S3_BIND_DEFAULT };
+        let text = configuration(&new).unwrap().replace("rpc_secret = \"unused\"", "");
+        let config = Config::resolve(&text, &Overrides::default(), &Overrides::default()).unwrap().config;
+        assert_eq!(secret_source(&config), None);
+        let made = make_secret(&config).unwrap();
+        assert_eq!(secret_source(&config), Some(made.clone()));
+        rpc_secret(&made, SecretFiles::OwnerOnly).unwrap();
+        assert!(make_secret(&config).is_err(), "a secret is never replaced");
+        let given =
+            Config { rpc: RpcConfig { secret: Some(SecretSource::Inline(Secret::new("x"))), ..config.rpc.clone() }, ..config };
+        assert_eq!(secret_source(&given), Some(SecretSource::Inline(Secret::new("x"))), "what is configured is stronger");
     }
 
     #[test]

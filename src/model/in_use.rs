@@ -2,7 +2,8 @@
 //!
 //! Must stay true: uploads are read before objects, because an upload ends in the transaction that makes its object visible.
 
-use garage_table::table::Query;
+use garage_table::Schema;
+use garage_table::table::{Query, Table};
 use garage_table::wire::{Order, Projection};
 use garage_types::{BucketId, ObjectKey, VersionId, sort_key};
 
@@ -60,7 +61,7 @@ impl Garage {
         if let Some(object) = self.object_with(version, backlink).await? {
             return Ok(VersionUse::Object(Box::new(object)));
         }
-        for upload in self.uploads_of_key(backlink.bucket, &backlink.key).await? {
+        for upload in rows_of_key(&self.0.uploads, backlink.bucket, &backlink.key).await? {
             if self.upload_has(&upload, version).await? {
                 return Ok(VersionUse::Upload(Box::new(upload)));
             }
@@ -71,7 +72,7 @@ impl Garage {
 
     /// The object whose content the version is, or is a part of.
     async fn object_with(&self, version: VersionId, backlink: &Backlink) -> Result<Option<ObjectRow>, ModelError> {
-        for row in self.objects_of_key(backlink.bucket, &backlink.key).await? {
+        for row in rows_of_key(&self.0.objects, backlink.bucket, &backlink.key).await? {
             let Some(meta) = row.live() else { continue };
             let is_part = matches!(meta.content, Content::Parts { .. })
                 && self.segments(row.version).await?.iter().flat_map(|segment| &segment.pieces).any(|piece| match piece {
@@ -103,36 +104,20 @@ impl Garage {
             PartEntry::Ended(_) => false,
         }))
     }
+}
 
-    /// All rows of a key, of versions that are deleted too.
-    async fn objects_of_key(&self, bucket: BucketId, key: &ObjectKey) -> Result<Vec<ObjectRow>, ModelError> {
-        let placement = IndexShard { bucket, shard: 0 }.placement();
-        let mut from = key_prefix(key);
-        let to = sort_key::after_prefix(&from);
-        let mut rows = Vec::new();
-        loop {
-            let query = Query { from, to: to.clone(), order: Order::Forward, limit: PAGE, projection: Projection::Whole };
-            let page = self.0.objects.range(placement, query).await?;
-            rows.extend(page.rows);
-            let Some(mut last) = page.last else { return Ok(rows) };
-            last.push(0);
-            from = last;
-        }
-    }
-
-    /// All uploads to a key, ended or not.
-    async fn uploads_of_key(&self, bucket: BucketId, key: &ObjectKey) -> Result<Vec<UploadRow>, ModelError> {
-        let placement = IndexShard { bucket, shard: 0 }.placement();
-        let mut from = key_prefix(key);
-        let to = sort_key::after_prefix(&from);
-        let mut rows = Vec::new();
-        loop {
-            let query = Query { from, to: to.clone(), order: Order::Forward, limit: PAGE, projection: Projection::Whole };
-            let page = self.0.uploads.range(placement, query).await?;
-            rows.extend(page.rows);
-            let Some(mut last) = page.last else { return Ok(rows) };
-            last.push(0);
-            from = last;
-        }
+/// All rows of a key in an index of the bucket: also of versions that are deleted, and of uploads that have ended.
+async fn rows_of_key<S: Schema>(table: &Table<S>, bucket: BucketId, key: &ObjectKey) -> Result<Vec<S::Row>, ModelError> {
+    let placement = IndexShard { bucket, shard: 0 }.placement();
+    let mut from = key_prefix(key);
+    let to = sort_key::after_prefix(&from);
+    let mut rows = Vec::new();
+    loop {
+        let query = Query { from, to: to.clone(), order: Order::Forward, limit: PAGE, projection: Projection::Whole };
+        let page = table.range(placement, query).await?;
+        rows.extend(page.rows);
+        let Some(mut last) = page.last else { return Ok(rows) };
+        last.push(0);
+        from = last;
     }
 }

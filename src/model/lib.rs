@@ -48,6 +48,8 @@ pub mod repair;
 pub mod resync;
 pub mod resync_queue;
 pub mod resync_worker;
+#[cfg(test)]
+mod rows_tests;
 pub mod scrub;
 pub mod stale_uploads;
 pub mod state_file;

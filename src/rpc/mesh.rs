@@ -7,11 +7,12 @@
 mod connections;
 mod dialling;
 mod endpoints;
+mod refusals;
 mod saving;
 mod state;
 
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -35,6 +36,7 @@ use crate::link::Link;
 use crate::peers::{Backoff, PeerAddress, PeerAddresses, PeerInfo, PeerState};
 use crate::serve::Budget;
 use endpoints::{Answerer, Exchange, Exchanger, Ping};
+use refusals::Refusals;
 use saving::load;
 use state::Shared;
 
@@ -131,6 +133,7 @@ struct Inner {
     state: Arc<Shared>,
     handshakes: Arc<Semaphore>,
     clients: Arc<Semaphore>,
+    refusals: Mutex<Refusals>,
     shutdown: CancellationToken,
 }
 
@@ -169,6 +172,7 @@ impl Mesh {
             state: shared,
             handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
             clients: Arc::new(Semaphore::new(CLIENTS_MAX)),
+            refusals: Mutex::default(),
             shutdown: CancellationToken::new(),
             options,
         })))

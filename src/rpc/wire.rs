@@ -193,9 +193,11 @@ impl Received {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use proptest::collection::vec;
+    use proptest::prelude::{any, proptest};
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
-    use super::{DATA_BYTES_MAX, HEAD_BYTES_MAX, JOINED_BYTES_MAX, MessageError, Received, RequestEnvelope};
+    use super::{DATA_BYTES_MAX, HEAD_BYTES_MAX, JOINED_BYTES_MAX, MessageError, Received, ReplyEnvelope, RequestEnvelope};
     use super::{encode, receive_content, receive_lengths};
 
     fn request(data: usize) -> super::Encoded {
@@ -245,6 +247,34 @@ mod tests {
         assert!(matches!(receive(&head).await, Err(MessageError::TooLong { max: HEAD_BYTES_MAX, .. })));
         assert!(matches!(receive(&data).await, Err(MessageError::TooLong { max: DATA_BYTES_MAX, .. })));
         assert!(matches!(receive(&[0xff; 12]).await, Err(MessageError::TooLong { .. })));
+    }
+
+    proptest! {
+        /// Each field is small, so that most claims are within the limits.
+        #[test]
+        fn no_bytes_make_it_panic_or_read_beyond_their_claim(
+            lengths in [0_u32..40, 0..40, 0..40],
+            rest in vec(any::<u8>(), 0..120),
+            flips in vec((0_usize..200, any::<u8>()), 0..4),
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+            let mut bytes: Vec<u8> = lengths.iter().flat_map(|length| length.to_be_bytes()).chain(rest).collect();
+            let received = runtime.block_on(receive(&bytes));
+            if let Ok(received) = received {
+                let [envelope, body, data] = lengths.map(|length| length as usize);
+                assert_eq!((received.envelope_bytes, received.body().len(), received.data.len()), (envelope, body, data));
+                drop((received.envelope::<RequestEnvelope>(), received.envelope::<ReplyEnvelope>()));
+            }
+            // And a good message with some bytes changed.
+            bytes = runtime.block_on(bytes_of(30));
+            for (at, value) in flips {
+                let at = at % bytes.len();
+                bytes[at] = value;
+            }
+            if let Ok(received) = runtime.block_on(receive(&bytes)) {
+                drop(received.envelope::<RequestEnvelope>());
+            }
+        }
     }
 
     #[test]

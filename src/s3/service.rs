@@ -12,7 +12,7 @@ use garage_http::{ReplyBody, ReplyContext, RequestHead, RequestId, Target};
 use garage_model::{Garage, ModelError};
 use garage_types::{KeyId, ObjectKey};
 use hyper::header::{HeaderName, HeaderValue};
-use hyper::{Method, Request, Response};
+use hyper::{Method, Request, Response, StatusCode};
 
 use crate::error::{Code, S3Error};
 use crate::headers::{header, refuse_unimplemented};
@@ -104,10 +104,9 @@ impl S3Service {
     /// find their way by it.
     fn with_region(&self, error: S3Error, head: &RequestHead) -> S3Error {
         let tells = match error.code {
-            Code::NoSuchBucket | Code::AccessDenied => head.method == Method::HEAD,
             // Where the body that names the right region may not be sent, this is all a client has.
             Code::AuthorizationHeaderMalformed | Code::AuthorizationQueryParametersError => true,
-            _ => false,
+            code => head.method == Method::HEAD && (code == Code::NoSuchBucket || code.status() == StatusCode::FORBIDDEN),
         };
         if tells { error.with_header("x-amz-bucket-region", &self.0.settings.region) } else { error }
     }

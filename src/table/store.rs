@@ -3,16 +3,16 @@
 //! Must stay true: a request's rows are stored together or not at all; `Won` is answered only after the commit is durable; a caller
 //! whose layout version is no longer live here, or whose row comes from an earlier garbage collection epoch, is refused.
 
+mod builder;
+mod handlers;
+mod pages;
+
 use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
 use garage_db::{Db, DbError, Direction, Snapshot, Tree};
-use garage_rpc::endpoint::{Caller, Handler, Message};
-use garage_rpc::error::RpcError;
 use garage_rpc::layout::VersionKey;
 use garage_types::{Clock, Placement};
 use tokio::sync::Notify;
@@ -20,11 +20,14 @@ use tokio::sync::Notify;
 use crate::epochs::{EpochTree, Known, Slot};
 use crate::error::TableError;
 use crate::graves::Graves;
-use crate::schema::{Collection, Replication, Rules, Schema, Typed, local_key};
+use crate::schema::{Collection, Replication, Rules, Schema, local_key};
 use crate::segments::Segments;
-use crate::starts::STATE_TREE;
 use crate::transaction::RowTransaction;
-use crate::wire::{AskEpoch, EpochIs, Found, Mode, Order, Page, Range, RangeRow, Read, TableId, Verdict, Write};
+use crate::wire::{Found, Mode, Page, Range, Read, TableId, Verdict, Write};
+
+pub use builder::Builder;
+pub use pages::RANGE_ROWS_MAX;
+use pages::{BRIEF, BRIEF_LIMIT_MAX, FULL, read_page};
 
 /// What the store must know of the layout: the oldest version that calls may still be made under, and whether this node may answer.
 pub trait LiveLayouts: Send + Sync + 'static {
@@ -35,25 +38,6 @@ pub trait LiveLayouts: Send + Sync + 'static {
 
     /// Whether this node's rows are not all there.
     fn is_rebuilding(&self) -> bool;
-}
-
-/// The most rows one range request returns, whatever it asks for.
-pub const RANGE_ROWS_MAX: usize = 4096;
-/// Bytes of rows after which a range reply is cut.
-const RANGE_BYTES_MAX: usize = 4 << 20;
-
-/// A range of at most this limit may turn out to be so few rows that they are read at once.
-const BRIEF_LIMIT_MAX: u32 = 128;
-/// What is read at once of a range; when there is more, all of it is read off the async threads.
-const BRIEF: PageBounds = PageBounds { rows: 16, bytes: 64 << 10 };
-const FULL: PageBounds = PageBounds { rows: RANGE_ROWS_MAX, bytes: RANGE_BYTES_MAX };
-
-/// Where a page ends at the latest.
-#[derive(Clone, Copy)]
-struct PageBounds {
-    rows: usize,
-    /// Of the rows as they are returned.
-    bytes: usize,
 }
 
 pub(crate) struct LocalTable {
@@ -84,62 +68,6 @@ pub(crate) struct Inner {
 /// The local half of all tables. Cheap to clone.
 #[derive(Clone)]
 pub struct TableStore(pub(crate) Arc<Inner>);
-
-/// Collects the schemas before the store opens.
-pub struct Builder {
-    db: Db,
-    tables: BTreeMap<TableId, LocalTable>,
-    derived: Vec<Tree>,
-}
-
-impl Builder {
-    pub fn new(db: Db) -> Self {
-        Builder { db, tables: BTreeMap::new(), derived: Vec::new() }
-    }
-
-    /// Adds a table.
-    ///
-    /// # Errors
-    /// The metadata engine's.
-    ///
-    /// # Panics
-    /// When two tables have one id.
-    pub fn with<S: Schema>(mut self, schema: Arc<S>) -> Result<Self, DbError> {
-        let rows = self.db.open_tree(&format!("{}:rows", S::NAME))?;
-        let table = LocalTable { rules: Arc::new(Typed(schema)), rows, generation: Arc::default() };
-        assert!(self.tables.insert(S::ID, table).is_none(), "table id {:?} is used twice", S::ID);
-        Ok(self)
-    }
-
-    /// Names a local tree that the schemas keep, and that can be made again from the rows.
-    #[must_use]
-    pub fn with_derived(mut self, tree: Tree) -> Self {
-        self.derived.push(tree);
-        self
-    }
-
-    /// # Errors
-    /// The metadata engine's.
-    pub fn open(self, clock: Arc<dyn Clock>, layouts: Arc<dyn LiveLayouts>) -> Result<TableStore, DbError> {
-        let Builder { db, tables, derived } = self;
-        let inner = Inner {
-            queue: db.open_tree("queue")?,
-            digests: db.open_tree("digests")?,
-            epochs: EpochTree(db.open_tree("gc_epochs")?),
-            known_epochs: Known::new(tables.keys().copied()),
-            graves: Graves(db.open_tree("graves")?),
-            set_aside: db.open_tree("set_aside")?,
-            state: db.open_tree(STATE_TREE)?,
-            db,
-            clock,
-            layouts,
-            tables,
-            derived,
-            queued: Notify::new(),
-        };
-        Ok(TableStore(Arc::new(inner)))
-    }
-}
 
 impl TableStore {
     pub fn db(&self) -> &Db {
@@ -430,73 +358,5 @@ impl Inner {
 
     pub(crate) fn table(&self, id: TableId) -> Result<&LocalTable, TableError> {
         self.tables.get(&id).ok_or(TableError::UnknownTable(id))
-    }
-}
-
-fn read_page(
-    tx: &Snapshot<'_>,
-    rows: Tree,
-    rules: &dyn Rules,
-    range: &Range,
-    page_bounds: PageBounds,
-) -> Result<Page, TableError> {
-    let from = local_key(&range.placement, &range.from);
-    let to = match &range.to {
-        Some(to) => Some(local_key(&range.placement, to)),
-        None => garage_types::sort_key::after_prefix(range.placement.as_bytes()),
-    };
-    let bounds = (Bound::Included(from.as_slice()), to.as_deref().map_or(Bound::Unbounded, Bound::Excluded));
-    let direction = match range.order {
-        Order::Forward => Direction::Forward,
-        Order::Backward => Direction::Backward,
-    };
-    let limit = (range.limit as usize).min(page_bounds.rows);
-    let mut page = Page { rows: Vec::new(), truncated: false };
-    let (mut bytes, mut failed) = (0, None);
-    tx.range(rows, bounds, direction, &mut |key, value| {
-        if page.rows.len() >= limit || bytes >= page_bounds.bytes {
-            page.truncated = true;
-            return ControlFlow::Break(());
-        }
-        match rules.project(value, range.projection) {
-            Ok(row) => {
-                bytes += key.len() + row.len();
-                page.rows.push(RangeRow { sort_key: key[32..].to_vec().into(), row: row.into() });
-                ControlFlow::Continue(())
-            }
-            Err(error) => {
-                failed = Some(error);
-                ControlFlow::Break(())
-            }
-        }
-    })?;
-    failed.map_or(Ok(page), Err)
-}
-
-impl Handler<Write> for TableStore {
-    fn handle(&self, _caller: Caller, request: Message<Write>) -> BoxFuture<'static, Result<Message<Verdict>, RpcError>> {
-        let store = self.clone();
-        async move { Ok(store.write(request.body).await?.into()) }.boxed()
-    }
-}
-
-impl Handler<Read> for TableStore {
-    fn handle(&self, _caller: Caller, request: Message<Read>) -> BoxFuture<'static, Result<Message<Found>, RpcError>> {
-        let store = self.clone();
-        async move { Ok(store.read(request.body).await?.into()) }.boxed()
-    }
-}
-
-impl Handler<Range> for TableStore {
-    fn handle(&self, _caller: Caller, request: Message<Range>) -> BoxFuture<'static, Result<Message<Page>, RpcError>> {
-        let store = self.clone();
-        async move { Ok(store.range(request.body).await?.into()) }.boxed()
-    }
-}
-
-impl Handler<AskEpoch> for TableStore {
-    fn handle(&self, _caller: Caller, request: Message<AskEpoch>) -> BoxFuture<'static, Result<Message<EpochIs>, RpcError>> {
-        let (store, AskEpoch { table, slot }) = (self.clone(), request.body);
-        async move { Ok(EpochIs { epoch: store.epoch(table, slot).await? }.into()) }.boxed()
     }
 }

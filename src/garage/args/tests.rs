@@ -163,7 +163,19 @@ fn repairs_take_their_flags_before_or_after_what_is_repaired() {
             panic!("{line}")
         };
     }
-    for what in ["versions", "mpu", "block-refs", "block-rc", "rebalance", "tables", "aliases", "scrub start", "scrub cancel"] {
+    for what in [
+        "versions",
+        "mpu",
+        "block-refs",
+        "block_refs",
+        "block-rc",
+        "block_rc",
+        "rebalance",
+        "tables",
+        "aliases",
+        "scrub start",
+        "scrub cancel",
+    ] {
         assert!(parse(&format!("repair --yes {what}")).is_ok(), "{what}");
     }
     assert!(parse("repair --yes").is_err() && parse("repair --yes scrub").is_err());

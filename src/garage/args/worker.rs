@@ -61,8 +61,10 @@ pub enum RepairWhat {
     #[command(alias = "multipart-uploads")]
     Mpu,
     /// Remove block references of versions that are deleted
+    #[command(alias = "block_refs")]
     BlockRefs,
     /// Count the references to blocks anew
+    #[command(alias = "block_rc")]
     BlockRc,
     /// Move blocks to their primary data directory
     Rebalance,

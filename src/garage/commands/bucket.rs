@@ -45,11 +45,13 @@ pub(super) async fn run(daemon: &Daemon, command: BucketCommand, output: Output)
         }
         BucketCommand::Unalias { name, local } => {
             let key = key_of(daemon, local).await?;
-            let bucket = match &key {
-                None => daemon.call(GetBucketInfo { global_alias: Some(name.clone()), ..GetBucketInfo::default() }).await?.id,
-                Some(key) => local_target(key, &name)?,
+            let asked = match &key {
+                None => GetBucketInfo { global_alias: Some(name.clone()), ..GetBucketInfo::default() },
+                Some(key) => GetBucketInfo { id: Some(local_target(key, &name)?), ..GetBucketInfo::default() },
             };
-            daemon.call(RemoveBucketAlias(alias(bucket, name, key))).await?
+            let bucket = daemon.call(asked).await?;
+            may_unalias(&bucket, &name)?;
+            daemon.call(RemoveBucketAlias(alias(bucket.id, name, key))).await?
         }
         BucketCommand::Allow(args) => daemon.call(AllowBucketKey(permission_change(daemon, &args).await?)).await?,
         BucketCommand::Deny(args) => daemon.call(DenyBucketKey(permission_change(daemon, &args).await?)).await?,
@@ -122,6 +124,18 @@ fn may_delete(bucket: &BucketInfo, typed: &str) -> Result<(), CliError> {
     Ok(())
 }
 
+/// Without a name no S3 client finds the bucket any more.
+fn may_unalias(bucket: &BucketInfo, name: &str) -> Result<(), CliError> {
+    let local: usize = bucket.keys.iter().map(|key| key.bucket_local_aliases.len()).sum();
+    if bucket.global_aliases.len() + local > 1 {
+        return Ok(());
+    }
+    Err(CliError::Usage(format!(
+        "{name} is the last name of bucket {}: give it another first with garage bucket alias, or delete it with garage bucket delete. Nothing was changed.",
+        bucket.id.short()
+    )))
+}
+
 fn alias(bucket_id: BucketId, name: String, key: Option<KeyInfo>) -> BucketAlias {
     match key {
         None => BucketAlias { bucket_id, global_alias: Some(name), access_key_id: None, local_alias: None },
@@ -165,7 +179,7 @@ mod tests {
     use garage_admin::buckets::{BucketInfo, BucketKey, BucketKeyPerm, BucketQuotas};
     use garage_types::{BucketId, KeyId, Timestamp};
 
-    use super::{may_delete, quotas};
+    use super::{may_delete, may_unalias, quotas};
     use crate::args::value::Limit;
 
     fn bucket(global: &[&str], local: &[&str]) -> BucketInfo {
@@ -198,6 +212,14 @@ mod tests {
         assert!(may_delete(&bucket(&["photos", "pics"], &[]), "photos").unwrap_err().to_string().contains("other names: pics"));
         assert!(may_delete(&bucket(&["photos", "pics"], &[]), "0101").is_err());
         assert!(may_delete(&bucket(&["photos"], &["mine"]), "photos").unwrap_err().to_string().contains("mine"));
+    }
+
+    #[test]
+    fn the_last_name_of_a_bucket_stays() {
+        assert!(may_unalias(&bucket(&["photos", "pics"], &[]), "pics").is_ok());
+        assert!(may_unalias(&bucket(&["photos"], &["mine"]), "mine").is_ok());
+        assert!(may_unalias(&bucket(&["photos"], &[]), "photos").unwrap_err().to_string().contains("photos is the last name"));
+        assert!(may_unalias(&bucket(&[], &["mine"]), "mine").is_err());
     }
 
     #[test]

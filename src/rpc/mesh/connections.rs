@@ -1,17 +1,18 @@
 //! The life of one connection: accepted or made, served and watched, until it ends for whichever reason.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use garage_net::establish::{self, Established, Side};
-use garage_net::{Class, Multiplexed, Socket};
+use garage_net::{Class, Multiplexed, NetError, Socket};
 use garage_types::config::HostPort;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::Mesh;
 use super::endpoints::Ping;
+use super::refusals::Telling;
 use crate::client::log_end;
 use crate::endpoint::{Caller, Message, Role};
 use crate::error::RpcError;
@@ -28,7 +29,7 @@ impl Mesh {
         let established = match establish::accept(socket, &self.0.local).await {
             Ok(established) => established,
             Err(error) => {
-                tracing::debug!(remote, error = &error as &dyn std::error::Error, "refused a connection");
+                self.tell_refusal(&remote, &error);
                 return;
             }
         };
@@ -39,6 +40,17 @@ impl Mesh {
                 Ok(place) => self.serve_client(established, place).await,
                 Err(_full) => tracing::warn!(remote, "refused a client: too many are connected"),
             },
+        }
+    }
+
+    fn tell_refusal(&self, remote: &str, error: &NetError) {
+        let now = self.0.options.clock.now();
+        // A panic elsewhere cannot leave a half-made note.
+        let telling = self.0.refusals.lock().unwrap_or_else(PoisonError::into_inner).note(error, now);
+        let error = error as &dyn std::error::Error;
+        match telling {
+            Telling::Warn { untold } => tracing::warn!(remote, error, untold, "refused a connection"),
+            Telling::Debug => tracing::debug!(remote, error, "refused a connection"),
         }
     }
 

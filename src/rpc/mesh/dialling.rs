@@ -11,6 +11,7 @@ use garage_types::NodeId;
 use tokio::time::Instant;
 
 use super::Mesh;
+use super::refusals::is_mistaken;
 use crate::client::dial;
 use crate::peers::Dial;
 
@@ -64,7 +65,12 @@ impl Mesh {
                 Ok(established) => Ok(Reached { established, address }),
                 Err(error) => {
                     let cause = &error as &dyn std::error::Error;
-                    tracing::debug!(%peer, address, error = cause, "cannot connect to a peer");
+                    // Who refuses us will not stop by itself, as being down does; attempts become rare, and so do these lines.
+                    if is_mistaken(&error) {
+                        tracing::warn!(%peer, address, error = cause, "a peer is not who it should be, or does not know us");
+                    } else {
+                        tracing::debug!(%peer, address, error = cause, "cannot connect to a peer");
+                    }
                     Err(error)
                 }
             }

@@ -113,7 +113,7 @@ pub(super) fn resolve(text: &str, flags: &Overrides, environment: &Overrides) ->
         data_dirs: data_dirs(&mut top, &mut warnings)?,
         metadata_snapshots_dir: top.or("metadata_snapshots_dir", &PATH, metadata_dir.join("snapshots"))?,
         metadata_dir,
-        metadata_auto_snapshot_interval: top.optional("metadata_auto_snapshot_interval", &DURATION)?,
+        metadata_auto_snapshot_interval: top.optional("metadata_auto_snapshot_interval", &INTERVAL)?,
         db_engine: top.or("db_engine", &TEXT, DB_ENGINE_DEFAULT.to_owned())?,
         lmdb_map_size: top.or("lmdb_map_size", &SIZE, LMDB_MAP_SIZE_DEFAULT)?,
         metadata_fsync: top.or("metadata_fsync", &BOOL, true)?,
@@ -168,7 +168,7 @@ impl Secrets<'_> {
 }
 
 fn retire_old_keys(top: &mut Section, warnings: &mut Vec<Warning>) {
-    let sled = "the sled engine is gone; remove the line";
+    let sled = "sled is used as it comes; remove the line";
     let consul = "write it in a section [consul_discovery]";
     let kubernetes = "write it in a section [kubernetes_discovery]";
     let tls = "nodes authenticate each other with rpc_secret; remove the section";
@@ -272,8 +272,15 @@ fn rpc(top: &mut Section, secrets: &Secrets<'_>) -> Result<RpcConfig, ConfigErro
     })
 }
 
+const INTERVAL: Kind<Duration> =
+    Kind { read: interval, expected: "a duration of a minute or more, such as \"6h\" or \"1d 12h\"" };
 const MILLISECONDS: Kind<Duration> = Kind { read: milliseconds, expected: "a number of milliseconds from 100 to 3600000" };
 const SUBNET: Kind<super::Subnet> = Kind { read: parsed, expected: "a subnet such as \"10.0.0.0/8\" or \"fd00::/8\"" };
+
+/// Copies of the metadata without a pause would leave no time for anything else.
+fn interval(value: &Value) -> Option<Duration> {
+    (DURATION.read)(value).filter(|interval| *interval >= Duration::from_secs(60))
+}
 
 /// At least long enough for one round trip, at most an hour.
 fn milliseconds(value: &Value) -> Option<Duration> {

@@ -1,12 +1,15 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use proptest::prelude::{any, proptest};
+
 use super::{
     Compression, Config, ConfigError, ConsistencyMode, DataDir, DataDirPurpose, HostPort, Listen, Overrides, PeerAddress,
     Replication, Resolved, SecretFiles, SecretInput, SecretSource, Warning, parse_rpc_secret,
 };
 use crate::Secret;
 use crate::names::Punycode;
+use crate::size::{parse_duration, parse_size};
 
 const MINIMAL: &str = r#"
 metadata_dir = "/m"
@@ -255,6 +258,61 @@ fn secrets_come_from_flags_then_the_environment_then_the_file() {
     assert_eq!(of(&none, &allow).secret_files, SecretFiles::WorldReadable);
     assert!(environment(&[("GARAGE_ALLOW_WORLD_READABLE_SECRETS", "maybe")]).is_err());
 }
+
+#[test]
+fn snapshots_are_at_least_a_minute_apart() {
+    let text = |interval: &str| with(&format!("metadata_auto_snapshot_interval = \"{interval}\""));
+    assert_eq!(config(&text("1m")).metadata_auto_snapshot_interval, Some(Duration::from_secs(60)));
+    for interval in ["0s", "59s", "soon", "-1h"] {
+        assert!(error(&text(interval)).starts_with("`metadata_auto_snapshot_interval` cannot be"), "{interval}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_text_makes_a_configuration_panic_or_tell_its_secret(
+        text in any::<String>(),
+        key in proptest::sample::select(KEYS),
+        value in "[-0-9a-zA-Z\"\\[\\]{}=,.:/@ ]{0,30}",
+    ) {
+        drop(resolve(&text));
+        let whole = format!("rpc_secret = \"squeamish\"\n{key} = {value}\n{MINIMAL}\n{key} = {value}\n");
+        if let Err(error) = resolve(&whole) {
+            assert!(!error.to_string().contains("squeamish"), "{error}");
+        }
+    }
+
+    #[test]
+    fn no_text_makes_addresses_sizes_or_durations_panic(text in "[-0-9a-zA-Z\\[\\]:.@/ ]{0,40}") {
+        if let Ok(address) = text.parse::<HostPort>() {
+            assert_eq!(address.to_string().parse::<HostPort>(), Ok(address));
+        }
+        drop((text.parse::<PeerAddress>(), text.parse::<super::Subnet>(), parse_size(&text), parse_duration(&text)));
+    }
+}
+
+/// Of each kind of value one.
+const KEYS: &[&str] = &[
+    "metadata_dir",
+    "data_dir",
+    "replication_factor",
+    "replication_mode",
+    "consistency_mode",
+    "compression_level",
+    "block_size",
+    "lmdb_map_size",
+    "metadata_auto_snapshot_interval",
+    "rpc_bind_addr",
+    "rpc_public_addr",
+    "rpc_public_addr_subnet",
+    "rpc_timeout_msec",
+    "bootstrap_peers",
+    "data_fsync",
+    "resync_bandwidth_limit",
+    "s3_api.root_domain",
+    "consul_discovery",
+    "rpc_secret_file",
+];
 
 #[test]
 fn no_error_shows_a_secret() {

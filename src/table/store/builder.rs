@@ -1,0 +1,71 @@
+//! Collecting the tables of a store before it opens.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use garage_db::{Db, DbError, Tree};
+use garage_types::Clock;
+use tokio::sync::Notify;
+
+use super::{Inner, LiveLayouts, LocalTable, TableStore};
+use crate::epochs::{EpochTree, Known};
+use crate::graves::Graves;
+use crate::schema::{Schema, Typed};
+use crate::starts::STATE_TREE;
+use crate::wire::TableId;
+
+/// Collects the schemas before the store opens.
+pub struct Builder {
+    db: Db,
+    tables: BTreeMap<TableId, LocalTable>,
+    derived: Vec<Tree>,
+}
+
+impl Builder {
+    pub fn new(db: Db) -> Self {
+        Builder { db, tables: BTreeMap::new(), derived: Vec::new() }
+    }
+
+    /// Adds a table.
+    ///
+    /// # Errors
+    /// The metadata engine's.
+    ///
+    /// # Panics
+    /// When two tables have one id.
+    pub fn with<S: Schema>(mut self, schema: Arc<S>) -> Result<Self, DbError> {
+        let rows = self.db.open_tree(&format!("{}:rows", S::NAME))?;
+        let table = LocalTable { rules: Arc::new(Typed(schema)), rows, generation: Arc::default() };
+        assert!(self.tables.insert(S::ID, table).is_none(), "table id {:?} is used twice", S::ID);
+        Ok(self)
+    }
+
+    /// Names a local tree that the schemas keep, and that can be made again from the rows.
+    #[must_use]
+    pub fn with_derived(mut self, tree: Tree) -> Self {
+        self.derived.push(tree);
+        self
+    }
+
+    /// # Errors
+    /// The metadata engine's.
+    pub fn open(self, clock: Arc<dyn Clock>, layouts: Arc<dyn LiveLayouts>) -> Result<TableStore, DbError> {
+        let Builder { db, tables, derived } = self;
+        let inner = Inner {
+            queue: db.open_tree("queue")?,
+            digests: db.open_tree("digests")?,
+            epochs: EpochTree(db.open_tree("gc_epochs")?),
+            known_epochs: Known::new(tables.keys().copied()),
+            graves: Graves(db.open_tree("graves")?),
+            set_aside: db.open_tree("set_aside")?,
+            state: db.open_tree(STATE_TREE)?,
+            db,
+            clock,
+            layouts,
+            tables,
+            derived,
+            queued: Notify::new(),
+        };
+        Ok(TableStore(Arc::new(inner)))
+    }
+}
