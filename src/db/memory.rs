@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::engine::{AtOnce, Bounds, Direction, Durability, ReadRows, Storage, Tree, Visit, WriteRows};
 use crate::error::{DbError, Limit};
+use garage_types::Power;
 
 type Rows = BTreeMap<Vec<u8>, Vec<u8>>;
 type Trees = Arc<Vec<Arc<Rows>>>;
@@ -29,6 +30,7 @@ struct State {
     unsynced: Vec<Replaced>,
     durability: Durability,
     failing_commits: u32,
+    power: Power,
 }
 
 /// A handle to a database in memory; clones share it. Its content outlives every [`crate::Db`] opened on it, as a disk would.
@@ -65,6 +67,11 @@ impl MemoryEngine {
     /// The next `count` commits that change something fail with [`DbError::Full`].
     pub fn fail_next_commits(&self, count: u32) {
         self.state().failing_commits = count;
+    }
+
+    /// From now on every commit takes two steps of `power`: one until it is durable, and one until it is answered.
+    pub fn run_on(&self, power: Power) {
+        self.state().power = power;
     }
 
     /// A copy as it is now, which no longer follows this one.
@@ -110,10 +117,15 @@ impl State {
             self.failing_commits -= 1;
             return Err(DbError::Full { limit: Limit::Disk, source: Arc::new(io::Error::from(io::ErrorKind::StorageFull)) });
         }
+        let changes = self.unsynced.len() > length_before;
+        if changes {
+            self.power.step().map_err(no_power)?;
+        }
         if self.durability == Durability::Synced {
             self.unsynced.clear();
         }
-        Ok(())
+        // Durable by now, whether or not anybody hears of it.
+        if changes { self.power.step().map_err(no_power) } else { Ok(()) }
     }
 }
 
@@ -142,7 +154,13 @@ impl Storage for MemoryEngine {
     }
 
     fn read(&self, body: &mut dyn FnMut(&dyn ReadRows)) -> Result<(), DbError> {
-        let trees = self.state().trees.clone();
+        let trees = {
+            let state = self.state();
+            if !state.power.is_on() {
+                return Err(no_power(io::Error::other("the power is off")));
+            }
+            state.trees.clone()
+        };
         body(&trees);
         Ok(())
     }
@@ -192,6 +210,10 @@ impl ReadRows for Trees {
     fn count(&self, tree: Tree) -> Result<u64, DbError> {
         Ok(rows(self, tree)?.len() as u64)
     }
+}
+
+fn no_power(source: io::Error) -> DbError {
+    DbError::Engine { action: "commit", source: Arc::new(source) }
 }
 
 fn rows(trees: &[Arc<Rows>], tree: Tree) -> Result<&Rows, DbError> {

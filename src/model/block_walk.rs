@@ -140,6 +140,17 @@ fn file_worth_a_look(garage: &Garage, block: BlockHash, count: Option<RefCount>)
 }
 
 impl Garage {
+    /// Queues those of some files that should not be here, or that nothing refers to: a power cut may leave a file whose reference was
+    /// not stored any more.
+    ///
+    /// # Errors
+    /// [`ModelError`].
+    pub(crate) async fn queue_stray_files(&self, hashes: &[BlockHash]) -> Result<(), ModelError> {
+        let counts = self.0.local.blocks.counts(hashes).await?;
+        let stray = |(block, count): (&BlockHash, Option<RefCount>)| file_worth_a_look(self, *block, count);
+        self.queue_blocks(hashes.iter().zip(counts).filter_map(stray).collect()).await
+    }
+
     /// Looks at every block that this node counts or has, and queues those that are not where they should be. Returns how many.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 //!
 //! A reference is stored before the list that names it, and beside the row that tells of its write. When the node that serves
 //! the write dies in between, or a message comes after all of it was given up, nothing else leads to the reference. So each is looked at
-//! until its content is settled one way or the other ([`crate::unfinished`]).
+//! until its content is settled one way or the other ([`crate::fresh_contents`]).
 
 use std::ops::{Bound, ControlFlow};
 

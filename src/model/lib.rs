@@ -27,6 +27,7 @@ pub mod count;
 pub mod counters;
 pub mod digest;
 pub mod error;
+pub mod fresh_contents;
 pub mod fresh_refs;
 pub mod garage;
 pub mod get;

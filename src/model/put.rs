@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 use futures_channel::oneshot;
 use futures_util::FutureExt;
 use garage_table::Schema;
-use garage_table::table::{Committed, Extent};
+use garage_table::heard::{Committed, Extent};
 use garage_table::wire::{Mode, Projection, Verdict};
 use garage_types::codec::{self, Unknown};
 use garage_types::planted::{Bug, is_planted};

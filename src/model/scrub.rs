@@ -82,6 +82,7 @@ impl ScrubWorker {
     async fn check(&mut self, run: u64, from: BlockHash) -> Result<(), ModelError> {
         let store = &self.garage.0.local.blocks.blocks;
         let page = store.page(from, STEP_BLOCKS).await?;
+        self.garage.queue_stray_files(&page.hashes).await?;
         let (mut blocks, mut corrupt, mut queued) = (0, 0, Vec::new());
         for block in page.hashes {
             match store.verify(block).await {

@@ -3,31 +3,24 @@
 //! A simple upload whose commit failed may be stored at some owners, and its message may still be on its way to others. So it is not
 //! given up before every owner has durably closed it ([`UploadState::Closed`]): an owner that has finished it says so, and then it has
 //! happened and its object is left to spread; if none has, none ever will, and its content belongs to nobody. The claims of completions are
-//! carried out, or taken back in the same way. References that no row leads to are found by [`crate::fresh_refs`].
+//! carried out, or taken back in the same way. References that no row leads to are settled by [`crate::fresh_contents`].
 //!
 //! Must stay true: nothing is released while the node that writes it says that it does, or while an owner has not been heard. That a node is
 //! silent for [`SILENT_MS`] decides only whether closing is tried: a write that is closed under its coordinator's hands fails.
 
-use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use garage_db::{DbError, Direction, Snapshot, Transaction};
-use garage_table::wire::{Order, Projection, Range, Read, Verdict};
-use garage_table::{Schema, Table, TableError};
-use garage_types::{BlockHash, NodeId, Placement, Timestamp, UploadId, VersionId, chain};
+use garage_table::wire::{Read, Verdict};
+use garage_table::{Schema, TableError};
+use garage_types::{NodeId, Placement, Timestamp, UploadId, VersionId, chain};
 use garage_worker::{Status, Step, StepError, Worker};
 
-use crate::block_ref::{BlockRefRow, BlockRefTable};
 use crate::error::ModelError;
-use crate::fresh_refs::{Due, LOOK_AFTER_MS, Origin, PartName};
 use crate::garage::Garage;
-use crate::in_use::{Listing, VersionUse};
-use crate::multipart::UploadName;
-use crate::object::{IndexShard, ObjectRow, ObjectTable, key_prefix};
-use crate::part::{Attempt, AttemptState, Fate, PartEntry, PartRow, attempt_key};
 use crate::put::won;
 use crate::table_ids;
 use crate::upload::{UploadRow, UploadState, UploadTable};
@@ -40,11 +33,11 @@ pub const SILENT_MS: u64 = 24 * 3600 * 1000;
 /// How often owners look.
 const PERIOD: Duration = Duration::from_secs(60);
 /// Uploads, or references, looked at in one step.
-const PAGE: usize = 256;
+pub(crate) const PAGE: usize = 256;
 
 /// What came of looking at something.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Outcome {
+pub(crate) enum Outcome {
     /// It has ended, or has been ended.
     Settled,
     Waits,
@@ -52,21 +45,11 @@ enum Outcome {
 
 /// How an attempt to close an upload ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Closing {
+pub(crate) enum Closing {
     /// Nobody had finished it: its content is released.
     Released,
     /// Some owner had.
     Happened,
-}
-
-/// What is known of the content of a fresh reference.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Content {
-    /// It is part of something, whose end will release it.
-    Kept,
-    /// Nobody will ever use it.
-    Dead,
-    Open,
 }
 
 /// A page of uploads, and where to go on; `None` at the end.
@@ -178,7 +161,7 @@ impl Garage {
         }
     }
 
-    fn is_long_ago(&self, then: Timestamp) -> bool {
+    pub(crate) fn is_long_ago(&self, then: Timestamp) -> bool {
         then.plus_millis(SILENT_MS) < self.0.clock.now()
     }
 
@@ -199,7 +182,7 @@ impl Garage {
     }
 
     /// Closes an upload at every owner and, if none of them has finished it, gives it up.
-    async fn close(&self, row: &UploadRow, version: VersionId) -> Result<Closing, ModelError> {
+    pub(crate) async fn close(&self, row: &UploadRow, version: VersionId) -> Result<Closing, ModelError> {
         match self.0.uploads.commit_at_all(&row.with_state(UploadState::Closed { version })).await? {
             Verdict::Won => {}
             Verdict::Refused(_finished) => return Ok(Closing::Happened),
@@ -210,192 +193,6 @@ impl Garage {
         self.0.versions.merge(&VersionRow::deleted(version)).await?;
         tracing::debug!(bucket = %row.bucket, key = %row.key, %version, "released what an unfinished write had stored");
         Ok(Closing::Released)
-    }
-
-    /// Looks at all references that are due. Returns how many contents were settled.
-    ///
-    /// # Errors
-    /// [`ModelError::Table`].
-    pub async fn look_at_fresh_references(&self) -> Result<usize, ModelError> {
-        let mut settled = 0;
-        loop {
-            let (counted, more) = self.settle_fresh_references().await?;
-            settled += counted.settled;
-            if !more {
-                return Ok(settled);
-            }
-        }
-    }
-
-    /// Looks at some of the references that are due. Returns what came of it, and whether there may be more.
-    async fn settle_fresh_references(&self) -> Result<(Counted, bool), ModelError> {
-        let (tables, fresh, now) = (&self.0.local.tables, self.0.local.block_trees.fresh, self.0.clock.now());
-        let due: Vec<Due> = tables.db().read(move |tx| fresh.due(tx, now, PAGE)).await?;
-        let more = due.len() == PAGE;
-        let mut by_version: BTreeMap<VersionId, Vec<Due>> = BTreeMap::new();
-        for due in due {
-            by_version.entry(due.reference.version).or_default().push(due);
-        }
-        let mut counted = Counted::default();
-        let (mut settled, mut again) = (Vec::new(), Vec::new());
-        for (version, due) in by_version {
-            let outcome = self.settle_references(version, &due).await;
-            let place = if matches!(outcome, Ok(Outcome::Settled)) { &mut settled } else { &mut again };
-            place.extend(due);
-            counted.add(outcome, || format!("what was stored for version {version}"));
-        }
-        let record = move |tx: &mut Transaction<'_>| {
-            for due in settled.iter().chain(&again) {
-                tx.remove(fresh.0, &due.key)?;
-            }
-            again.iter().try_for_each(|due| fresh.add_at(tx, now.plus_millis(LOOK_AFTER_MS), &due.reference))
-        };
-        tables.db().write::<_, DbError>(record).await.map_err(TableError::Db)?;
-        Ok((counted, more))
-    }
-
-    async fn settle_references(&self, version: VersionId, due: &[Due]) -> Result<Outcome, ModelError> {
-        let Some(first) = due.first() else { return Ok(Outcome::Settled) };
-        match self.content(version, &first.reference.origin, first.reference.arrived).await? {
-            Content::Kept => Ok(Outcome::Settled),
-            Content::Open => Ok(Outcome::Waits),
-            Content::Dead => {
-                let references = Table::<BlockRefTable>::new(self.0.local.tables.clone(), self.0.cluster.clone());
-                for due in due {
-                    let block = due.reference.block;
-                    if self.is_referred_to_here(block, version).await? {
-                        references.merge(&BlockRefRow::released(block, version)).await?;
-                        tracing::debug!(%block, %version, "released a reference that nothing leads to");
-                    }
-                }
-                Ok(Outcome::Settled)
-            }
-        }
-    }
-
-    async fn is_referred_to_here(&self, block: BlockHash, version: VersionId) -> Result<bool, ModelError> {
-        let layout = self.0.cluster.layout().version();
-        let sort_key = version.as_bytes().to_vec().into();
-        let read = Read { layout, table: table_ids::BLOCK_REF, placement: block.into(), sort_key };
-        let row = self.0.local.tables.read(read).await?.row;
-        Ok(row.map(|row| BlockRefTable::decode(&row)).transpose()?.is_some_and(|row| !row.deleted))
-    }
-
-    /// What became of a content that a reference came with.
-    async fn content(&self, version: VersionId, origin: &Origin, arrived: Timestamp) -> Result<Content, ModelError> {
-        if let Some(part) = origin.part {
-            return self.content_of_part(version, origin, part, arrived).await;
-        }
-        if self.has_object_here(version, origin).await? {
-            return Ok(Content::Kept);
-        }
-        let name = UploadName { bucket: origin.backlink.bucket, key: origin.backlink.key.clone(), id: upload_of(version) };
-        match self.upload_row(&name).await?.map(|row| row.state) {
-            Some(UploadState::Aborted) => {
-                self.0.versions.merge(&VersionRow::deleted(version)).await?;
-                Ok(Content::Dead)
-            }
-            // Then all that was stored is listed, and is released with its object; what comes after that is not.
-            Some(UploadState::Done) if self.listing(version).await? == Listing::Listed => Ok(Content::Kept),
-            Some(UploadState::Done) => Ok(Content::Dead),
-            Some(_open) => Ok(Content::Open),
-            None => self.content_without_upload(version, origin, arrived, &name).await,
-        }
-    }
-
-    /// Of a content whose upload no read quorum knows: it is over since long, or its row was not stored.
-    async fn content_without_upload(
-        &self,
-        version: VersionId,
-        origin: &Origin,
-        arrived: Timestamp,
-        name: &UploadName,
-    ) -> Result<Content, ModelError> {
-        if let VersionUse::Object(_) = self.version_use(version, &origin.backlink).await? {
-            return Ok(Content::Kept);
-        }
-        if !self.is_write_over(version, origin, arrived).await {
-            return Ok(Content::Open);
-        }
-        let row = UploadRow {
-            bucket: name.bucket,
-            shard: 0,
-            key: name.key.clone(),
-            id: name.id,
-            started: arrived,
-            state: UploadState::Closed { version },
-        };
-        Ok(match self.close(&row, version).await? {
-            Closing::Released => Content::Dead,
-            Closing::Happened => Content::Open,
-        })
-    }
-
-    async fn is_write_over(&self, version: VersionId, origin: &Origin, arrived: Timestamp) -> bool {
-        match self.who_is_at_work([(origin.coordinator, version)]).await.activity(origin.coordinator, version) {
-            Activity::Working => false,
-            Activity::Over => true,
-            Activity::Unknown => self.is_long_ago(arrived),
-        }
-    }
-
-    async fn content_of_part(
-        &self,
-        version: VersionId,
-        origin: &Origin,
-        part: PartName,
-        arrived: Timestamp,
-    ) -> Result<Content, ModelError> {
-        let row = self.0.parts.get(part.upload.into(), attempt_key(part.number, &version)).await?;
-        match row.map(|row| row.entry) {
-            Some(PartEntry::Attempt(attempt)) => Ok(match attempt.state {
-                AttemptState::Stored(_) | AttemptState::Gone(Fate::Taken) => Content::Kept,
-                AttemptState::Gone(Fate::Released) => Content::Dead,
-                // Released with its upload, but only as far as it was listed.
-                AttemptState::Pending { .. } => Content::Open,
-            }),
-            Some(PartEntry::Ended(_)) | None => {
-                if self.version_use(version, &origin.backlink).await? != VersionUse::None {
-                    return Ok(Content::Kept);
-                }
-                if !self.is_write_over(version, origin, arrived).await {
-                    return Ok(Content::Open);
-                }
-                // Refuses the attempt wherever it still comes, and releases what it listed.
-                let gone = Attempt { number: part.number, version, state: AttemptState::Gone(Fate::Released) };
-                let bucket = origin.backlink.bucket;
-                self.0.parts.merge(&PartRow { upload: part.upload, bucket, entry: PartEntry::Attempt(gone) }).await?;
-                Ok(Content::Dead)
-            }
-        }
-    }
-
-    /// Whether this node, as an owner, has an object of this version: nearly always so.
-    async fn has_object_here(&self, version: VersionId, origin: &Origin) -> Result<bool, ModelError> {
-        let placement = IndexShard { bucket: origin.backlink.bucket, shard: 0 }.placement();
-        let layout = self.0.cluster.layout();
-        if !layout.is_owner(self.0.cluster.node_id(), placement) {
-            return Ok(false);
-        }
-        let from = key_prefix(&origin.backlink.key);
-        let to = garage_types::sort_key::after_prefix(&from);
-        let range = Range {
-            layout: layout.version(),
-            table: table_ids::OBJECT,
-            placement,
-            from: from.into(),
-            to: to.map(Into::into),
-            order: Order::Forward,
-            limit: 10,
-            projection: Projection::Summary,
-        };
-        for row in self.0.local.tables.range(range).await?.rows {
-            let row: ObjectRow = ObjectTable::decode(&row.row)?;
-            if row.version == version && row.live().is_some() {
-                return Ok(true);
-            }
-        }
-        Ok(false)
     }
 }
 
@@ -419,14 +216,14 @@ fn writers(row: &UploadRow) -> Vec<(NodeId, VersionId)> {
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Counted {
-    settled: usize,
-    waiting: usize,
+pub(crate) struct Counted {
+    pub settled: usize,
+    pub waiting: usize,
 }
 
 impl Counted {
     /// What fails waits: it is looked at again.
-    fn add(&mut self, outcome: Result<Outcome, ModelError>, what: impl FnOnce() -> String) {
+    pub(crate) fn add(&mut self, outcome: Result<Outcome, ModelError>, what: impl FnOnce() -> String) {
         match outcome {
             Ok(Outcome::Settled) => self.settled += 1,
             Ok(Outcome::Waits) => self.waiting += 1,

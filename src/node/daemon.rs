@@ -107,7 +107,7 @@ pub async fn run(
     ballast.make_way_for_start()?;
     let random: Arc<dyn Random> = Arc::new(system_random()?);
     let identity = state::identity(&*disk, &*random, &config.metadata_dir)?;
-    let incarnation = state::count_start(&*disk, &config.metadata_dir)?;
+    let incarnation = state::next_start(&*disk, &config.metadata_dir)?;
     let node_id = identity.id();
     let offload = Arc::new(BlockingThreads::of_current_runtime());
     let db = chosen.open(ballast.clone(), ballast.room.clone(), offload.clone())?;

@@ -33,9 +33,12 @@ use garage_table::sync::wire::{AskDigests, Exchange};
 use garage_table::sync::worker::{SyncControl, SyncWorker};
 use garage_table::wire::{AskEpoch, Range, Read, Write};
 use garage_table::{TableError, TableStore};
+use garage_types::offload::{self, Lost};
 use garage_types::{Clock, Disk, NodeId, Offload, Random};
 use garage_worker::Workers;
 use garage_worker::spawn::Spawn;
+
+use crate::state::{self, StateError};
 
 /// What a node is built from.
 pub struct NodeParts {
@@ -92,6 +95,10 @@ pub enum NodeError {
     Mesh(#[from] MeshError),
     #[error("the state of the background jobs cannot be opened")]
     Background(#[from] StateFileError),
+    #[error("this start cannot be counted")]
+    Start(#[from] StateError),
+    #[error("the work on the disk was interrupted")]
+    Lost(#[from] Lost),
 }
 
 /// A running node.
@@ -169,6 +176,9 @@ impl Node {
             Background::open(&directory, settings.background, may_delete, Scrub::new(clock.now(), random.u64())).await?;
 
         settle_start(&local.tables, layout.standing(), identity.id(), start).await?;
+        // From here on the number is taken.
+        let (counting, directory) = (disk.clone(), settings.metadata_dir.clone());
+        offload::offload(&*offload, move || state::count_start(&*counting, &directory)).await??;
 
         let router = Router::builder()
             .add::<Write>(Arc::new(local.tables.clone()))

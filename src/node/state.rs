@@ -100,19 +100,35 @@ pub fn identity(disk: &dyn Disk, random: &dyn Random, metadata_dir: &Path) -> Re
     Ok(identity)
 }
 
-/// Counts this start; the number never repeats on this node.
+/// The number of this start, which is not counted yet.
+///
+/// # Errors
+/// [`StateError`].
+pub fn next_start(disk: &dyn Disk, metadata_dir: &Path) -> Result<u64, StateError> {
+    Ok(counted_starts(disk, metadata_dir)? + 1)
+}
+
+fn counted_starts(disk: &dyn Disk, metadata_dir: &Path) -> Result<u64, StateError> {
+    let path = metadata_dir.join(STARTS);
+    match read_state(disk, &path)? {
+        None => Ok(0),
+        Some(bytes) => {
+            let number = std::str::from_utf8(&bytes).ok().and_then(|text| text.trim().parse().ok());
+            number.ok_or(StateError::Starts { path })
+        }
+    }
+}
+
+/// Counts this start, whose number is returned: it never repeats on this node.
+///
+/// Only once the database has recorded the number: a database behind the count is taken for one restored from a copy, and a power cut
+/// between the two must not make it look like that.
 ///
 /// # Errors
 /// [`StateError`].
 pub fn count_start(disk: &dyn Disk, metadata_dir: &Path) -> Result<u64, StateError> {
     let path = metadata_dir.join(STARTS);
-    let before: u64 = match read_state(disk, &path)? {
-        None => 0,
-        Some(bytes) => std::str::from_utf8(&bytes)
-            .ok()
-            .and_then(|text| text.trim().parse().ok())
-            .ok_or_else(|| StateError::Starts { path: path.clone() })?,
-    };
+    let before = counted_starts(disk, metadata_dir)?;
     let now = before + 1;
     let text = format!("{now}\n");
     match replace_atomically(disk, &path, text.as_bytes(), Access::Everyone) {

@@ -71,3 +71,6 @@ mod crowd;
 
 #[cfg(test)]
 mod doubts;
+
+#[cfg(test)]
+mod cut_points;

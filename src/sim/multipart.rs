@@ -8,11 +8,17 @@ use garage_model::complete::{ListedPart, ListedWhole};
 use garage_model::copy::CopyObject;
 use garage_model::digest::ChecksumAlgorithm;
 use garage_model::multipart::{CreateUpload, PutPart, UploadName};
+use garage_model::object::{Content, ObjectMeta, ObjectRow, ObjectState, ObjectTable};
+use garage_model::part::Part;
 use garage_model::pipeline::InMemory;
 use garage_model::put::{Preconditions, PutObject, Written};
 use garage_model::upload_end::CompleteUpload;
+use garage_model::version::{Backlink, Piece, Segment, VersionContent, VersionRow, VersionTable};
 use garage_model::{Garage, ModelError};
-use garage_types::{BucketId, ObjectKey};
+use garage_table::Schema;
+use garage_table::wire::{Mode, Write};
+use garage_types::codec::Unknown;
+use garage_types::{BucketId, ObjectKey, VersionId};
 
 use crate::world::World;
 
@@ -317,12 +323,32 @@ async fn a_reader_of_an_upload_in_parts_that_is_overwritten_gets_all_of_it_or_an
     let world = World::new(10);
     let garage = world.start().await.garage;
     let bucket = garage.create_bucket("pictures").await.unwrap();
+    // Through the front door its parts would be of 5 MiB at least.
     let upload = begin(&garage, bucket, "k").await;
-    let mut listed = Vec::new();
     for number in 1..=20 {
-        listed.push(part(&garage, &upload, number, &body(number as u8, 300)).await.unwrap());
+        part(&garage, &upload, number, &body(number as u8, 300)).await.unwrap();
     }
-    complete(&garage, &upload, &listed).await.unwrap();
+    let parts = garage.list_parts(&upload, 0, 100).await.unwrap().parts;
+    let piece = |part: &Part| Piece::Part { number: part.number, version: part.version, length: 300, checksum: None };
+    let segment = Segment::listing(0, Backlink { bucket, key: key("k") }, parts.iter().map(piece).collect());
+    let version = VersionId::from_bytes([7; 32]);
+    let listed = VersionRow { version, content: VersionContent::Segment(segment) };
+    let meta = ObjectMeta {
+        size: 20 * 300,
+        etag: "e-20".to_owned(),
+        content: Content::Parts { count: 20 },
+        headers: BTreeMap::new(),
+        checksum: None,
+        owner: None,
+        upload: Some(upload.id),
+        unknown: Unknown::new(),
+    };
+    let state = ObjectState::Live(Box::new(meta));
+    let timestamp = garage.clock().now();
+    let row = ObjectRow { bucket, shard: 0, key: key("k"), timestamp, version, is_null: true, state };
+    for entry in [VersionTable::entry(&listed, Mode::Replicate), ObjectTable::entry(&row, Mode::Commit)] {
+        garage.local().tables.write(Write { layout: 1, entries: vec![entry] }).await.unwrap();
+    }
     let object = garage.object(bucket, &key("k")).await.unwrap();
     let (mut prompt, mut late) = (
         garage.read_object(&object, 0..object.meta.size).await.unwrap(),

@@ -1,5 +1,6 @@
 //! One node's surroundings, which outlive the node.
 
+use std::error::Error;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -23,7 +24,7 @@ use garage_types::memory_disk::MemoryDisk;
 use garage_types::names::Punycode;
 use garage_types::offload::Inline;
 use garage_types::random::SeededRandom;
-use garage_types::{Random, Timestamp};
+use garage_types::{Power, Random, Timestamp};
 use garage_worker::spawn::Spawn;
 use tokio::task::AbortHandle;
 
@@ -51,14 +52,20 @@ pub struct World {
     pub engine: MemoryEngine,
     pub clock: Arc<ManualClock>,
     pub random: Arc<SeededRandom>,
+    /// Of the disk and the database together.
+    pub power: Power,
     tasks: Mutex<Arc<Tasks>>,
 }
 
 impl World {
     pub fn new(seed: u64) -> Self {
+        let (disk, engine, power) = (MemoryDisk::new(), MemoryEngine::new(), Power::default());
+        disk.run_on(power.clone());
+        engine.run_on(power.clone());
         World {
-            disk: MemoryDisk::new(),
-            engine: MemoryEngine::new(),
+            disk,
+            engine,
+            power,
             clock: Arc::new(ManualClock::at(Timestamp::from_millis(1_700_000_000_000))),
             random: Arc::new(SeededRandom::new(seed)),
             tasks: Mutex::default(),
@@ -67,12 +74,24 @@ impl World {
 
     /// The power goes: every task ends where it is, and what was not synced is lost.
     pub fn cut_power(&self) {
+        self.end_tasks();
+        self.disk.crash();
+        self.engine.crash();
+    }
+
+    /// As [`World::cut_power`], but by chance the disk keeps some of what was not synced. The power is back afterwards.
+    pub fn end_power_cut(&self, random: &dyn Random) {
+        self.end_tasks();
+        self.disk.crash_keeping(random);
+        self.engine.crash();
+        self.power.restore();
+    }
+
+    fn end_tasks(&self) {
         let tasks = std::mem::take(&mut *self.tasks.lock().expect("nothing panics while holding the tasks"));
         for task in tasks.0.lock().expect("nothing panics while holding the tasks").drain(..) {
             task.abort();
         }
-        self.disk.crash();
-        self.engine.crash();
     }
 
     /// Starts the machine's node, with a layout of it alone.
@@ -80,20 +99,28 @@ impl World {
     /// # Panics
     /// When the node does not start: after whatever happened, it must.
     pub async fn start(&self) -> Node {
+        self.try_start().await.expect("the node starts")
+    }
+
+    /// As [`World::start`].
+    ///
+    /// # Errors
+    /// What keeps the node from starting.
+    pub async fn try_start(&self) -> Result<Node, Box<dyn Error>> {
         let metadata_dir = PathBuf::from("/meta");
-        create_directories(&self.disk, &metadata_dir).expect("the disk takes a directory");
-        let identity = state::identity(&self.disk, &*self.random, &metadata_dir).expect("the node has a key");
-        let incarnation = state::count_start(&self.disk, &metadata_dir).expect("starts can be counted");
+        create_directories(&self.disk, &metadata_dir)?;
+        let identity = state::identity(&self.disk, &*self.random, &metadata_dir)?;
+        let incarnation = state::next_start(&self.disk, &metadata_dir)?;
         let id = identity.id();
         let data = PathBuf::from("/data");
-        create_directories(&self.disk, &data).expect("the disk takes a directory");
+        create_directories(&self.disk, &data)?;
         let tasks = self.tasks.lock().expect("nothing panics while holding the tasks").clone();
         let parts = NodeParts {
             identity,
             network_key: NetworkKey::from_bytes([7; 32]),
             transport: Arc::new(MemoryNetwork::default()),
             disk: Arc::new(self.disk.clone()) as Arc<dyn Disk>,
-            db: Db::open_memory(self.engine.clone()).expect("the engine opens"),
+            db: Db::open_memory(self.engine.clone())?,
             clock: self.clock.clone(),
             random: self.random.clone() as Arc<dyn Random>,
             offload: Arc::new(Inline),
@@ -126,8 +153,8 @@ impl World {
                 mesh: MeshSettings { public_addresses: Vec::new(), bootstrap_peers: Vec::new(), windows: Windows::Fixed },
             },
         };
-        let node = Node::build(parts).await.expect("the node starts");
-        single::ensure_layout(&node.layout, id, 1 << 30).await.expect("a layout of one node");
-        node
+        let node = Node::build(parts).await?;
+        single::ensure_layout(&node.layout, id, 1 << 30).await?;
+        Ok(node)
     }
 }

@@ -16,6 +16,7 @@ pub mod digest;
 pub mod epochs;
 pub mod error;
 pub mod graves;
+pub mod heard;
 pub mod queue;
 pub mod schema;
 pub mod segments;

@@ -6,8 +6,6 @@
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use garage_rpc::cluster::Cluster;
 use garage_rpc::error::{ErrorCode, RpcError};
@@ -17,12 +15,11 @@ use garage_types::codec;
 use garage_types::crdt::Crdt;
 use garage_types::planted::{Bug, is_planted};
 use garage_types::{NodeId, Placement};
-use garage_worker::spawn::Spawn;
 use serde_bytes::ByteBuf;
-use tokio::sync::{Notify, oneshot};
 
 use crate::epochs::Slot;
 use crate::error::TableError;
+use crate::heard::{Committed, Extent, Heard};
 use crate::schema::{Replication, Schema};
 use crate::store::TableStore;
 use crate::wire::{AskEpoch, Entry, EpochIs, Found, Mode, Order, Page, Projection, Range, Read, TableId, Verdict, Write};
@@ -61,25 +58,6 @@ pub struct Rows<R> {
     /// Sort key of the last position covered when there may be more; nothing is known beyond it.
     pub last: Option<Vec<u8>>,
 }
-
-/// What came of a commit.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Committed {
-    pub verdict: Verdict,
-    /// Where it was stored, when it did not win.
-    pub extent: Extent,
-}
-
-/// Whether some owner has stored what was not acknowledged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Extent {
-    /// Every owner that could be reached has answered that it did not; to the others it was never sent.
-    Nowhere,
-    Perhaps,
-}
-
-/// How long the last answers to a commit that cannot win are waited for.
-const HEARING_MAX: Duration = Duration::from_secs(1);
 
 /// How often a row is sent again, or read again, because a collection went on meanwhile.
 const STALE_TRIES: usize = 3;
@@ -401,72 +379,6 @@ impl<S: Schema> Table<S> {
     ) -> impl Future<Output = Result<R::Reply, RpcError>> + Send + 'static {
         let cluster = self.cluster.clone();
         async move { cluster.call(node, request).await }
-    }
-}
-
-/// What owners answered to one commit, also after its outcome was clear.
-#[derive(Default)]
-struct Heard {
-    /// Calls whose owner may have stored the rows.
-    perhaps: AtomicUsize,
-    waiting: AtomicUsize,
-    answered: Notify,
-}
-
-/// One call of a commit.
-struct Hearing {
-    heard: Arc<Heard>,
-    is_reachable: bool,
-}
-
-impl Heard {
-    fn begin(self: &Arc<Self>, is_reachable: bool) -> Hearing {
-        self.perhaps.fetch_add(1, Ordering::AcqRel);
-        self.waiting.fetch_add(1, Ordering::AcqRel);
-        Hearing { heard: self.clone(), is_reachable }
-    }
-
-    async fn extent(&self) -> Extent {
-        let all_answered = async {
-            loop {
-                let answered = self.answered.notified();
-                if self.waiting.load(Ordering::Acquire) == 0 {
-                    return;
-                }
-                answered.await;
-            }
-        };
-        // Who has not answered by then counts as having stored it.
-        let _in_time = tokio::time::timeout(HEARING_MAX, all_answered).await.is_ok();
-        if self.perhaps.load(Ordering::Acquire) == 0 { Extent::Nowhere } else { Extent::Perhaps }
-    }
-}
-
-impl Hearing {
-    /// Makes the call in a task of its own, so that its answer is heard even when the commit is decided before.
-    async fn listen(
-        self,
-        spawn: &dyn Spawn,
-        call: impl Future<Output = Result<Verdict, RpcError>> + Send + 'static,
-    ) -> Result<Verdict, RpcError> {
-        let (answer, answered) = oneshot::channel();
-        let task = async move {
-            let result = call.await;
-            let stored_nothing = match &result {
-                Ok(Verdict::Won) => false,
-                Ok(Verdict::Behind(_) | Verdict::Refused(_)) => true,
-                Err(error) => error.code == ErrorCode::Unavailable && !self.is_reachable,
-            };
-            if stored_nothing {
-                self.heard.perhaps.fetch_sub(1, Ordering::AcqRel);
-            }
-            self.heard.waiting.fetch_sub(1, Ordering::AcqRel);
-            self.heard.answered.notify_one();
-            // Nobody waits for it any more when the others have decided.
-            drop(answer.send(result));
-        };
-        spawn.spawn("commit", Box::pin(task));
-        answered.await.unwrap_or_else(|_ended| Err(RpcError::new(ErrorCode::Unavailable, "this node is shutting down")))
     }
 }
 

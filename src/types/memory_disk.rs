@@ -1,7 +1,9 @@
 //! A disk in memory that knows what was synced, for tests and the simulator.
 //!
 //! The model is strict: after [`MemoryDisk::crash`] a file has its last synced content, and a name exists only if its directory was
-//! synced since the name came to be. Rename is atomic; a removed name comes back unless the directory was synced.
+//! synced since the name came to be. Rename is atomic; a removed name comes back unless the directory was synced. Real disks may keep
+//! more than they must: after [`MemoryDisk::crash_keeping`] some of what was not synced is there all the same. With a [`Power`] of its
+//! own, a disk stops before any of its steps.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -10,6 +12,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::disk::{Access, DirectoryEntry, Disk, DiskFile, DiskSpace, FileKind};
+use crate::power::Power;
+use crate::random::Random;
 
 type FileNumber = u64;
 
@@ -17,6 +21,14 @@ type FileNumber = u64;
 enum Name {
     File(FileNumber),
     Directory,
+}
+
+#[derive(Clone)]
+struct NameChange {
+    path: PathBuf,
+    name: Option<Name>,
+    /// Made in one step with the change before it.
+    is_joined: bool,
 }
 
 #[derive(Clone, Default)]
@@ -30,7 +42,10 @@ struct State {
     names: BTreeMap<PathBuf, Name>,
     synced_names: BTreeMap<PathBuf, Name>,
     contents: BTreeMap<FileNumber, Content>,
+    /// Changes of names that no sync of their directory has covered, in their order.
+    unsynced: Vec<NameChange>,
     next_file: FileNumber,
+    power: Power,
     capacity: Option<u64>,
     syncs: u64,
 }
@@ -46,11 +61,47 @@ impl MemoryDisk {
 
     /// The power goes: everything that was not synced is gone. Open files keep what they had.
     pub fn crash(&self) {
+        self.crash_with(&mut |_choices| 0);
+    }
+
+    /// As [`MemoryDisk::crash`], but of the unsynced changes of names as many as chance will have it, from the first on, have reached
+    /// the disk, and of each unsynced content nothing, the beginning, or all.
+    pub fn crash_keeping(&self, random: &dyn Random) {
+        self.crash_with(&mut |choices| random.below(choices as u64) as usize);
+    }
+
+    /// `choose`: a number below the one given; 0 loses as much as can be.
+    fn crash_with(&self, choose: &mut dyn FnMut(usize) -> usize) {
         let mut state = self.state();
+        let mut kept = choose(state.unsynced.len() + 1);
+        while kept > 0 && state.unsynced.get(kept).is_some_and(|change| change.is_joined) {
+            kept -= 1;
+        }
+        let changes = std::mem::take(&mut state.unsynced);
+        for NameChange { path, name, .. } in changes.into_iter().take(kept) {
+            match name {
+                Some(name) => state.synced_names.insert(path, name),
+                None => state.synced_names.remove(&path),
+            };
+        }
         state.names = state.synced_names.clone();
         for content in state.contents.values_mut() {
-            content.written = content.synced.clone();
+            if content.written == content.synced {
+                continue;
+            }
+            let kept = match choose(3) {
+                0 => content.synced.to_vec(),
+                1 => content.written.get(..choose(content.written.len() + 1)).unwrap_or_default().to_vec(),
+                _ => content.written.to_vec(),
+            };
+            content.written = Arc::new(kept);
+            content.synced = content.written.clone();
         }
+    }
+
+    /// From now on the disk runs on `power`.
+    pub fn run_on(&self, power: Power) {
+        self.state().power = power;
     }
 
     /// Bytes all files may hold together; creating more answers `StorageFull`.
@@ -87,6 +138,19 @@ impl MemoryDisk {
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().expect("nothing panics while holding the disk")
     }
+
+    /// For reading, which takes power and leaves no trace.
+    fn powered(&self) -> io::Result<MutexGuard<'_, State>> {
+        let state = self.state();
+        if state.power.is_on() { Ok(state) } else { Err(io::Error::other("the power is off")) }
+    }
+
+    /// For a change, which is made whole or not at all.
+    fn step(&self) -> io::Result<MutexGuard<'_, State>> {
+        let state = self.state();
+        state.power.step()?;
+        Ok(state)
+    }
 }
 
 impl State {
@@ -96,6 +160,14 @@ impl State {
             Some(Name::Directory) => Err(io::ErrorKind::IsADirectory.into()),
             None => Err(io::ErrorKind::NotFound.into()),
         }
+    }
+
+    fn set_name(&mut self, path: &Path, name: Option<Name>) {
+        match name {
+            Some(name) => self.names.insert(path.to_owned(), name),
+            None => self.names.remove(path),
+        };
+        self.unsynced.push(NameChange { path: path.to_owned(), name, is_joined: false });
     }
 
     fn is_directory(&self, path: &Path) -> bool {
@@ -131,17 +203,17 @@ fn is_directly_in(path: &Path, directory: &Path) -> bool {
 
 impl Disk for MemoryDisk {
     fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
-        let state = self.state();
+        let state = self.powered()?;
         Ok(state.contents[&state.file(path)?].written.to_vec())
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
-        let state = self.state();
+        let state = self.powered()?;
         Ok(Box::new(OpenFile(state.contents[&state.file(path)?].written.clone())))
     }
 
     fn create(&self, path: &Path, parts: &[&[u8]], _access: Access) -> io::Result<()> {
-        let mut state = self.state();
+        let mut state = self.step()?;
         state.parent_exists(path)?;
         if state.names.contains_key(path) {
             return Err(io::ErrorKind::AlreadyExists.into());
@@ -155,12 +227,12 @@ impl Disk for MemoryDisk {
         let number = state.next_file;
         state.next_file += 1;
         state.contents.insert(number, Content { written: Arc::new(content), synced: Arc::default() });
-        state.names.insert(path.to_owned(), Name::File(number));
+        state.set_name(path, Some(Name::File(number)));
         if full { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
     }
 
     fn overwrite(&self, path: &Path, content: &[u8]) -> io::Result<()> {
-        let mut state = self.state();
+        let mut state = self.step()?;
         let number = state.file(path)?;
         let Some(file) = state.contents.get_mut(&number) else { return Err(io::ErrorKind::NotFound.into()) };
         let written = Arc::make_mut(&mut file.written);
@@ -170,7 +242,7 @@ impl Disk for MemoryDisk {
     }
 
     fn sync_file(&self, path: &Path) -> io::Result<()> {
-        let mut state = self.state();
+        let mut state = self.step()?;
         let number = state.file(path)?;
         state.syncs += 1;
         if let Some(content) = state.contents.get_mut(&number) {
@@ -180,12 +252,13 @@ impl Disk for MemoryDisk {
     }
 
     fn sync_directory(&self, path: &Path) -> io::Result<()> {
-        let mut state = self.state();
+        let mut state = self.step()?;
         if !state.is_directory(path) {
             return Err(io::ErrorKind::NotFound.into());
         }
         state.syncs += 1;
-        let State { names, synced_names, .. } = &mut *state;
+        let State { names, synced_names, unsynced, .. } = &mut *state;
+        unsynced.retain(|change| !is_directly_in(&change.path, path));
         synced_names.retain(|name, _| !is_directly_in(name, path) || names.contains_key(name));
         for (name, what) in names.iter().filter(|(name, _)| is_directly_in(name, path)) {
             synced_names.insert(name.clone(), *what);
@@ -194,23 +267,26 @@ impl Disk for MemoryDisk {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        let mut state = self.state();
+        let mut state = self.step()?;
         state.parent_exists(to)?;
         let number = state.file(from)?;
-        state.names.remove(from);
-        state.names.insert(to.to_owned(), Name::File(number));
+        state.set_name(from, None);
+        state.set_name(to, Some(Name::File(number)));
+        if let Some(change) = state.unsynced.last_mut() {
+            change.is_joined = true;
+        }
         Ok(())
     }
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
-        let mut state = self.state();
+        let mut state = self.step()?;
         state.file(path)?;
-        state.names.remove(path);
+        state.set_name(path, None);
         Ok(())
     }
 
     fn create_directory(&self, path: &Path) -> io::Result<bool> {
-        let mut state = self.state();
+        let mut state = self.step()?;
         if state.is_directory(path) {
             return Ok(false);
         }
@@ -218,12 +294,12 @@ impl Disk for MemoryDisk {
         if state.names.contains_key(path) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
-        state.names.insert(path.to_owned(), Name::Directory);
+        state.set_name(path, Some(Name::Directory));
         Ok(true)
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<DirectoryEntry>> {
-        let state = self.state();
+        let state = self.powered()?;
         if !state.is_directory(path) {
             return Err(io::ErrorKind::NotFound.into());
         }
@@ -237,7 +313,7 @@ impl Disk for MemoryDisk {
     }
 
     fn kind(&self, path: &Path) -> io::Result<Option<FileKind>> {
-        let state = self.state();
+        let state = self.powered()?;
         if is_root(path) {
             return Ok(Some(FileKind::Directory));
         }
@@ -248,7 +324,7 @@ impl Disk for MemoryDisk {
     }
 
     fn space(&self, _path: &Path) -> io::Result<DiskSpace> {
-        let state = self.state();
+        let state = self.powered()?;
         let total = state.capacity.unwrap_or(1 << 50);
         Ok(DiskSpace { total, available: total.saturating_sub(state.used()) })
     }

@@ -189,7 +189,7 @@ impl Machine {
     pub async fn start(&self) {
         let identity = state::identity(&self.disk, &*self.random, &metadata_dir()).unwrap();
         assert_eq!(identity.id(), self.id, "machine {} lost its identity", self.number);
-        let incarnation = state::count_start(&self.disk, &metadata_dir()).unwrap();
+        let incarnation = state::next_start(&self.disk, &metadata_dir()).unwrap();
         let tasks = Arc::new(Tasks::default());
         let offload =
             SlowDisk { tasks: tasks.clone(), random: self.random.clone(), delay_max_us: self.disk_delay_max_us.clone() };
