@@ -2,7 +2,7 @@
 //! follow a seed. Tests only.
 //!
 //! [`world`] is one node that loses power, for tests of a story. `scenario` runs several on a network of their own, under a workload
-//! and faults drawn from a seed: `cluster` (machines and network), `workload` (clients), `faults`, `history` and `linear` (what they
+//! and faults drawn from a seed: `cluster` (machines and network), `workload` (clients), `s3` (clients over HTTP), `faults`, `history` and `linear` (what they
 //! saw, and whether it can be explained), `checks` (what must be true at the end).
 //!
 //! Must stay true: a seed replays a run exactly. So there are no threads and no real time, no order that depends on a hash, and
@@ -29,6 +29,9 @@ mod faults;
 mod checks;
 
 #[cfg(test)]
+mod s3;
+
+#[cfg(test)]
 mod scenario;
 
 #[cfg(test)]
@@ -46,6 +49,9 @@ mod blocks_world;
 
 #[cfg(test)]
 mod power_cuts;
+
+#[cfg(test)]
+mod round_trips;
 
 #[cfg(test)]
 mod full_disk;
