@@ -75,7 +75,7 @@ impl Garage {
     pub async fn resolve_bucket(&self, key: Option<&KeyId>, name: &str) -> Result<Bucket, ModelError> {
         let scopes = || key.cloned().map(AliasScope::Local).into_iter().chain([AliasScope::Global]);
         for scope in scopes() {
-            if let Some(id) = self.alias_target(&scope, name).await? {
+            if let Some(id) = self.alias_here(&scope, name).await? {
                 return self.bucket(id).await;
             }
         }
@@ -92,18 +92,32 @@ impl Garage {
         Err(ModelError::NoSuchBucket(name.to_owned()))
     }
 
-    /// What a name means, from memory when it has not changed.
+    /// What a name means; a quorum is asked when it means nothing here.
     ///
     /// # Errors
     /// [`ModelError::Table`].
     pub async fn alias_target(&self, scope: &AliasScope, name: &str) -> Result<Option<BucketId>, ModelError> {
+        if let Some(id) = self.alias_here(scope, name).await? {
+            return Ok(Some(id));
+        }
+        let (placement, key) = key_of(scope, name);
+        Ok(self.0.aliases.get(placement, key).await?.and_then(|row| *row.bucket.get()))
+    }
+
+    /// What a name means on this node, from memory when it has not changed.
+    async fn alias_here(&self, scope: &AliasScope, name: &str) -> Result<Option<BucketId>, ModelError> {
         let cache_key = (scope.clone(), name.to_owned());
         if let Some(known) = self.0.alias_cache.get(&cache_key) {
             return Ok(known.and_then(|row| *row.bucket.get()));
         }
         let read_at = self.0.alias_cache.about_to_read();
         let (placement, key) = key_of(scope, name);
-        let row = self.0.aliases.get_here_first(placement, key).await?.map(Arc::new);
+        let row = match self.0.aliases.get_here(placement, key.clone()).await {
+            // What is missing here may be another bucket's name there.
+            Err(TableError::Rebuilding) => self.0.aliases.get(placement, key).await?,
+            here => here?,
+        };
+        let row = row.map(Arc::new);
         self.0.alias_cache.put(read_at, cache_key, row.clone());
         Ok(row.and_then(|row| *row.bucket.get()))
     }

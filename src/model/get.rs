@@ -4,9 +4,10 @@ use std::ops::Range;
 use std::task::Poll;
 
 use bytes::Bytes;
+use futures_util::future::{Either, join, ready};
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
-use garage_table::table::Query;
+use garage_table::table::{Query, Rows};
 use garage_table::wire::{Order, Projection};
 use garage_types::{BlockHash, BucketId, ObjectKey, Timestamp, VersionId, sort_key};
 use tokio::sync::mpsc;
@@ -14,7 +15,7 @@ use tokio::sync::mpsc;
 use crate::error::ModelError;
 use crate::garage::Garage;
 use crate::object::{Content, IndexShard, ObjectMeta, ObjectRow, ObjectState, current, key_prefix};
-use crate::version::{Piece, Segment, VersionContent};
+use crate::version::{Piece, Segment, VersionContent, VersionRow};
 
 /// Blocks fetched ahead of the one being sent.
 const PREFETCH: usize = 2;
@@ -151,15 +152,23 @@ impl Garage {
                 Ok(stream::once(async move { Ok(bytes) }).boxed())
             }
             Content::Blocks { first, first_length } if range.end <= *first_length => {
-                Ok(self.stream_slices(vec![Slice { hash: *first, bytes: range }]))
+                Ok(self.stream_slices(None, vec![Slice { hash: *first, bytes: range }]))
             }
-            Content::Blocks { .. } => {
-                let blocks = self.blocks_of(object.version).await?;
-                let total: u64 = blocks.iter().map(|(_hash, length)| length).sum();
-                if total != object.meta.size {
-                    return Err(self.incomplete(object, format!("lists {total} of {} bytes", object.meta.size)).await);
-                }
-                Ok(self.stream_slices(slices(&blocks, &range)))
+            Content::Blocks { first, first_length } => {
+                // The row names the first block, so that it is fetched while the others are looked up.
+                let opening = (range.start < *first_length).then(|| Slice { hash: *first, bytes: range.start..*first_length });
+                let opened = async {
+                    match opening.clone() {
+                        Some(slice) => self.fetch(slice).await.map(Some),
+                        None => Ok(None),
+                    }
+                };
+                let (slices, opened) = join(self.slices_of(object, &range), opened).await;
+                // A list that is gone says more than a block that is.
+                let slices = slices?;
+                let opened = opened?.filter(|_bytes| slices.first() == opening.as_ref());
+                let rest = slices.into_iter().skip(usize::from(opened.is_some())).collect();
+                Ok(self.stream_slices(opened, rest))
             }
             Content::Parts { .. } => {
                 let parts = overlapping(&self.object_parts(object).await?, &range);
@@ -175,9 +184,14 @@ impl Garage {
     /// [`ModelError::Damaged`] when they are not as many bytes as the object; [`ModelError::Superseded`].
     pub async fn object_parts(&self, object: &Object) -> Result<Vec<ObjectPart>, ModelError> {
         let Content::Parts { count } = object.meta.content else { return Ok(Vec::new()) };
-        let segments = self.segments(object.version).await?;
-        let parts = lay_out(segments.iter().flat_map(|segment| &segment.pieces));
-        let end = parts.last().map_or(0, |part| part.bytes.end);
+        let end = |parts: &[ObjectPart]| parts.last().map_or(0, |part| part.bytes.end);
+        let whole = |parts: &Vec<ObjectPart>| parts.len() == count as usize && end(parts) == object.meta.size;
+        let laid_out = |segments: &[Segment]| lay_out(segments.iter().flat_map(|segment| &segment.pieces));
+        if let Some(parts) = self.segments_here(object.version).await?.map(|segments| laid_out(&segments)).filter(whole) {
+            return Ok(parts);
+        }
+        let parts = laid_out(&self.segments(object.version).await?);
+        let end = end(&parts);
         if parts.len() != count as usize || end != object.meta.size {
             let listed = parts.len();
             let what = format!("lists {listed} of {count} parts, {end} of {} bytes", object.meta.size);
@@ -196,7 +210,7 @@ impl Garage {
         let listed: Vec<Vec<(BlockHash, u64)>> =
             stream::iter(versions).map(|version| self.blocks_of(version)).buffered(LISTS_AT_ONCE).try_collect().await?;
         let blocks = listed.concat();
-        let total: u64 = blocks.iter().map(|(_hash, length)| length).sum();
+        let total = total(&blocks);
         if total != object.meta.size {
             return Err(self.incomplete(object, format!("lists {total} of {} bytes", object.meta.size)).await);
         }
@@ -259,8 +273,8 @@ impl Garage {
     }
 
     async fn slices_of_part(&self, part: WantedPart) -> Result<Vec<Slice>, ModelError> {
-        let blocks = self.blocks_of(part.version).await?;
-        let total: u64 = blocks.iter().map(|(_hash, length)| length).sum();
+        let blocks = self.blocks_of_length(part.version, part.length).await?;
+        let total = total(&blocks);
         if total != part.length {
             return Err(ModelError::Damaged(format!("part {} lists {total} of {} bytes", part.version, part.length)));
         }
@@ -275,49 +289,117 @@ impl Garage {
         Ok(block.slice(start..end))
     }
 
-    fn stream_slices(&self, slices: Vec<Slice>) -> ByteStream {
+    /// `opened`: what comes before the slices.
+    fn stream_slices(&self, opened: Option<Bytes>, slices: Vec<Slice>) -> ByteStream {
         let garage = self.clone();
         let fetch = move |slice: Slice| {
             let garage = garage.clone();
             async move { garage.fetch(slice).await }
         };
-        let [only] = slices.as_slice() else { return stream::iter(slices).map(fetch).buffered(PREFETCH).boxed() };
-        stream::once(fetch(only.clone())).boxed()
+        match (opened, slices.as_slice()) {
+            (None, [only]) => stream::once(fetch(only.clone())).boxed(),
+            (opened, _) => {
+                let opened = opened.into_iter().map(|bytes| Either::Left(ready(Ok(bytes))));
+                let fetched = slices.into_iter().map(move |slice| Either::Right(fetch(slice)));
+                stream::iter(opened.chain(fetched)).buffered(PREFETCH).boxed()
+            }
+        }
+    }
+
+    /// Which bytes of which blocks a range of an object covers.
+    async fn slices_of(&self, object: &Object, range: &Range<u64>) -> Result<Vec<Slice>, ModelError> {
+        let blocks = self.blocks_of_length(object.version, object.meta.size).await?;
+        let total = total(&blocks);
+        if total != object.meta.size {
+            return Err(self.incomplete(object, format!("lists {total} of {} bytes", object.meta.size)).await);
+        }
+        Ok(slices(&blocks, range))
     }
 
     pub(crate) async fn blocks_of(&self, version: VersionId) -> Result<Vec<(BlockHash, u64)>, ModelError> {
-        let segments = self.segments(version).await?;
-        let block = |piece: &Piece| match piece {
-            Piece::Block { hash, length } => Ok((*hash, *length)),
-            Piece::Part { .. } => Err(ModelError::Damaged(format!("version {version} lists a part among its blocks"))),
-        };
-        segments.iter().flat_map(|segment| &segment.pieces).map(block).collect()
+        blocks_in(version, &self.segments(version).await?)
+    }
+
+    /// The blocks of a version that is known to have `length` bytes, from this node if it has the whole list: no other bytes can ever
+    /// be listed under the same version. They are fewer when the version is released or damaged.
+    async fn blocks_of_length(&self, version: VersionId, length: u64) -> Result<Vec<(BlockHash, u64)>, ModelError> {
+        if let Some(segments) = self.segments_here(version).await? {
+            let blocks = blocks_in(version, &segments)?;
+            if total(&blocks) == length {
+                return Ok(blocks);
+            }
+        }
+        self.blocks_of(version).await
     }
 
     /// The rows that list a version's pieces, in order; none of a deleted version.
     pub(crate) async fn segments(&self, version: VersionId) -> Result<Vec<Segment>, ModelError> {
-        let mut segments = Vec::new();
-        let mut from = Vec::new();
-        loop {
-            let query = Query { from, to: None, order: Order::Forward, limit: 100, projection: Projection::Whole };
-            let page = self.0.versions.range(version.into(), query).await?;
-            for row in page.rows {
-                match row.content {
-                    // The mark comes first; rows behind it may still wait for their turn to be deleted.
-                    VersionContent::Deleted => return Ok(Vec::new()),
-                    VersionContent::Segment(segment) if segment.deleted || segment.withdrawn => {}
-                    VersionContent::Segment(segment) => segments.push(segment),
+        let mut segments = Segments::default();
+        while let Some(query) = segments.next_page() {
+            segments.add(self.0.versions.range(version.into(), query).await?);
+        }
+        Ok(segments.found)
+    }
+
+    /// The same as this node alone has them, which may be too few; `None` when it is no owner.
+    async fn segments_here(&self, version: VersionId) -> Result<Option<Vec<Segment>>, ModelError> {
+        let mut segments = Segments::default();
+        while let Some(query) = segments.next_page() {
+            let Some(page) = self.0.versions.range_here(version.into(), query).await? else { return Ok(None) };
+            segments.add(page);
+        }
+        Ok(Some(segments.found))
+    }
+}
+
+/// The walk over the rows of a version.
+struct Segments {
+    found: Vec<Segment>,
+    /// Where the next page begins; `None` at the end.
+    from: Option<Vec<u8>>,
+}
+
+impl Default for Segments {
+    fn default() -> Self {
+        Segments { found: Vec::new(), from: Some(Vec::new()) }
+    }
+}
+
+impl Segments {
+    fn next_page(&self) -> Option<Query> {
+        let from = self.from.clone()?;
+        Some(Query { from, to: None, order: Order::Forward, limit: 100, projection: Projection::Whole })
+    }
+
+    fn add(&mut self, page: Rows<VersionRow>) {
+        self.from = page.last.map(|mut last| {
+            last.push(0);
+            last
+        });
+        for row in page.rows {
+            match row.content {
+                // The mark comes first; rows behind it may still wait for their turn to be deleted.
+                VersionContent::Deleted => {
+                    *self = Segments { found: Vec::new(), from: None };
+                    return;
                 }
-            }
-            match page.last {
-                Some(mut last) => {
-                    last.push(0);
-                    from = last;
-                }
-                None => return Ok(segments),
+                VersionContent::Segment(segment) if segment.deleted || segment.withdrawn => {}
+                VersionContent::Segment(segment) => self.found.push(segment),
             }
         }
     }
+}
+
+fn total(blocks: &[(BlockHash, u64)]) -> u64 {
+    blocks.iter().map(|(_hash, length)| length).sum()
+}
+
+fn blocks_in(version: VersionId, segments: &[Segment]) -> Result<Vec<(BlockHash, u64)>, ModelError> {
+    let block = |piece: &Piece| match piece {
+        Piece::Block { hash, length } => Ok((*hash, *length)),
+        Piece::Part { .. } => Err(ModelError::Damaged(format!("version {version} lists a part among its blocks"))),
+    };
+    segments.iter().flat_map(|segment| &segment.pieces).map(block).collect()
 }
 
 #[cfg(test)]

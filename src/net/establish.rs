@@ -17,7 +17,7 @@ use crate::secure_stream::SecureStream;
 use crate::transport::{ByteStream, Socket};
 
 /// What every garage node says first. The digits change when nodes can no longer talk to older ones.
-pub const VERSION_TAG: [u8; 16] = *b"garage-mesh/0001";
+pub const VERSION_TAG: [u8; 16] = *b"garage-mesh/0002";
 /// The part of the tag that all versions share.
 const VERSION_MAGIC_BYTES: usize = 12;
 

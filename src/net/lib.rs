@@ -2,7 +2,7 @@
 //!
 //! From the outside in: a [`Transport`] gives a byte stream to an address; [`establish`] checks the version tag, runs the
 //! Secret Handshake ([`handshake`]) and agrees on role, class and cipher; [`SecureStream`] encrypts what follows in frames;
-//! [`mux`] carries many flow-controlled streams over it.
+//! [`mux`] carries many flow-controlled streams over it, each spread over several lanes ([`stream`]).
 //!
 //! What must stay true: a peer is its key, never its address; nothing a stranger sends makes us hold more than one handshake
 //! for one time-out; data that reach a reader were sent by the authenticated peer, once, in this order, and an end of stream is
@@ -17,6 +17,7 @@ pub mod memory;
 pub mod mux;
 pub mod race;
 pub mod secure_stream;
+pub mod stream;
 pub mod tcp;
 pub mod transport;
 

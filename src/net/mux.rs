@@ -1,17 +1,17 @@
 //! Many streams over one connection, each with flow control of its own, so that a slow reader delays nobody else.
 //!
-//! The multiplexing is `yamux`. [`Multiplexed::driver`] moves the bytes and must be spawned; it ends when the connection does.
+//! The multiplexing is `yamux`; [`crate::stream`] joins several of its streams into each of ours. [`Multiplexed::driver`] moves the
+//! bytes and must be spawned; it ends when the connection does.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::io;
-use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use garage_types::NodeId;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
 use yamux::ConnectionError;
@@ -19,13 +19,27 @@ use yamux::ConnectionError;
 use crate::error::NetError;
 use crate::establish::{Class, Established, Purpose, Side};
 use crate::secure_stream::SecureStream;
+use crate::stream::{Lane, Spread};
 
-/// Streams in both directions on one connection. A peer that opens more is cut off, so each side keeps its own well below half.
-pub const STREAMS_MAX: usize = 512;
+pub use crate::stream::{Incoming, MuxStream};
+
+/// Lanes in both directions on one connection. A peer that opens more is cut off, so each side keeps its own below half.
+const LANES_MAX: usize = 1024;
+
+/// Streams that each side may have on one connection.
+pub const fn streams_max(class: Class) -> usize {
+    match class {
+        Class::Metadata => 160,
+        Class::Bulk => 56,
+    }
+}
+
 /// Requests to open a stream that wait for the driver.
 const COMMANDS_MAX: usize = 64;
-/// What a stream may receive before it is read; the protocol's initial value.
+/// What a lane may receive before it is read; the protocol's initial value.
 const WINDOW_BYTES: usize = 256 * 1024;
+/// By how much the windows of all lanes together may grow.
+const GROWTH_BYTES_MAX: usize = 128 << 20;
 /// How long a closing connection may take to say so.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -38,19 +52,14 @@ pub enum Windows {
     Fixed,
 }
 
-/// One bidirectional stream. Dropping it unfinished resets it, which the other side notices.
-pub struct MuxStream(Compat<yamux::Stream>);
-
 /// Opens streams. Clones are handles of the same connection, which closes when the last is dropped.
 #[derive(Clone)]
 pub struct Connection {
     commands: mpsc::Sender<Command>,
+    opened: Arc<AtomicU32>,
     pub peer: NodeId,
     pub purpose: Purpose,
 }
-
-/// The streams the other side opens. They are reset when this is dropped.
-pub struct Incoming(mpsc::Receiver<MuxStream>);
 
 /// The three parts of a multiplexed connection.
 pub struct Multiplexed {
@@ -61,7 +70,7 @@ pub struct Multiplexed {
 }
 
 enum Command {
-    Open(oneshot::Sender<MuxStream>),
+    Open(oneshot::Sender<Vec<Lane>>),
     Close,
 }
 
@@ -74,44 +83,41 @@ impl Established {
         };
         let inner = yamux::Connection::new(self.stream.compat(), config(self.purpose.class, windows), mode);
         let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
-        let (incoming_sender, incoming) = mpsc::channel(STREAMS_MAX);
-        let driver = Driver { inner, commands: receiver, opening: VecDeque::new(), incoming: incoming_sender };
+        let (incoming_sender, incoming) = mpsc::channel(LANES_MAX);
+        let spread = Spread::of(self.purpose.class);
+        let driver = Driver { inner, spread, commands: receiver, opening: VecDeque::new(), incoming: incoming_sender };
         Multiplexed {
-            connection: Connection { commands, peer: self.peer, purpose: self.purpose },
-            incoming: Incoming(incoming),
+            connection: Connection { commands, opened: Arc::default(), peer: self.peer, purpose: self.purpose },
+            incoming: Incoming::new(incoming, spread),
             driver: Box::pin(driver.run()),
         }
     }
 }
 
 fn config(class: Class, windows: Windows) -> yamux::Config {
-    let smallest = STREAMS_MAX * WINDOW_BYTES;
+    let smallest = LANES_MAX * WINDOW_BYTES;
     let all_windows = match windows {
-        Windows::Grow => 2 * smallest,
+        Windows::Grow => smallest + GROWTH_BYTES_MAX,
         Windows::Fixed => smallest,
     };
-    let split = match class {
-        // Short enough that replies take turns.
-        Class::Metadata => 16 * 1024,
-        // With its header (12 bytes) exactly one encrypted frame.
-        Class::Bulk => crate::secure_stream::FRAME_BYTES_MAX - 12,
-    };
     let mut config = yamux::Config::default();
-    config.set_max_num_streams(STREAMS_MAX);
+    config.set_max_num_streams(LANES_MAX);
     config.set_max_connection_receive_window(Some(all_windows));
-    config.set_split_send_size(split);
+    config.set_split_send_size(Spread::of(class).chunk_bytes);
     config
 }
 
 impl Connection {
-    /// Opens a stream. The other side hears of it with the first bytes written.
+    /// Opens a stream, of which the other side hears at once.
     ///
     /// # Errors
     /// [`NetError::Closed`].
     pub async fn open(&self) -> Result<MuxStream, NetError> {
         let (sender, receiver) = oneshot::channel();
         self.commands.send(Command::Open(sender)).await.map_err(|_ended| NetError::Closed)?;
-        receiver.await.map_err(|_ended| NetError::Closed)
+        let lanes = receiver.await.map_err(|_ended| NetError::Closed)?;
+        let number = self.opened.fetch_add(1, Ordering::Relaxed);
+        MuxStream::begin(lanes, number, Spread::of(self.purpose.class)).await.map_err(|_ended| NetError::Closed)
     }
 
     /// Asks the driver to close the connection; streams still open are reset. Without effect on a closed one.
@@ -126,18 +132,18 @@ impl Connection {
     }
 }
 
-impl Incoming {
-    /// The next stream of the other side; `None` once the connection has ended.
-    pub async fn next(&mut self) -> Option<MuxStream> {
-        self.0.recv().await
-    }
+/// A stream being opened.
+struct Opening {
+    reply: oneshot::Sender<Vec<Lane>>,
+    lanes: Vec<Lane>,
 }
 
 struct Driver {
     inner: yamux::Connection<Compat<SecureStream>>,
+    spread: Spread,
     commands: mpsc::Receiver<Command>,
-    opening: VecDeque<oneshot::Sender<MuxStream>>,
-    incoming: mpsc::Sender<MuxStream>,
+    opening: VecDeque<Opening>,
+    incoming: mpsc::Sender<Lane>,
 }
 
 /// Why the driver stops.
@@ -180,9 +186,9 @@ impl Driver {
                 Poll::Ready(None) => return Poll::Ready(End::Theirs(Ok(()))),
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(End::Theirs(ended(error))),
                 Poll::Ready(Some(Ok(stream))) => {
-                    // A full or abandoned queue drops the stream, which resets it.
-                    if self.incoming.try_send(MuxStream(stream.compat())).is_err() {
-                        tracing::debug!("refused a stream: too many wait, or none are wanted");
+                    // A full or abandoned queue drops the lane, which resets it.
+                    if self.incoming.try_send(stream.compat()).is_err() {
+                        tracing::debug!("refused a lane: too many wait, or none are wanted");
                     }
                 }
             }
@@ -193,7 +199,9 @@ impl Driver {
     fn take_commands(&mut self, context: &mut Context<'_>) -> Poll<()> {
         loop {
             match std::task::ready!(self.commands.poll_recv(context)) {
-                Some(Command::Open(reply)) => self.opening.push_back(reply),
+                Some(Command::Open(reply)) => {
+                    self.opening.push_back(Opening { reply, lanes: Vec::with_capacity(self.spread.lanes) })
+                }
                 Some(Command::Close) | None => return Poll::Ready(()),
             }
         }
@@ -201,21 +209,22 @@ impl Driver {
 
     /// Ready when the connection failed.
     fn open_waiting(&mut self, context: &mut Context<'_>) -> Poll<ConnectionError> {
-        while let Some(reply) = self.opening.pop_front() {
-            if reply.is_closed() {
+        while let Some(mut opening) = self.opening.pop_front() {
+            if opening.reply.is_closed() {
                 continue;
             }
-            match self.inner.poll_new_outbound(context) {
-                Poll::Ready(Ok(stream)) => {
-                    // When the receiver has just gone, the stream is dropped and thereby reset.
-                    drop(reply.send(MuxStream(stream.compat())));
-                }
-                Poll::Ready(Err(error)) => return Poll::Ready(error),
-                Poll::Pending => {
-                    self.opening.push_front(reply);
-                    break;
+            while opening.lanes.len() < self.spread.lanes {
+                match self.inner.poll_new_outbound(context) {
+                    Poll::Ready(Ok(stream)) => opening.lanes.push(stream.compat()),
+                    Poll::Ready(Err(error)) => return Poll::Ready(error),
+                    Poll::Pending => {
+                        self.opening.push_front(opening);
+                        return Poll::Pending;
+                    }
                 }
             }
+            // When the receiver has just gone, the lanes are dropped and thereby reset.
+            drop(opening.reply.send(opening.lanes));
         }
         Poll::Pending
     }
@@ -225,25 +234,5 @@ fn ended(error: ConnectionError) -> Result<(), NetError> {
     match error {
         ConnectionError::Closed => Ok(()),
         source => Err(NetError::Broken { source }),
-    }
-}
-
-impl AsyncRead for MuxStream {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for MuxStream {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(context, buffer)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(context)
     }
 }

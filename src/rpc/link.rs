@@ -6,6 +6,7 @@
 use std::sync::Mutex;
 use std::time::Duration;
 
+use garage_net::mux::streams_max;
 use garage_net::{Class, Connection, MuxStream};
 use garage_types::NodeId;
 use tokio::sync::{Notify, Semaphore};
@@ -16,8 +17,10 @@ use crate::endpoint::{Message, Request};
 use crate::error::{ErrorCode, RpcError};
 use crate::wire::{self, Encoded, MessageError, Received, ReplyEnvelope, RequestEnvelope};
 
-/// Calls under way on one connection in our direction; far below what the connection allows for both.
-const CALLS_MAX: usize = 128;
+/// Calls under way on one connection in our direction, below what the connection allows for streams that are just being dropped.
+const fn calls_max(class: Class) -> usize {
+    streams_max(class) * 4 / 5
+}
 /// Idle streams kept.
 const IDLE_MAX: usize = 16;
 
@@ -38,11 +41,11 @@ pub(crate) struct Link {
 impl Link {
     pub(crate) fn new(connection: Connection, caller: NodeId) -> Self {
         Link {
+            calls: Semaphore::new(calls_max(connection.purpose.class)),
             connection,
             caller,
             since: Instant::now(),
             idle: Mutex::new(Vec::new()),
-            calls: Semaphore::new(CALLS_MAX),
             superseded: Notify::new(),
             given_up: CancellationToken::new(),
         }

@@ -61,6 +61,7 @@ pub async fn after_quiet(world: &World, abilities: Abilities) {
     for machine in &world.cluster.machines {
         queue_is_empty(world, machine).await;
         counters_agree(world, machine).await;
+        no_temporary_files(world, machine);
     }
     blocks_are_held(world, abilities).await;
     if abilities.anti_entropy {
@@ -74,6 +75,15 @@ async fn queue_is_empty(world: &World, machine: &Machine) {
     if waiting > 0 {
         let items = tables.queue_peek(None, 3).await.unwrap();
         world.history.violation(format!("machine {}: {waiting} queued deletions were never sent: {items:?}", machine.number));
+    }
+}
+
+/// Whatever broke off, no block that was only begun lies around.
+fn no_temporary_files(world: &World, machine: &Machine) {
+    let files = machine.disk.files();
+    let left: Vec<_> = files.iter().filter(|path| path.components().any(|part| part.as_os_str() == "tmp")).collect();
+    if !left.is_empty() {
+        world.history.violation(format!("machine {}: temporary files are left: {left:?}", machine.number));
     }
 }
 

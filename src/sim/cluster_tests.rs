@@ -64,6 +64,12 @@ fn promises_hold_while_the_layout_changes_and_machines_fail() {
     passes(scenario("upheaval"), 0..2);
 }
 
+#[test]
+fn promises_hold_for_clients_that_speak_s3() {
+    passes(scenario("s3"), 0..6);
+    passes(scenario("s3-calm"), 0..2);
+}
+
 /// The trace of a run in a process of its own, as a replay is: some counters of libraries go on through the runs of one process.
 fn trace_of(scenario: &str, seed: u64) -> Vec<String> {
     let this = std::env::current_exe().unwrap();
@@ -83,7 +89,7 @@ fn trace_of(scenario: &str, seed: u64) -> Vec<String> {
 
 #[test]
 fn a_seed_replays_a_run_exactly() {
-    for name in ["everything", "five"] {
+    for name in ["everything", "five", "s3"] {
         let (first, second) = (trace_of(name, 7), trace_of(name, 7));
         assert!(first.len() > 50, "{name}: a trace of {} lines", first.len());
         for (index, line) in first.iter().enumerate() {

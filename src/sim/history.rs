@@ -127,6 +127,17 @@ impl History {
         (count > 0).then(|| state.bodies.values().nth(random.below(count) as usize).cloned())?
     }
 
+    /// Every write that was tried on a key.
+    pub fn writes_to(&self, key: &str) -> Vec<u64> {
+        let state = self.state();
+        let tried = state.operations.iter().filter(|(name, _operation)| name == key);
+        let written = tried.filter_map(|(_name, operation)| match operation.action {
+            Action::Write(written) => written,
+            Action::Read(_) => None,
+        });
+        written.collect()
+    }
+
     pub fn set_body(&self, write: u64, body: Bytes) {
         self.state().bodies.insert(write, body);
     }

@@ -2,7 +2,7 @@
 //! follow a seed. Tests only.
 //!
 //! [`world`] is one node that loses power, for tests of a story. `scenario` runs several on a network of their own, under a workload
-//! and faults drawn from a seed: `cluster` (machines and network), `workload` (clients), `faults`,
+//! and faults drawn from a seed: `cluster` (machines and network), `workload` (clients), `s3` (clients over HTTP), `faults`,
 //! `layouts` (operators), `history` and `linear` (what they
 //! saw, and whether it can be explained), `checks` (what must be true at the end).
 //!
@@ -33,6 +33,9 @@ mod layouts;
 mod checks;
 
 #[cfg(test)]
+mod s3;
+
+#[cfg(test)]
 mod scenario;
 
 #[cfg(test)]
@@ -50,6 +53,9 @@ mod blocks_world;
 
 #[cfg(test)]
 mod power_cuts;
+
+#[cfg(test)]
+mod round_trips;
 
 #[cfg(test)]
 mod full_disk;

@@ -21,7 +21,7 @@ use garage_types::{BucketId, ObjectKey};
 
 use crate::checks::rows;
 use crate::cluster::Cluster;
-use crate::cluster::machine::{Machine, Setup};
+use crate::cluster::machine::{Machine, Setup, Sizes};
 use crate::cluster::network::Death;
 
 fn in_virtual_time<F: Future<Output = ()>>(test: F) {
@@ -34,6 +34,7 @@ fn setup() -> Setup {
         replication_factor: 3,
         data_durability: garage_block::Durability::Synced,
         metadata_durability: garage_db::Durability::Synced,
+        sizes: Sizes::SMALL,
     }
 }
 

@@ -9,9 +9,10 @@ use garage_types::random::SeededRandom;
 
 use crate::checks;
 use crate::cluster::Cluster;
-use crate::cluster::machine::Setup;
+use crate::cluster::machine::{Setup, Sizes};
 use crate::faults::{Fault, heal, make_faults};
 use crate::history::{History, Tally};
+use crate::s3;
 use crate::workload::{Mix, World};
 use tokio::sync::watch;
 
@@ -42,6 +43,16 @@ pub struct Scenario {
     pub keys: usize,
     pub mix: Mix,
     pub faults: &'static [Fault],
+    pub frontend: Frontend,
+}
+
+/// How clients speak with the machines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Frontend {
+    /// They call the store itself.
+    Store,
+    /// All but one send S3 requests over HTTP; `mix` is for the one.
+    S3,
 }
 
 const USUAL: Mix = Mix { put: 26, get: 26, delete: 10, copy: 10, list: 8, create: 6, part: 7, complete: 5 };
@@ -117,9 +128,10 @@ const THREE: Scenario = Scenario {
     keys: 5,
     mix: USUAL,
     faults: &[],
+    frontend: Frontend::Store,
 };
 
-pub const SCENARIOS: [Scenario; 10] = [
+pub const SCENARIOS: [Scenario; 12] = [
     THREE,
     Scenario { name: "network", faults: NETWORK, ..THREE },
     Scenario { name: "everything", faults: ALL, ..THREE },
@@ -130,6 +142,8 @@ pub const SCENARIOS: [Scenario; 10] = [
     Scenario { name: "single", machines: 1, roles: 1, replication_factor: 1, clients: 3, faults: ALL, ..THREE },
     Scenario { name: "layouts", machines: 6, roles: 4, faults: LAYOUTS, ..THREE },
     Scenario { name: "upheaval", machines: 5, roles: 4, faults: UPHEAVAL, ..THREE },
+    Scenario { name: "s3", operations: 45, faults: ALL, frontend: Frontend::S3, ..THREE },
+    Scenario { name: "s3-calm", operations: 45, frontend: Frontend::S3, ..THREE },
 ];
 
 pub fn scenario(name: &str) -> Scenario {
@@ -204,9 +218,10 @@ async fn run_in_runtime(scenario: Scenario, seed: u64, flaw: Option<Flaw>) -> Ou
             Some(Flaw::RowsNotSynced) => garage_db::Durability::Unsynced,
             _ => garage_db::Durability::Synced,
         },
+        sizes: Sizes::SMALL,
     };
     let cluster = Cluster::start(seed, scenario.machines, scenario.roles, setup).await;
-    let bucket = cluster.machines[0].garage().expect("it runs").create_bucket("pictures").await.unwrap();
+    let bucket = cluster.machines[0].garage().expect("it runs").create_bucket(s3::work::BUCKET).await.unwrap();
     // The name and the bucket reach every machine before anybody works.
     tokio::time::sleep(Duration::from_secs(5)).await;
     let world = Arc::new(World {
@@ -221,12 +236,19 @@ async fn run_in_runtime(scenario: Scenario, seed: u64, flaw: Option<Flaw>) -> Ou
         uploads: Mutex::default(),
     });
     heal(&world).await;
+    let s3 = match scenario.frontend {
+        Frontend::Store => None,
+        Frontend::S3 => Some(s3::work::Work::start(world.clone()).await),
+    };
     let faults = (!scenario.faults.is_empty()).then(|| {
         let random = Arc::new(SeededRandom::new(seed ^ 0x6661_756c));
         tokio::spawn(make_faults(world.clone(), scenario.faults, random))
     });
-    let clients: Vec<_> =
-        (0..scenario.clients).map(|number| tokio::spawn(world.clone().client(number, scenario.operations))).collect();
+    let client = |number| match &s3 {
+        Some(s3) if number > 0 => tokio::spawn(s3.clone().client(number, scenario.operations)),
+        _ => tokio::spawn(world.clone().client(number, scenario.operations)),
+    };
+    let clients: Vec<_> = (0..scenario.clients).map(client).collect();
     for client in clients {
         client.await.unwrap();
     }
@@ -236,6 +258,9 @@ async fn run_in_runtime(scenario: Scenario, seed: u64, flaw: Option<Flaw>) -> Ou
         drop(faults.await);
     }
     heal(&world).await;
+    if let Some(s3) = s3 {
+        s3.end().await;
+    }
     checks::after_quiet(&world, ABILITIES).await;
     let releases_all = ABILITIES.anti_entropy && ABILITIES.doubtful_uploads_end;
     if releases_all || scenario.faults.is_empty() && world.history.tally().in_doubt == 0 {

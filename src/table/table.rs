@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
+use futures_util::TryFutureExt;
+use futures_util::future::try_join_all;
 use garage_rpc::cluster::Cluster;
 use garage_rpc::error::{ErrorCode, RpcError};
 use garage_rpc::layout::ClusterLayout;
@@ -126,13 +128,41 @@ impl<S: Schema> Table<S> {
     /// # Errors
     /// [`TableError`].
     pub async fn get_here_first(&self, placement: Placement, sort_key: Vec<u8>) -> Result<Option<S::Row>, TableError> {
-        let layout = self.cluster.layout().version();
-        let here = self.store.read(Read { layout, table: S::ID, placement, sort_key: sort_key.clone().into() }).await;
-        match here {
-            Ok(Found { row: Some(row) }) => Ok(Some(S::decode(&row)?)),
-            Ok(Found { row: None }) | Err(TableError::Rebuilding) => self.get(placement, sort_key).await,
-            Err(error) => Err(error),
+        match self.get_here(placement, sort_key.clone()).await {
+            Ok(None) | Err(TableError::Rebuilding) => self.get(placement, sort_key).await,
+            here => here,
         }
+    }
+
+    /// One row of a full-copy table as this node alone knows it.
+    ///
+    /// # Errors
+    /// [`TableError::Rebuilding`] when the node has not all it should have.
+    pub async fn get_here(&self, placement: Placement, sort_key: Vec<u8>) -> Result<Option<S::Row>, TableError> {
+        let layout = self.cluster.layout().version();
+        let Found { row } = self.store.read(Read { layout, table: S::ID, placement, sort_key: sort_key.into() }).await?;
+        row.map(|row| S::decode(&row)).transpose()
+    }
+
+    /// Rows of one placement as this node alone knows them; `None` when it is no owner of them, or has not all it should have.
+    ///
+    /// For rows that never change once they are complete, where the caller can tell whether they are.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub async fn range_here(&self, placement: Placement, query: Query) -> Result<Option<Rows<S::Row>>, TableError> {
+        let layout = self.cluster.layout();
+        if !layout.read_nodes(placement).contains(&self.cluster.node_id()) {
+            return Ok(None);
+        }
+        let page = match self.store.range(range_request::<S>(layout.version(), placement, &query)).await {
+            Ok(page) => page,
+            Err(TableError::Rebuilding) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let last = page.rows.last().filter(|_| page.truncated).map(|row| row.sort_key.to_vec());
+        let rows = page.rows.iter().map(|row| S::decode(&row.row)).collect::<Result<_, TableError>>()?;
+        Ok(Some(Rows { rows, last }))
     }
 
     /// Commits one row at a write quorum of its owners.
@@ -260,11 +290,14 @@ impl<S: Schema> Table<S> {
 
     /// Learns the epochs of an owner that refused a row for being sent under an old one.
     async fn learn_epochs(&self, node: NodeId, placement: Placement, tables: &[TableId]) -> Result<TableError, TableError> {
+        let slot = Slot::of(&placement);
+        let ask = |table: &TableId| {
+            let asking = self.call(node, AskEpoch { table: *table, slot });
+            asking.map_err(move |error| TableError::Peer { node, source: error })
+        };
+        let answers = try_join_all(tables.iter().map(ask)).await?;
         let mut stale = TableError::StaleEpoch { caller: 0, current: 0 };
-        for table in tables {
-            let slot = Slot::of(&placement);
-            let asked = self.call(node, AskEpoch { table: *table, slot }).await;
-            let EpochIs { epoch: current } = asked.map_err(|error| TableError::Peer { node, source: error })?;
+        for (table, EpochIs { epoch: current }) in tables.iter().zip(answers) {
             let caller = self.store.known_epoch(*table, &placement);
             if caller < current {
                 stale = TableError::StaleEpoch { caller, current };
@@ -297,16 +330,7 @@ impl<S: Schema> Table<S> {
     /// `None` when a row was superseded, or its tombstone collected, while it was read back: what is there now has to be seen.
     async fn try_range(&self, placement: Placement, query: &Query) -> Result<Option<Rows<S::Row>>, TableError> {
         let layout = self.cluster.layout().version();
-        let range = Range {
-            layout,
-            table: S::ID,
-            placement,
-            from: query.from.clone().into(),
-            to: query.to.clone().map(Into::into),
-            order: query.order,
-            limit: query.limit,
-            projection: query.projection,
-        };
+        let range = range_request::<S>(layout, placement, query);
         // Known before the rows are read, as in `get`.
         let epoch = self.store.known_epoch(S::ID, &placement);
         let replies = self.ask(placement, |node| self.call(node, range.clone())).await?;
@@ -379,6 +403,19 @@ impl<S: Schema> Table<S> {
     ) -> impl Future<Output = Result<R::Reply, RpcError>> + Send + 'static {
         let cluster = self.cluster.clone();
         async move { cluster.call(node, request).await }
+    }
+}
+
+fn range_request<S: Schema>(layout: u64, placement: Placement, query: &Query) -> Range {
+    Range {
+        layout,
+        table: S::ID,
+        placement,
+        from: query.from.clone().into(),
+        to: query.to.clone().map(Into::into),
+        order: query.order,
+        limit: query.limit,
+        projection: query.projection,
     }
 }
 

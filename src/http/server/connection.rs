@@ -16,7 +16,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 
 use super::patient::Patient;
 use super::request_body::RequestBody;
@@ -35,7 +35,7 @@ pub(super) async fn run<S: Service + ?Sized>(
     peer: Peer,
     shared: Arc<Shared<S>>,
     on_close: watch::Receiver<()>,
-    _place: OwnedSemaphorePermit,
+    _place: impl Send,
 ) {
     let io = TokioIo::new(Patient::new(stream, shared.limits.write_idle));
     let handler = service_fn(|request| {

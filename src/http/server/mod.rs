@@ -1,9 +1,10 @@
 //! The HTTP/1.1 server every frontend runs on, over TCP or a Unix socket.
 //!
-//! Invariants: connections, headers and waiting times are bounded ([`ServerLimits`]); every reply has `x-amz-request-id`; a
-//! panic in a handler is a 500 and costs one request; a body that breaks off aborts its connection, so that the client sees
-//! a truncated reply; a reply given before the request's body was read says that the connection ends. Bodies of requests are
-//! bounded by who reads them ([`crate::body::BodyLimits`]).
+//! Invariants: connections, headers and waiting times are bounded ([`ServerLimits`]); every reply has `x-amz-request-id`, but for
+//! those that hyper gives by itself to what is no request (400, 414, 431), where it has no place for ours; a panic in a handler is a
+//! 500 and costs one request; a body that breaks off aborts its connection, so that the client sees a truncated reply; a reply given
+//! before the request's body was read says that the connection ends. Bodies of requests are bounded by who reads them
+//! ([`crate::body::BodyLimits`]).
 
 mod connection;
 mod listener;
@@ -17,6 +18,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use garage_types::Random;
 use hyper::{Request, Response};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
@@ -103,6 +105,19 @@ pub async fn serve<S: Service + ?Sized>(
     drop(listener);
     drop(closing);
     drain(connections, limits.drain).await
+}
+
+/// Serves one connection to its end, whatever it is made of; for the simulator, whose connections are pipes.
+pub async fn serve_connection<S: Service + ?Sized>(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    peer: Peer,
+    service: Arc<S>,
+    limits: ServerLimits,
+    random: Arc<dyn Random>,
+) {
+    // Held to the end: nobody stops this server.
+    let (_closing, on_close) = watch::channel(());
+    connection::run(stream, peer, Arc::new(Shared { service, limits, random }), on_close, ()).await;
 }
 
 struct Accepted {

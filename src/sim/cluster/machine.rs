@@ -29,6 +29,7 @@ use garage_worker::spawn::Spawn;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use super::frontend;
 use super::network::{Death, Network};
 use crate::world::{BLOCK_SIZE, COLLECT_AFTER, INLINE_MAX};
 
@@ -110,6 +111,22 @@ pub struct Setup {
     pub replication_factor: usize,
     pub data_durability: garage_block::Durability,
     pub metadata_durability: garage_db::Durability,
+    pub sizes: Sizes,
+}
+
+/// Where a body is cut, and what of it stays in memory; in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    pub block: usize,
+    pub inline_max: usize,
+    pub buffer_max: usize,
+}
+
+impl Sizes {
+    /// So small that the bodies of a workload have several blocks.
+    pub const SMALL: Sizes = Sizes { block: BLOCK_SIZE, inline_max: INLINE_MAX, buffer_max: 1 << 20 };
+    /// As a daemon has them by default.
+    pub const USUAL: Sizes = Sizes { block: 1 << 20, inline_max: 8192, buffer_max: 256 << 20 };
 }
 
 pub struct Machine {
@@ -209,6 +226,8 @@ impl Machine {
         node.mesh.start(Router::default());
         node.mesh.listen(&Network::address(self.number)).await.unwrap();
         node.start_workers();
+        let random = self.random.clone() as Arc<dyn Random>;
+        frontend::serve(&self.network, self.number, node.garage.clone(), random, tasks.clone()).await;
         *self.running.lock().unwrap() = Some(Running { node, tasks });
     }
 
@@ -229,11 +248,11 @@ impl Machine {
             },
             store: Settings {
                 block_release_delay: std::time::Duration::from_secs(600),
-                block_size: BLOCK_SIZE,
-                inline_max: INLINE_MAX,
+                block_size: self.setup.sizes.block,
+                inline_max: self.setup.sizes.inline_max,
                 compression: Compression::Off,
                 punycode: Punycode::Refused,
-                block_ram_buffer_max: 1 << 20,
+                block_ram_buffer_max: self.setup.sizes.buffer_max,
                 incarnation,
             },
             background: BackgroundSettings::default(),

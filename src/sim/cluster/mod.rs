@@ -1,5 +1,6 @@
 //! Several machines, their network, and a layout over them.
 
+pub mod frontend;
 pub mod machine;
 pub mod network;
 

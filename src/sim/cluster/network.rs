@@ -23,6 +23,10 @@ use tokio::time::{Instant, Sleep};
 
 /// Bytes on their way in one direction before the writer waits.
 const WIRE_BYTES: usize = 64 * 1024;
+/// The same on a [`Pace::Exact`] network: as much as a system's buffers for a long link hold.
+const LONG_WIRE_BYTES: usize = 16 << 20;
+/// Places from this on are clients': beside the machine they ask, on a network of [`Pace::Exact`].
+pub const CLIENTS_FROM: usize = 1000;
 /// Connections that wait to be accepted.
 const BACKLOG: usize = 16;
 
@@ -33,6 +37,15 @@ pub enum Death {
     Reset,
     /// As when the power goes: nobody says anything until the machine is back.
     Silent,
+}
+
+/// How fast the network is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// Every chunk takes up to this long, drawn from the seed.
+    Random { delay_max: Duration },
+    /// Every chunk takes exactly this long, after those that were sent before it in the same direction between two machines.
+    Exact { one_way: Duration, bytes_per_second: Option<u64> },
 }
 
 /// The network. Clones are the same.
@@ -47,7 +60,9 @@ struct Inner {
 }
 
 struct State {
-    delay_max: Duration,
+    pace: Pace,
+    /// Until when the bytes that were sent between two machines keep their link busy.
+    busy_until: BTreeMap<(usize, usize), Instant>,
     listeners: BTreeMap<String, Port>,
     blocked: BTreeSet<(usize, usize)>,
     wires: Vec<Weak<Wire>>,
@@ -107,7 +122,8 @@ impl Wire {
 impl Network {
     pub fn new(seed: u64) -> Self {
         let state = State {
-            delay_max: Duration::from_millis(2),
+            pace: Pace::Random { delay_max: Duration::from_millis(2) },
+            busy_until: BTreeMap::new(),
             listeners: BTreeMap::new(),
             blocked: BTreeSet::new(),
             wires: Vec::new(),
@@ -129,7 +145,11 @@ impl Network {
 
     /// Every chunk takes up to this long from now on.
     pub fn set_delay_max(&self, delay: Duration) {
-        self.state().delay_max = delay;
+        self.set_pace(Pace::Random { delay_max: delay });
+    }
+
+    pub fn set_pace(&self, pace: Pace) {
+        self.state().pace = pace;
     }
 
     /// Nothing gets from one machine to another until the link is opened.
@@ -186,20 +206,35 @@ impl Network {
         wires.iter().for_each(|wire| wire.change(&change));
     }
 
-    fn delay(&self) -> Duration {
-        let max = self.state().delay_max.as_micros() as u64;
-        Duration::from_micros(self.0.random.below(max.max(1)))
+    fn delay(&self, link: (usize, usize)) -> Duration {
+        let pace = self.state().pace;
+        match pace {
+            Pace::Random { delay_max } => Duration::from_micros(self.0.random.below((delay_max.as_micros() as u64).max(1))),
+            Pace::Exact { .. } if link.0.max(link.1) >= CLIENTS_FROM => Duration::ZERO,
+            Pace::Exact { one_way, .. } => one_way,
+        }
     }
 
     /// When a chunk sent now arrives.
-    fn arrival(&self, size: usize) -> Instant {
-        let delay = self.delay();
+    fn arrival(&self, link: (usize, usize), size: usize) -> Instant {
+        let delay = self.delay(link);
         let now = Instant::now();
         let mut state = self.state();
         state.chunks += 1;
         let since = (now - state.started).as_micros() as u64;
         state.digest = state.digest.rotate_left(7) ^ since.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ size as u64;
-        now + delay
+        let Pace::Exact { bytes_per_second: Some(rate), .. } = state.pace else { return now + delay };
+        let busy_until = state.busy_until.entry(link).or_insert(now);
+        *busy_until = (*busy_until).max(now) + Duration::from_nanos(size as u64 * 1_000_000_000 / rate);
+        *busy_until + delay
+    }
+
+    /// How much may be on its way on a wire.
+    fn wire_bytes(&self) -> usize {
+        match self.state().pace {
+            Pace::Random { .. } => WIRE_BYTES,
+            Pace::Exact { .. } => LONG_WIRE_BYTES,
+        }
     }
 
     fn is_blocked(&self, from: usize, to: usize) -> bool {
@@ -215,7 +250,9 @@ impl Network {
     }
 
     async fn connect(&self, from: usize, address: &str) -> io::Result<Socket> {
-        tokio::time::sleep(self.delay() + self.delay()).await;
+        let listener = self.state().listeners.get(address).map_or(from, |port| port.machine);
+        let link = (from, listener);
+        tokio::time::sleep(self.delay(link) + self.delay(link)).await;
         loop {
             let opened = self.0.opened.notified();
             let port = {
@@ -328,7 +365,7 @@ impl AsyncRead for End {
 
 impl End {
     fn send(&self, chunk: Chunk, size: usize) {
-        let arrival = self.network.arrival(size);
+        let arrival = self.network.arrival((self.writes.from, self.writes.to), size);
         self.writes.change(|state| {
             let arrival = state.last_arrival.map_or(arrival, |last| last.max(arrival));
             state.last_arrival = Some(arrival);
@@ -341,12 +378,13 @@ impl End {
 impl AsyncWrite for End {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
         let end = self.get_mut();
+        let wire_bytes = end.network.wire_bytes();
         let room = {
             let mut state = end.writes.state();
             if state.reset {
                 return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
             }
-            let room = WIRE_BYTES.saturating_sub(state.bytes);
+            let room = wire_bytes.saturating_sub(state.bytes);
             if room == 0 {
                 state.writer = Some(context.waker().clone());
                 return Poll::Pending;
