@@ -36,6 +36,12 @@ mod checks;
 mod scenario;
 
 #[cfg(test)]
+mod stories;
+
+#[cfg(test)]
+mod plays;
+
+#[cfg(test)]
 mod cluster_tests;
 
 #[cfg(test)]
