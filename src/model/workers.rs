@@ -7,6 +7,7 @@ use garage_table::queue::Item;
 use garage_table::table::Query;
 use garage_table::wire::{Order, Projection, TableId, Verdict};
 use garage_table::{Schema, Table};
+use garage_types::planted::{Bug, is_planted};
 use garage_worker::{Status, Step, StepError, Worker};
 
 use crate::background::RESYNC_WORKERS_MAX;
@@ -68,6 +69,7 @@ impl Garage {
         for (result, item) in results {
             match result {
                 Ok(()) => done.push(item),
+                Err(_) if is_planted(Bug::QueueRowTakenOffUnsent) => done.push(item),
                 Err(error) => failure = Some(error),
             }
         }

@@ -1,6 +1,7 @@
 //! Fixed seeds of every scenario, and the runner of more (`script/simulate`).
 
-use crate::scenario::{Outcome, SCENARIOS, Scenario, run, scenario};
+use crate::plays::Play;
+use crate::scenario::{Outcome, Scenario, run, scenario};
 
 fn passes(scenario: Scenario, seeds: std::ops::Range<u64>) {
     for seed in seeds {
@@ -119,21 +120,22 @@ fn simulate() {
     let (from, seeds) = (number("SIMULATE_FROM", 0), number("SIMULATE_SEEDS", 100));
     let wanted = std::env::var("SIMULATE_SCENARIO").ok();
     let mut failed = 0;
-    for scenario in SCENARIOS.iter().filter(|scenario| wanted.as_deref().is_none_or(|wanted| wanted == scenario.name)) {
+    for play in Play::all().filter(|play| wanted.as_deref().is_none_or(|wanted| wanted == play.name())) {
+        let name = play.name();
         let started = std::time::Instant::now();
         for seed in from..from + seeds {
-            let Outcome { violations, trace, tally } = run(*scenario, seed);
+            let Outcome { violations, trace, tally } = play.run(seed, None);
             if std::env::var("SIMULATE_TRACE").is_ok() || !violations.is_empty() && failed == 0 {
                 println!("{}", trace.join("\n"));
             }
             if !violations.is_empty() {
                 failed += 1;
-                println!("FAILED {} seed {seed}: {violations:#?}", scenario.name);
-                println!("replay: script/simulate --scenario {} --from {seed} --seeds 1", scenario.name);
+                println!("FAILED {name} seed {seed}: {violations:#?}");
+                println!("replay: script/simulate --scenario {name} --from {seed} --seeds 1");
             }
-            println!("{} seed {seed}: {tally:?}", scenario.name);
+            println!("{name} seed {seed}: {tally:?}");
         }
-        println!("{}: {seeds} seeds in {:?}, {failed} failed so far", scenario.name, started.elapsed());
+        println!("{name}: {seeds} seeds in {:?}, {failed} failed so far", started.elapsed());
     }
     assert_eq!(failed, 0, "seeds with violations");
 }

@@ -39,6 +39,12 @@ mod s3;
 mod scenario;
 
 #[cfg(test)]
+mod stories;
+
+#[cfg(test)]
+mod plays;
+
+#[cfg(test)]
 mod cluster_tests;
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Scenarios: how many machines, which faults, how much work; and running one of them by a seed.
 
 use std::cell::Cell;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, Once};
 use std::time::Duration;
 
@@ -191,6 +192,11 @@ pub fn run(scenario: Scenario, seed: u64) -> Outcome {
 
 /// As [`run`], with something wrong.
 pub fn run_flawed(scenario: Scenario, seed: u64, flaw: Option<Flaw>) -> Outcome {
+    in_simulation(flaw, run_in_runtime(scenario, seed, flaw))
+}
+
+/// Runs something in virtual time, with the bug of a flaw planted. A panic is a violation, of whatever task it is.
+pub fn in_simulation(flaw: Option<Flaw>, run: impl Future<Output = Outcome>) -> Outcome {
     count_panics();
     plant(match flaw {
         Some(Flaw::Planted(bug)) => Some(bug),
@@ -198,18 +204,24 @@ pub fn run_flawed(scenario: Scenario, seed: u64, flaw: Option<Flaw>) -> Outcome 
     });
     let panics_before = PANICS.get();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    let mut outcome = runtime.block_on(run_in_runtime(scenario, seed, flaw));
+    let ended = std::panic::catch_unwind(AssertUnwindSafe(|| runtime.block_on(run)));
     drop(runtime);
     plant(None);
+    let mut outcome = ended.unwrap_or_else(|_panic| Outcome {
+        violations: Vec::new(),
+        trace: Vec::new(),
+        tally: Tally { acknowledged: 0, in_doubt: 0, reads: 0 },
+    });
     if PANICS.get() > panics_before {
         outcome.violations.push("something panicked".to_owned());
     }
     outcome
 }
 
-async fn run_in_runtime(scenario: Scenario, seed: u64, flaw: Option<Flaw>) -> Outcome {
-    let setup = Setup {
-        replication_factor: scenario.replication_factor,
+/// How the machines of a run are set up.
+pub fn setup_of(replication_factor: usize, flaw: Option<Flaw>) -> Setup {
+    Setup {
+        replication_factor,
         data_durability: match flaw {
             Some(Flaw::BlocksNotSynced) => garage_block::Durability::Unsynced,
             _ => garage_block::Durability::Synced,
@@ -219,8 +231,11 @@ async fn run_in_runtime(scenario: Scenario, seed: u64, flaw: Option<Flaw>) -> Ou
             _ => garage_db::Durability::Synced,
         },
         sizes: Sizes::SMALL,
-    };
-    let cluster = Cluster::start(seed, scenario.machines, scenario.roles, setup).await;
+    }
+}
+
+/// A bucket in a cluster, and clients who will use some keys of it.
+pub async fn world_of(cluster: Cluster, seed: u64, keys: usize, mix: Mix) -> Arc<World> {
     let bucket = cluster.machines[0].garage().expect("it runs").create_bucket(s3::work::BUCKET).await.unwrap();
     // The name and the bucket reach every machine before anybody works.
     tokio::time::sleep(Duration::from_secs(5)).await;
@@ -229,13 +244,30 @@ async fn run_in_runtime(scenario: Scenario, seed: u64, flaw: Option<Flaw>) -> Ou
         bucket,
         history: History::new(),
         random: SeededRandom::new(seed ^ 0x636c_6965),
-        keys: scenario.keys,
-        mix: scenario.mix,
+        keys,
+        mix,
         usual_delay: Duration::from_millis([1, 5, 30, 120][(seed % 4) as usize]),
         writer: watch::Sender::new(0),
         uploads: Mutex::default(),
     });
     heal(&world).await;
+    world
+}
+
+/// Judges what the clients saw.
+pub fn outcome_of(world: &World) -> Outcome {
+    let history = &world.history;
+    if history.tally().acknowledged == 0 {
+        history.violation("not one write was acknowledged");
+    }
+    history.note(world.cluster.network.summary());
+    history.judge();
+    Outcome { violations: history.violations(), trace: history.trace(), tally: history.tally() }
+}
+
+async fn run_in_runtime(scenario: Scenario, seed: u64, flaw: Option<Flaw>) -> Outcome {
+    let cluster = Cluster::start(seed, scenario.machines, scenario.roles, setup_of(scenario.replication_factor, flaw)).await;
+    let world = world_of(cluster, seed, scenario.keys, scenario.mix).await;
     let s3 = match scenario.frontend {
         Frontend::Store => None,
         Frontend::S3 => Some(s3::work::Work::start(world.clone()).await),
@@ -269,11 +301,5 @@ async fn run_in_runtime(scenario: Scenario, seed: u64, flaw: Option<Flaw>) -> Ou
     if scenario.faults.is_empty() && world.history.tally().in_doubt > 0 {
         world.history.note("operations failed although nothing went wrong");
     }
-    if world.history.tally().acknowledged == 0 {
-        world.history.violation("not one write was acknowledged");
-    }
-    world.history.note(world.cluster.network.summary());
-    world.history.judge();
-    let history = &world.history;
-    Outcome { violations: history.violations(), trace: history.trace(), tally: history.tally() }
+    outcome_of(&world)
 }

@@ -208,7 +208,7 @@ impl World {
         }
     }
 
-    async fn put(&self, name: &str, machine: &Machine, key: &str) {
+    pub async fn put(&self, name: &str, machine: &Machine, key: &str) {
         let body = self.new_body();
         let write = self.history.new_write(body.clone());
         let name = format!("{name}: put {key} = {write} ({} bytes)", body.len());

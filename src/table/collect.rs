@@ -18,6 +18,7 @@ use garage_rpc::cluster::Cluster;
 use garage_rpc::endpoint::{Caller, Class, Handler, Message, Request};
 use garage_rpc::error::RpcError;
 use garage_rpc::layout::{ClusterLayout, Standing, VersionKey};
+use garage_types::planted::{Bug, is_planted};
 use garage_types::{Clock, NodeId, Placement, chain};
 use garage_worker::{Status, Step, StepError, Worker};
 use serde::{Deserialize, Serialize};
@@ -181,6 +182,13 @@ impl TableStore {
         Ok(due)
     }
 
+    /// The table and slot of the first tombstone listed from a place on.
+    async fn next_listed(&self, place: &Place) -> Result<Option<(TableId, Slot)>, TableError> {
+        let (graves, after) = (self.0.graves, place.after.clone());
+        let (table, slot) = (place.table, place.slot);
+        self.db().read(move |tx| Ok(graves.next(tx, table, slot, after)?)).await
+    }
+
     async fn unlist(&self, settled: Vec<Grave>) -> Result<(), TableError> {
         if settled.is_empty() {
             return Ok(());
@@ -233,7 +241,9 @@ impl Collector {
     }
 
     async fn work(&mut self) -> Result<Step, StepError> {
-        let Some(place) = self.place.clone().or_else(|| self.first_place()) else { return Ok(Step::Idle) };
+        let place = self.place.take().or_else(|| self.first_place());
+        let Some(place) = self.seek(place).await? else { return Ok(Step::Idle) };
+        self.place = Some(place.clone());
         let age = match self.tables.iter().find(|(table, _)| *table == place.table) {
             Some((_, Collection::Late)) => self.after.late,
             Some((_, Collection::Soon)) | None => self.after.soon,
@@ -257,6 +267,19 @@ impl Collector {
         Ok(if self.place.is_some() { Step::Busy } else { Step::Idle })
     }
 
+    /// The first place from `place` on where tombstones are listed, due or not: most slots have none.
+    async fn seek(&self, mut place: Option<Place>) -> Result<Option<Place>, TableError> {
+        while let Some(from) = place {
+            let Some((table, slot)) = self.store.next_listed(&from).await? else { return Ok(None) };
+            let found = if (table, slot) == (from.table, from.slot) { from } else { Place { table, slot, after: None } };
+            if self.tables.iter().any(|(collected, _)| *collected == table) {
+                return Ok(Some(found));
+            }
+            place = self.next_place(found);
+        }
+        Ok(None)
+    }
+
     fn first_place(&self) -> Option<Place> {
         self.tables.first().map(|(table, _)| Place { table: *table, slot: Slot(0), after: None })
     }
@@ -265,14 +288,17 @@ impl Collector {
         if let Some(slot) = place.slot.0.checked_add(1) {
             return Some(Place { slot: Slot(slot), after: None, ..place });
         }
-        let mut later = self.tables.iter().skip_while(|(table, _)| *table != place.table).skip(1);
-        later.next().map(|(table, _)| Place { table: *table, slot: Slot(0), after: None })
+        let later = self.tables.iter().find(|(table, _)| *table > place.table);
+        later.map(|(table, _)| Place { table: *table, slot: Slot(0), after: None })
     }
 
     async fn collect(&self, table: TableId, slot: Slot, tombstones: Vec<(Grave, Vec<u8>)>) -> Result<Collected, TableError> {
         let layout = self.cluster.layout();
         let [version] = layout.live_versions() else { return Ok(Collected::NotOurs) };
-        let owners = owners_of(&layout, slot);
+        let mut owners = owners_of(&layout, slot);
+        if is_planted(Bug::CollectedWithoutAllOwners) {
+            owners.retain(|owner| self.cluster.mesh().is_up(*owner));
+        }
         let is_first = owners.first() == Some(&self.cluster.node_id());
         let is_whole = self.cluster.layout_manager().standing().get() == Standing::Whole;
         if !is_first || !is_whole || !owners.iter().all(|owner| self.cluster.mesh().is_up(*owner)) {
@@ -280,9 +306,12 @@ impl Collector {
         }
         let rows: Vec<KeyedRow> = tombstones.iter().map(|(grave, row)| keyed(grave, row)).collect();
         let hold = HoldTombstones { layout: *version, table, slot, rows };
-        let held = self.ask_all(&owners, hold).await?;
+        let holders = if is_planted(Bug::TombstonesNotHeld) { &owners[..1] } else { &owners };
+        let held = self.ask_all(holders, hold).await?;
         let epoch = held.iter().map(|held| held.epoch).max().unwrap_or(0) + 1;
-        self.ask_all(&owners, AdvanceEpoch { layout: *version, table, slot, epoch }).await?;
+        if !is_planted(Bug::EpochNotAdvanced) {
+            self.ask_all(&owners, AdvanceEpoch { layout: *version, table, slot, epoch }).await?;
+        }
         let named = tombstones.iter().map(|(grave, row)| named(grave, row)).collect();
         self.ask_all(&owners, DropTombstones { table, rows: named }).await?;
         self.store.unlist(tombstones.into_iter().map(|(grave, _)| grave).collect()).await?;

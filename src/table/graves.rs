@@ -58,6 +58,29 @@ impl Graves {
         })?;
         Ok(found)
     }
+
+    /// The table and slot of the first tombstone listed in a slot behind `after`, or in any later one.
+    ///
+    /// # Errors
+    /// The metadata engine's.
+    pub fn next(
+        &self,
+        rows: &Snapshot<'_>,
+        table: TableId,
+        slot: Slot,
+        after: Option<Vec<u8>>,
+    ) -> Result<Option<(TableId, Slot)>, DbError> {
+        // No tombstone is listed under the prefix alone.
+        let low = after.unwrap_or_else(|| prefix(table, slot));
+        let mut found = None;
+        rows.range(self.0, (Bound::Excluded(low.as_slice()), Bound::Unbounded), Direction::Forward, &mut |listed, _key| {
+            if let [table, slot, ..] = listed {
+                found = Some((TableId(*table), Slot(*slot)));
+            }
+            ControlFlow::Break(())
+        })?;
+        Ok(found)
+    }
 }
 
 fn prefix(table: TableId, slot: Slot) -> Vec<u8> {

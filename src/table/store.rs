@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use garage_db::{Db, DbError, Direction, Snapshot, Tree};
 use garage_rpc::layout::VersionKey;
+use garage_types::planted::{Bug, is_planted};
 use garage_types::{Clock, Placement};
 use tokio::sync::Notify;
 
@@ -88,7 +89,7 @@ impl TableStore {
     /// [`TableError`]; nothing was stored, unless the engine failed at the commit itself.
     pub async fn write(&self, write: Write) -> Result<Verdict, TableError> {
         self.check_layout(write.layout)?;
-        if write.entries.iter().any(|entry| entry.mode == Mode::Commit) {
+        if write.entries.iter().any(|entry| entry.mode == Mode::Commit) && !is_planted(Bug::RebuildingJudgesCommits) {
             self.check_whole()?;
         }
         let inner = self.0.clone();
@@ -159,7 +160,7 @@ impl TableStore {
     /// [`TableError`].
     pub async fn read(&self, read: Read) -> Result<Found, TableError> {
         self.check_layout(read.layout)?;
-        self.check_whole()?;
+        self.check_answers()?;
         let rows = self.0.table(read.table)?.rows;
         let row: Option<Vec<u8>> =
             self.0.db.read_at_once(move |tx| tx.get(rows, &local_key(&read.placement, &read.sort_key))).await?;
@@ -170,7 +171,7 @@ impl TableStore {
     /// [`TableError`].
     pub async fn range(&self, range: Range) -> Result<Page, TableError> {
         self.check_layout(range.layout)?;
-        self.check_whole()?;
+        self.check_answers()?;
         let table = self.0.table(range.table)?;
         let (rules, rows) = (table.rules.clone(), table.rows);
         let range = Arc::new(range);
@@ -298,6 +299,11 @@ impl TableStore {
     /// [`TableError::Rebuilding`].
     pub fn check_whole(&self) -> Result<(), TableError> {
         if self.0.layouts.is_rebuilding() { Err(TableError::Rebuilding) } else { Ok(()) }
+    }
+
+    /// As [`Self::check_whole`], for reads.
+    fn check_answers(&self) -> Result<(), TableError> {
+        if is_planted(Bug::RebuildingAnswersReads) { Ok(()) } else { self.check_whole() }
     }
 
     pub(crate) fn check_layout(&self, caller: u64) -> Result<(), TableError> {

@@ -384,13 +384,27 @@ impl<S: Schema> Table<S> {
             return Err(TableError::NoLayout);
         }
         Ok(match S::REPLICATION {
-            Replication::Sharded => (layout.write_sets(placement), WriteQuorum::Count(self.cluster.quorums().write)),
+            Replication::Sharded => {
+                let mut sets = layout.write_sets(placement);
+                if is_planted(Bug::WritesToNewOwnersOnly) {
+                    sets.drain(..sets.len() - 1);
+                }
+                if is_planted(Bug::WritesToOldOwnersOnly) {
+                    sets.truncate(1);
+                }
+                (sets, WriteQuorum::Count(self.cluster.quorums().write))
+            }
             Replication::FullCopy => (layout.full_copy_sets(), WriteQuorum::Majority),
         })
     }
 
     async fn read_back(&self, placement: Placement, entries: Vec<Entry>) -> Result<(), TableError> {
-        match self.write_once(placement, entries, None, None).await? {
+        let written = if is_planted(Bug::ReadBackUnderNewEpoch) {
+            self.write(placement, entries).await?
+        } else {
+            self.write_once(placement, entries, None, None).await?
+        };
+        match written {
             Verdict::Won => Ok(()),
             verdict => unreachable!("copies are merged, never refused, but an owner answered {verdict:?}"),
         }

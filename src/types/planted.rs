@@ -22,6 +22,42 @@ pub enum Bug {
     BehindIgnored,
     /// Content is released before what superseded it is known to a quorum.
     ReleasedTooEarly,
+    /// A queued deletion is taken off the queue although it could not be sent.
+    QueueRowTakenOffUnsent,
+    /// A node whose database is lost is held to be whole.
+    LostDatabaseUnnoticed,
+    /// A node whose database is older than its last start is held to be whole.
+    OldDatabaseBelieved,
+    /// A node that is rebuilding answers quorum reads.
+    RebuildingAnswersReads,
+    /// A node that is rebuilding judges commits.
+    RebuildingJudgesCommits,
+    /// A node that is rebuilding lets others compare their rows with its own.
+    RebuildingOffersRows,
+    /// A node is held to be rebuilt once it has the rows of one owner.
+    RebuiltFromOneOwner,
+    /// Tombstones are collected without those owners that cannot be reached.
+    CollectedWithoutAllOwners,
+    /// Tombstones are collected that only the collecting owner is known to hold.
+    TombstonesNotHeld,
+    /// Tombstones are dropped before the owners refuse what was sent earlier.
+    EpochNotAdvanced,
+    /// An owner takes rows that were sent under an epoch it has left behind.
+    EpochIgnored,
+    /// An owner that returns offers rows that the others may have forgotten.
+    ForgottenRowsOffered,
+    /// What was read before a collection is read back under the epoch after it.
+    ReadBackUnderNewEpoch,
+    /// Reads use a new layout version as soon as it is known.
+    ReadsBeforeSynced,
+    /// Writes go to the owners of the newest layout version only.
+    WritesToNewOwnersOnly,
+    /// Writes go to the owners of the oldest live layout version only.
+    WritesToOldOwnersOnly,
+    /// A new owner is held to be synced once it has the rows of one old owner.
+    SyncedFromOneOwner,
+    /// A layout version is acknowledged while writes that ignore it are running.
+    AcknowledgedWhileWriting,
 }
 
 #[cfg(all(feature = "planted", not(debug_assertions)))]

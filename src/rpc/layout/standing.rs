@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use garage_types::NodeId;
+use garage_types::planted::{Bug, is_planted};
 use tokio::sync::Notify;
 
 use super::history::LayoutHistory;
@@ -44,6 +45,7 @@ pub fn at_start(facts: StartFacts, history: &LayoutHistory, me: NodeId) -> Stand
     match facts.recorded_start {
         None => with_layout(history, me),
         // Older than the files beside it: it was restored from a copy.
+        Some(_) if is_planted(Bug::OldDatabaseBelieved) => Standing::Whole,
         Some(recorded) if recorded < facts.previous_start && history.members().contains(&me) => Standing::Rebuilding,
         Some(_) => Standing::Whole,
     }
@@ -55,7 +57,7 @@ pub fn with_layout(history: &LayoutHistory, me: NodeId) -> Standing {
         Standing::Whole
     } else if !history.members().contains(&me) {
         Standing::Fresh
-    } else if history.trackers().sync.get(me).is_some() {
+    } else if history.trackers().sync.get(me).is_some() && !is_planted(Bug::LostDatabaseUnnoticed) {
         // Somebody was told that this node had its rows.
         Standing::Rebuilding
     } else {

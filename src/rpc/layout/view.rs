@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use garage_types::placement::Partition;
+use garage_types::planted::{Bug, is_planted};
 use garage_types::{NodeId, Placement};
 
 use super::assignment::Assignment;
@@ -55,7 +56,8 @@ impl ClusterLayout {
         ClusterLayout {
             live: history.live().map(|version| version.key()).collect(),
             replication_factor: history.replication_factor(),
-            reads: history.read_version().map(|version| Rows::of(version.assignment())),
+            reads: if is_planted(Bug::ReadsBeforeSynced) { history.current() } else { history.read_version() }
+                .map(|version| Rows::of(version.assignment())),
             writes: history.live().map(|version| Rows::of(version.assignment())).collect(),
             storage_nodes: current.iter().flat_map(|version| version.storage_nodes()).collect(),
             read_members: history.read_version().iter().flat_map(|version| version.roles().keys().copied()).collect(),

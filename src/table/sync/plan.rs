@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use garage_rpc::layout::ClusterLayout;
 use garage_rpc::quorum::{ConsistencyMode, Quorums, WriteQuorum};
 use garage_types::placement::Partition;
+use garage_types::planted::{Bug, is_planted};
 use garage_types::{NodeId, Placement};
 
 use crate::schema::Replication;
@@ -121,7 +122,9 @@ fn unit(range: KeyRange, part: Part, me: NodeId, owners: Vec<NodeId>, readers: &
     let sources = others(readers);
     let (sources, needed) = match part {
         Part::Owner => (sources, quorum.saturating_sub(1)),
+        Part::Newcomer | Part::Returner if is_planted(Bug::SyncedFromOneOwner) => (sources, 1),
         Part::Newcomer | Part::Returner => (sources, quorum),
+        Part::Rebuilder if is_planted(Bug::RebuiltFromOneOwner) => (sources, 1),
         // It may have been one of the few that had a row: everything the others have as a quorum is all there is.
         Part::Rebuilder => {
             let needed = quorum.min(sources.len());

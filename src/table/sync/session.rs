@@ -7,6 +7,7 @@
 use garage_rpc::cluster::Cluster;
 use garage_rpc::endpoint::Message;
 use garage_rpc::error::{ErrorCode, RpcError};
+use garage_types::planted::{Bug, is_planted};
 use garage_types::{NodeId, Placement};
 use serde_bytes::ByteBuf;
 
@@ -49,6 +50,9 @@ impl Moved {
 pub struct Surroundings {
     pub store: TableStore,
     pub cluster: Cluster,
+    /// The oldest layout version that was live when the round was planned. A peer that has retired it refuses: what this node took
+    /// itself for then may be what it is no longer, and its rows may be what the others have forgotten since.
+    pub layout: u64,
 }
 
 /// A range, as one node compares it with another.
@@ -82,10 +86,6 @@ impl Surroundings {
         let reply = self.cluster.mesh().call(node, Message::from(request), timeout).await;
         reply.map(|reply| reply.body).map_err(|source| TableError::Peer { node, source })
     }
-
-    pub(super) fn layout(&self) -> u64 {
-        self.cluster.layout().version()
-    }
 }
 
 impl Session {
@@ -118,12 +118,8 @@ impl Session {
             self.left.push(Task::Exchange(range));
             return Ok(());
         }
-        let ask = AskDigests {
-            layout: self.around.layout(),
-            table: self.table,
-            ranges: vec![range.clone().into()],
-            pieces: PIECES_MAX,
-        };
+        let ask =
+            AskDigests { layout: self.around.layout, table: self.table, ranges: vec![range.clone().into()], pieces: PIECES_MAX };
         let reply = self.around.call(self.peer, ask).await?;
         let Some(pieces) = reply.ranges.into_iter().next().filter(|pieces| !pieces.is_empty()) else {
             let source = RpcError::new(ErrorCode::Internal, "a range was asked for, and its digest is missing from the reply");
@@ -149,7 +145,7 @@ impl Session {
         let end = page.until.clone().or_else(|| range.to.clone());
         let asked = KeyRange { from: range.from.clone(), to: end };
         let exchange = Exchange {
-            layout: self.around.layout(),
+            layout: self.around.layout,
             table: self.table,
             range: asked.into(),
             named: page.named,
@@ -177,15 +173,16 @@ impl Session {
         let own_epoch = self.around.store.epoch(self.table, Slot::of_key(from)).await?;
         match self.part {
             Part::Rebuilder => Ok(()),
-            Part::Returner | Part::Leaver if own_epoch < epoch => {
+            Part::Returner | Part::Leaver if own_epoch < epoch && !is_planted(Bug::ForgottenRowsOffered) => {
                 let set_aside = self.around.store.set_aside(self.table, missing).await?;
                 self.moved.set_aside += set_aside;
                 // What the other has under the same key cannot have been forgotten: the merged rows are as new as its own.
                 self.send(different, Some(epoch)).await
             }
             Part::Owner | Part::Newcomer | Part::Returner | Part::Leaver => {
-                self.send(missing, None).await?;
-                self.send(different, None).await
+                let epoch = is_planted(Bug::ForgottenRowsOffered).then_some(epoch.max(own_epoch));
+                self.send(missing, epoch).await?;
+                self.send(different, epoch).await
             }
         }
     }
@@ -219,7 +216,7 @@ pub(super) async fn send_rows(
         return Ok(());
     }
     let entries = rows.into_iter().map(|row| entry(table, row, epoch)).collect::<Result<_, _>>()?;
-    match around.call(peer, Write { layout: around.layout(), entries }).await? {
+    match around.call(peer, Write { layout: around.layout, entries }).await? {
         Verdict::Won => Ok(()),
         verdict => {
             let source = RpcError::new(ErrorCode::Internal, format!("copies of rows were answered {verdict:?}"));

@@ -86,7 +86,7 @@ impl SyncWorker {
             tables: store.tables(),
             layouts: cluster.layout_manager().watch(),
             links: cluster.mesh().watch(),
-            around: Surroundings { store, cluster },
+            around: Surroundings { store, cluster, layout: 0 },
             random,
             control,
             seen: Vec::new(),
@@ -123,13 +123,24 @@ impl SyncWorker {
         }
         let own = if standing == Standing::Rebuilding { OwnRows::Rebuilding } else { OwnRows::Whole };
         self.seen = layout.live_versions().to_vec();
+        self.around.layout = self.seen.first().map_or(0, |key| key.number);
         let round = Round::new(&layout, self.me(), own, &self.tables);
         tracing::debug!(node = %self.me().short(), jobs = round.jobs.len(), ?own, "comparing all rows with the other owners");
         self.round = Some(round);
         true
     }
 
+    /// Gives a round up that was planned for other layout versions than those that are live by now.
+    fn give_up_if_outdated(&mut self) {
+        if self.round.is_some() && self.seen != self.around.cluster.layout().live_versions() {
+            self.round = None;
+            self.active = None;
+            self.control.request();
+        }
+    }
+
     async fn work(&mut self) -> Result<Step, StepError> {
+        self.give_up_if_outdated();
         if self.round.is_none() && !self.begin_if_due() {
             return Ok(Step::Idle);
         }
@@ -214,12 +225,8 @@ impl SyncWorker {
         let Some(round) = &self.round else { return Ok(()) };
         let Some((table, _)) = units.first().map(|unit| round.unit(*unit)) else { return Ok(()) };
         let ranges: Vec<_> = units.iter().map(|unit| round.unit(*unit).1.range.clone()).collect();
-        let ask = AskDigests {
-            layout: self.around.layout(),
-            table,
-            ranges: ranges.iter().cloned().map(Into::into).collect(),
-            pieces: 1,
-        };
+        let ask =
+            AskDigests { layout: self.around.layout, table, ranges: ranges.iter().cloned().map(Into::into).collect(), pieces: 1 };
         let theirs = self.around.call(peer, ask).await?;
         let own = self.around.store.range_digests(table, ranges.clone()).await?;
         let mut behind = Vec::new();

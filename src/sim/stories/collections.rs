@@ -1,0 +1,137 @@
+//! Stories of deletions whose tombstones are collected while somebody does not know of them, or something is still on its way.
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use garage_rpc::layout::history::MissingData;
+
+use super::Stage;
+use crate::cluster::network::Death;
+
+/// The machines of the first layout by ascending id: the first of them collects.
+fn by_id(stage: &Stage) -> Vec<usize> {
+    let mut numbers: Vec<usize> = (0..stage.roles).collect();
+    numbers.sort_by_key(|number| stage.id(*number));
+    numbers
+}
+
+/// One owner is away, longer than tombstones are kept where all are there, while everything it has is deleted.
+pub(super) fn an_owner_is_absent(stage: Stage) -> BoxFuture<'static, ()> {
+    async move {
+        let [absent, one, other] = stage.shuffled()[..] else { return };
+        stage.fill(&[absent, one, other]).await;
+        stage.pause(1, 1_000).await;
+        stage.note(&format!("{absent} is absent"));
+        let is_off = stage.is_drawn(2);
+        if is_off {
+            stage.machine(absent).crash(Death::Silent)
+        } else {
+            stage.cut_off(absent)
+        }
+        for key in stage.keys() {
+            stage.delete(stage.some(&[one, other]), key).await;
+        }
+        stage.pause(5_000, 30_000).await;
+        stage.note(&format!("{absent} is back"));
+        if is_off {
+            stage.machine(absent).restart().await;
+        }
+        stage.world.cluster.network.open_all_links();
+        let reader = stage.reader(&[absent, one, other], 100);
+        stage.pause(2_000, 10_000).await;
+        drop(reader);
+    }
+    .boxed()
+}
+
+/// The third copy of a write is under way while the row is deleted and its tombstone collected, and arrives then.
+pub(super) fn a_copy_comes_late(stage: Stage) -> BoxFuture<'static, ()> {
+    async move {
+        let [collector, writer, late] = by_id(&stage)[..] else { return };
+        let (writer, late) = if stage.is_drawn(2) { (writer, late) } else { (late, writer) };
+        for round in 0..3 {
+            stage.all_connected().await;
+            stage.note(&format!("round {round}: what {writer} sends to {late} comes late"));
+            stage.world.cluster.network.block(writer, late);
+            stage.fill(&[writer]).await;
+            for key in stage.keys() {
+                stage.delete(collector, key).await;
+            }
+            stage.pause(2_000, 6_500).await;
+            stage.note("it arrives");
+            stage.world.cluster.network.open_all_links();
+            stage.pause(1, 500).await;
+            for _time in 0..3 {
+                stage.read_all(&[collector, writer, late]).await;
+            }
+        }
+    }
+    .boxed()
+}
+
+/// Somebody has the answer of one owner to a read, and waits for another's, while the row is deleted and its tombstone collected. What
+/// it then writes back must not bring the row back.
+pub(super) fn a_reader_comes_late(stage: Stage) -> BoxFuture<'static, ()> {
+    async move {
+        let [collector, one, other] = by_id(&stage)[..] else { return };
+        let reader = stage.roles;
+        for round in 0..3 {
+            stage.all_connected().await;
+            stage.fill(&[collector, one, other]).await;
+            let early = stage.some(&[collector, one, other]);
+            stage.note(&format!("round {round}: {reader} only reaches {early}"));
+            for owner in [collector, one, other] {
+                if owner != early {
+                    stage.world.cluster.network.block(reader, owner);
+                }
+            }
+            let readers: Vec<_> = (0..stage.keys().len() * 2).map(|_number| stage.reader(&[reader], 200)).collect();
+            stage.pause(100, 500).await;
+            for key in stage.keys() {
+                stage.delete(collector, key).await;
+            }
+            stage.pause(2_000, 6_500).await;
+            stage.note("it reaches all");
+            stage.world.cluster.network.open_all_links();
+            stage.pause(1_000, 3_000).await;
+            drop(readers);
+            stage.read_all(&[collector, one, other]).await;
+        }
+    }
+    .boxed()
+}
+
+/// An owner is off while another takes its place, everything is deleted and the tombstones are collected. It comes back with rows that
+/// nobody else has any more, either to hand them over or to be an owner again.
+pub(super) fn an_old_owner_returns(stage: Stage) -> BoxFuture<'static, ()> {
+    async move {
+        let [old, one, other] = stage.shuffled()[..] else { return };
+        let new = stage.roles;
+        stage.fill(&[old, one, other]).await;
+        stage.pause(1, 1_000).await;
+        stage.note(&format!("{old} is off"));
+        stage.machine(old).crash(Death::Reset);
+        let number = stage.change_layout(one, &[old], &[new]).await;
+        stage.pause(500, 2_000).await;
+        let layout = stage.machine(one).node().expect("it runs").layout;
+        let dead = [stage.id(old)].into_iter().collect();
+        layout.skip_dead_nodes(number, dead, MissingData::Refuse).await.expect("a dead node can be skipped");
+        stage.settled(number).await;
+        for key in stage.keys() {
+            stage.delete(stage.some(&[one, other, new]), key).await;
+        }
+        stage.pause(5_000, 30_000).await;
+        let reader = stage.reader(&[one, other, new], 200);
+        if stage.is_drawn(2) {
+            let number = stage.change_layout(one, &[new], &[old]).await;
+            stage.note(&format!("{old} is back as an owner"));
+            stage.machine(old).restart().await;
+            stage.settled(number).await;
+        } else {
+            stage.note(&format!("{old} is back without a role"));
+            stage.machine(old).restart().await;
+        }
+        stage.pause(5_000, 30_000).await;
+        drop(reader);
+    }
+    .boxed()
+}
