@@ -108,7 +108,7 @@ fn config(class: Class, windows: Windows) -> yamux::Config {
 }
 
 impl Connection {
-    /// Opens a stream, of which the other side hears at once.
+    /// Opens a stream. The other side hears of it with the first bytes, at once if it has several lanes.
     ///
     /// # Errors
     /// [`NetError::Closed`].

@@ -31,6 +31,7 @@ const FORMING_MAX: usize = 256;
 /// How the bytes of a stream are spread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Spread {
+    /// At least one. Lanes of a stream that has only one carry its bytes and nothing else.
     pub lanes: usize,
     pub chunk_bytes: usize,
 }
@@ -39,8 +40,8 @@ impl Spread {
     /// A lane that was used before is sure of half its window, 128 KiB: what is sent at once on all of them is `lanes` times that.
     pub(crate) fn of(class: Class) -> Self {
         match class {
-            // A page of a listing. Chunks are short enough that replies take turns.
-            Class::Metadata => Spread { lanes: 3, chunk_bytes: 16 * 1024 },
+            // Calls are small and many: no more than one stream each. Chunks are short enough that replies take turns.
+            Class::Metadata => Spread { lanes: 1, chunk_bytes: 16 * 1024 },
             // A block of 1 MiB with what goes before it, wherever it begins. A chunk with its header (12 bytes) is one encrypted frame.
             Class::Bulk => Spread { lanes: 9, chunk_bytes: crate::secure_stream::FRAME_BYTES_MAX - 12 },
         }
@@ -80,8 +81,11 @@ impl MuxStream {
         MuxStream { lanes, accepted, spread, read: start, write: start }
     }
 
-    /// Makes a stream of fresh lanes, and tells the other side.
+    /// Makes a stream of fresh lanes, and tells the other side, unless there is only one: then its first bytes do.
     pub(crate) async fn begin(mut lanes: Vec<Lane>, number: u32, spread: Spread) -> io::Result<Self> {
+        if spread.lanes == 1 {
+            return Ok(MuxStream::new(lanes, 1, spread));
+        }
         for (index, lane) in lanes.iter_mut().enumerate() {
             let [a, b, c, d] = number.to_be_bytes();
             lane.write_all(&[a, b, c, d, index as u8]).await?;
@@ -203,7 +207,10 @@ impl Incoming {
                         return Some(stream);
                     }
                 }
-                lane = self.lanes.recv() => self.accepting.push(Box::pin(accept(lane?))),
+                lane = self.lanes.recv() => match lane? {
+                    lane if self.spread.lanes == 1 => return Some(MuxStream::new(vec![lane], 1, self.spread)),
+                    lane => self.accepting.push(Box::pin(accept(lane))),
+                },
             }
         }
     }

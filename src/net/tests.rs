@@ -240,7 +240,7 @@ async fn delayed(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unp
 
 #[tokio::test(start_paused = true)]
 async fn what_fits_the_windows_of_all_lanes_arrives_without_a_round_trip() {
-    for (class, length) in [(Class::Metadata, 384 << 10), (Class::Bulk, (1 << 20) + 400)] {
+    for (class, length) in [(Class::Metadata, 120 << 10), (Class::Bulk, (1 << 20) + 400)] {
         let (near, a) = duplex(1 << 20);
         let (b, far) = duplex(1 << 20);
         let ((a_read, a_write), (b_read, b_write)) = (tokio::io::split(a), tokio::io::split(b));
