@@ -155,7 +155,7 @@ impl Garage {
     /// Registers all blocks of `source` under `version`; returns the content that they are.
     pub(crate) async fn refer_all(&self, source: &Object, origin: &Origin, version: VersionId) -> Result<Content, ModelError> {
         let blocks = self.blocks_of_object(source).await?;
-        self.register(&blocks, &origin, version).await?;
+        self.register(&blocks, origin, version).await?;
         Ok(content_of(&blocks))
     }
 
