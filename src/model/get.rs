@@ -156,7 +156,7 @@ impl Garage {
             }
             Content::Blocks { first, first_length } => {
                 // The row names the first block, so that it is fetched while the others are looked up.
-                let opening = (range.start < *first_length).then(|| Slice { hash: *first, bytes: range.start..*first_length });
+                let opening = (range.start < *first_length).then_some(Slice { hash: *first, bytes: range.start..*first_length });
                 let opened = async {
                     match opening.clone() {
                         Some(slice) => self.fetch(slice).await.map(Some),
