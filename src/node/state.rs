@@ -100,19 +100,28 @@ pub fn identity(disk: &dyn Disk, random: &dyn Random, metadata_dir: &Path) -> Re
     Ok(identity)
 }
 
+/// How many starts were counted; 0 before the first.
+///
+/// # Errors
+/// [`StateError`].
+pub fn starts(disk: &dyn Disk, metadata_dir: &Path) -> Result<u64, StateError> {
+    let path = metadata_dir.join(STARTS);
+    match read_state(disk, &path)? {
+        None => Ok(0),
+        Some(bytes) => std::str::from_utf8(&bytes)
+            .ok()
+            .and_then(|text| text.trim().parse().ok())
+            .ok_or_else(|| StateError::Starts { path }),
+    }
+}
+
 /// Counts this start; the number never repeats on this node.
 ///
 /// # Errors
 /// [`StateError`].
 pub fn count_start(disk: &dyn Disk, metadata_dir: &Path) -> Result<u64, StateError> {
     let path = metadata_dir.join(STARTS);
-    let before: u64 = match read_state(disk, &path)? {
-        None => 0,
-        Some(bytes) => std::str::from_utf8(&bytes)
-            .ok()
-            .and_then(|text| text.trim().parse().ok())
-            .ok_or_else(|| StateError::Starts { path: path.clone() })?,
-    };
+    let before = starts(disk, metadata_dir)?;
     let now = before + 1;
     let text = format!("{now}\n");
     match replace_atomically(disk, &path, text.as_bytes(), Access::Everyone) {

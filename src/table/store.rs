@@ -22,6 +22,7 @@ use crate::error::TableError;
 use crate::graves::Graves;
 use crate::schema::{Collection, Replication, Rules, Schema, Typed, local_key};
 use crate::segments::Segments;
+use crate::set_aside::SetAsideTree;
 use crate::starts::STATE_TREE;
 use crate::transaction::RowTransaction;
 use crate::wire::{AskEpoch, EpochIs, Found, Mode, Order, Page, Range, RangeRow, Read, TableId, Verdict, Write};
@@ -35,6 +36,9 @@ pub trait LiveLayouts: Send + Sync + 'static {
 
     /// Whether this node's rows are not all there.
     fn is_rebuilding(&self) -> bool;
+
+    /// Whether this node has held every tombstone that was collected.
+    fn may_collect(&self) -> bool;
 }
 
 /// The most rows one range request returns, whatever it asks for.
@@ -65,7 +69,7 @@ pub(crate) struct LocalTable {
 
 pub(crate) struct Inner {
     db: Db,
-    clock: Arc<dyn Clock>,
+    pub(crate) clock: Arc<dyn Clock>,
     pub(crate) layouts: Arc<dyn LiveLayouts>,
     pub(crate) tables: BTreeMap<TableId, LocalTable>,
     /// Local trees of the schemas, that follow from rows.
@@ -76,7 +80,11 @@ pub(crate) struct Inner {
     /// What this node stamps the rows that it sends with.
     pub(crate) known_epochs: Known,
     pub(crate) graves: Graves,
-    pub(crate) set_aside: Tree,
+    pub(crate) set_aside: SetAsideTree,
+    /// As earlier versions kept it.
+    pub(crate) older_set_aside: Tree,
+    /// Epochs of the database that is being rebuilt.
+    pub(crate) epochs_aside: Tree,
     pub(crate) state: Tree,
     queued: Notify,
 }
@@ -128,7 +136,9 @@ impl Builder {
             epochs: EpochTree(db.open_tree("gc_epochs")?),
             known_epochs: Known::new(tables.keys().copied()),
             graves: Graves(db.open_tree("graves")?),
-            set_aside: db.open_tree("set_aside")?,
+            set_aside: SetAsideTree(db.open_tree("rows_set_aside")?),
+            older_set_aside: db.open_tree("set_aside")?,
+            epochs_aside: db.open_tree("epochs_set_aside")?,
             state: db.open_tree(STATE_TREE)?,
             db,
             clock,
@@ -370,6 +380,19 @@ impl TableStore {
     /// [`TableError::Rebuilding`].
     pub fn check_whole(&self) -> Result<(), TableError> {
         if self.0.layouts.is_rebuilding() { Err(TableError::Rebuilding) } else { Ok(()) }
+    }
+
+    /// Neither can tombstones be collected by a node whose database is an older one and was not compared with the others' yet.
+    ///
+    /// # Errors
+    /// [`TableError::Rebuilding`].
+    pub(crate) fn check_may_collect(&self) -> Result<(), TableError> {
+        if self.0.layouts.may_collect() { Ok(()) } else { Err(TableError::Rebuilding) }
+    }
+
+    /// The name of a table; `None` when there is none of that number.
+    pub fn name_of(&self, table: TableId) -> Option<&'static str> {
+        self.0.tables.get(&table).map(|local| local.rules.name())
     }
 
     pub(crate) fn check_layout(&self, caller: u64) -> Result<(), TableError> {
