@@ -104,7 +104,7 @@ impl Garage {
     }
 
     /// All rows of a key, of versions that are deleted too.
-    async fn objects_of_key(&self, bucket: BucketId, key: &ObjectKey) -> Result<Vec<ObjectRow>, ModelError> {
+    pub(crate) async fn objects_of_key(&self, bucket: BucketId, key: &ObjectKey) -> Result<Vec<ObjectRow>, ModelError> {
         let placement = IndexShard { bucket, shard: 0 }.placement();
         let mut from = key_prefix(key);
         let to = sort_key::after_prefix(&from);

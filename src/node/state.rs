@@ -108,10 +108,9 @@ pub fn starts(disk: &dyn Disk, metadata_dir: &Path) -> Result<u64, StateError> {
     let path = metadata_dir.join(STARTS);
     match read_state(disk, &path)? {
         None => Ok(0),
-        Some(bytes) => std::str::from_utf8(&bytes)
-            .ok()
-            .and_then(|text| text.trim().parse().ok())
-            .ok_or_else(|| StateError::Starts { path }),
+        Some(bytes) => {
+            std::str::from_utf8(&bytes).ok().and_then(|text| text.trim().parse().ok()).ok_or_else(|| StateError::Starts { path })
+        }
     }
 }
 

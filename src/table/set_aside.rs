@@ -208,13 +208,8 @@ mod tests {
     #[test]
     fn what_is_set_aside_is_found_by_its_position_and_keeps_when_and_why() {
         for reason in [Reason::Left, Reason::Returned, Reason::Restored, Reason::Unknown] {
-            let aside = SetAside {
-                at: Timestamp::from_millis(7),
-                reason,
-                table: TableId(3),
-                key: b"key".to_vec(),
-                row: b"row".to_vec(),
-            };
+            let aside =
+                SetAside { at: Timestamp::from_millis(7), reason, table: TableId(3), key: b"key".to_vec(), row: b"row".to_vec() };
             assert_eq!(SetAside::decode(&aside.position(), b"row"), Some(aside.clone()));
             assert_eq!(aside.id().len(), 16);
         }

@@ -59,7 +59,10 @@ pub fn can_rebuild_from(layout: &ClusterLayout, me: NodeId, tables: &[(TableId, 
     let kinds: Vec<Replication> = tables.iter().map(|(_table, replication)| *replication).collect();
     let differs = |kind: &Replication| kinds.contains(kind);
     let wanted = [Replication::Sharded, Replication::FullCopy].into_iter().filter(differs);
-    wanted.flat_map(|kind| units(layout, me, OwnRows::Rebuilding, kind)).filter(|unit| unit.part != Part::Leaver).all(|unit| has_enough(&unit))
+    wanted
+        .flat_map(|kind| units(layout, me, OwnRows::Rebuilding, kind))
+        .filter(|unit| unit.part != Part::Leaver)
+        .all(|unit| has_enough(&unit))
 }
 
 /// Whether this node's rows are all there.

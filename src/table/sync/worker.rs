@@ -285,7 +285,11 @@ impl SyncWorker {
             tracing::info!(node = %self.me(), rows = self.moved.received, "the metadata is rebuilt; this node answers again");
             self.control.request();
             self.known_after = Some(None);
-        } else if round.own == OwnRows::Accepted && proof.complete && !missed_some && manager.standing().get() == Standing::Accepted {
+        } else if round.own == OwnRows::Accepted
+            && proof.complete
+            && !missed_some
+            && manager.standing().get() == Standing::Accepted
+        {
             self.around.store.record_settled().await?;
             manager.rebuilt().await.map_err(TableError::Layout)?;
             tracing::info!(node = %self.me(), "the accepted metadata are compared with the other owners'");
