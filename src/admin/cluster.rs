@@ -16,6 +16,7 @@ use crate::error::{AdminError, with_causes};
 use crate::moves::{DepartedNode, NodeMoves, departed};
 use crate::nodes::{NodeStatus, OwnStatus, Space, ask};
 use crate::operations::{AdminService, Operation};
+use crate::waiting::{Waiting, waiting};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct GetClusterStatus;
@@ -62,6 +63,9 @@ pub struct ClusterStatus {
     /// Nodes without a role that stored data, or still do.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub departed: Vec<DepartedNode>,
+    /// Rebuildings, and a change of layout that cannot end by itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waiting: Vec<Waiting>,
 }
 
 /// Which layouts contradict each other; [`crate::layout_history`] shows what is in them.
@@ -122,6 +126,7 @@ fn status_of(seen: &BTreeMap<NodeId, Seen>, told: &BTreeMap<NodeId, NodeStatus>,
         nodes: listed.into_iter().map(node).collect(),
         layout_conflicts: history.conflicts().into_iter().map(conflict).collect(),
         departed: departed(layout, &moves_of(told)),
+        waiting: Vec::new(),
     }
 }
 
@@ -147,7 +152,9 @@ impl Operation for GetClusterStatus {
 
     async fn run(self, service: &AdminService) -> Result<ClusterStatus, AdminError> {
         let told = told(service).await;
-        Ok(status_of(&seen(service), &told, &service.layout().current()))
+        let (layout, tables) = (service.layout().current(), service.garage.local().tables.tables());
+        let waiting = waiting(&layout, &tables, &connected_nodes(service), &moves_of(&told));
+        Ok(ClusterStatus { waiting, ..status_of(&seen(service), &told, &layout) })
     }
 }
 

@@ -9,6 +9,7 @@ use garage_types::config::AddressError;
 use garage_types::names::{KeyIdError, ObjectKeyError};
 use serde::{Deserialize, Serialize};
 
+use crate::databases::AcceptRefusal;
 use crate::search::SearchError;
 use crate::workers::VariableError;
 
@@ -44,12 +45,16 @@ pub enum AdminError {
     NoSuchBlock { pattern: String },
     #[error("{pattern:?} does not name one block: give at least 4 hexadecimal digits of its name, or more")]
     BlockPattern { pattern: String },
+    #[error("{found} rows that were set aside on this node begin with {id:?}: garage repair set-aside list shows them")]
+    NoSuchSetAside { id: String, found: usize },
+    #[error("this node is rebuilding its database: what was set aside is all there is, should the others be lost")]
+    StillRebuilding,
+    #[error(transparent)]
+    Accept(#[from] AcceptRefusal),
     #[error(transparent)]
     Variable(#[from] VariableError),
     #[error(transparent)]
     Scrub(#[from] ScrubRefusal),
-    #[error("this version does not have {0} yet")]
-    NotImplemented(&'static str),
     #[error("{}", .0.message)]
     Elsewhere(ApiError),
 }
@@ -107,9 +112,10 @@ impl AdminError {
             | AdminError::BlockPattern { .. }
             | AdminError::Variable(_)
             | AdminError::Scrub(_) => INVALID_REQUEST,
+            AdminError::NoSuchSetAside { .. } => Class("NoSuchRow", 404),
+            AdminError::StillRebuilding | AdminError::Accept(_) => CONFLICT,
             AdminError::NoSuchWorker { .. } => Class("NoSuchWorker", 404),
             AdminError::NoSuchBlock { .. } => Class("NoSuchBlock", 404),
-            AdminError::NotImplemented(_) => Class("NotImplemented", 501),
             AdminError::Elsewhere(_) => INTERNAL,
         }
     }

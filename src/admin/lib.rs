@@ -7,6 +7,7 @@
 pub mod blocks;
 pub mod buckets;
 pub mod cluster;
+pub mod databases;
 pub mod date;
 pub mod error;
 pub mod keys;
@@ -19,7 +20,9 @@ pub mod objects;
 pub mod operations;
 pub mod report;
 pub mod search;
+pub mod set_aside;
 pub mod snapshots;
+pub mod waiting;
 pub mod workers;
 
 pub use date::Date;

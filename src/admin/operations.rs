@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{AdminError, ApiError};
-use crate::{blocks, buckets, cluster, keys, layout, layout_history, nodes, objects, snapshots, workers};
+use crate::{blocks, buckets, cluster, databases, keys, layout, layout_history, nodes, objects, set_aside, snapshots, workers};
 
 /// Something an operator may ask.
 pub trait Operation: Serialize + DeserializeOwned + Send + Sync + 'static {
@@ -81,6 +81,12 @@ pub fn visit_all(visitor: &mut impl Visitor) {
     visitor.visit::<blocks::GetBlockInfo>();
     visitor.visit::<blocks::RetryBlockResync>();
     visitor.visit::<blocks::PurgeBlocks>();
+    visitor.visit::<databases::GetDatabaseState>();
+    visitor.visit::<databases::AcceptDatabase>();
+    visitor.visit::<set_aside::ListSetAsideRows>();
+    visitor.visit::<set_aside::GetSetAsideRow>();
+    visitor.visit::<set_aside::MergeSetAsideRows>();
+    visitor.visit::<set_aside::DiscardSetAsideRows>();
 }
 
 /// Runs operations on one node.
@@ -155,5 +161,7 @@ pub fn register(builder: RouterBuilder, service: AdminService) -> RouterBuilder 
     snapshots::visit_internal(&mut registration);
     workers::visit_internal(&mut registration);
     blocks::visit_internal(&mut registration);
+    databases::visit_internal(&mut registration);
+    set_aside::visit_internal(&mut registration);
     registration.builder
 }

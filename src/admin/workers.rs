@@ -336,7 +336,10 @@ impl Operation for OwnRepair {
                 service.garage.sync().request();
                 return Ok(());
             }
-            RepairType::Aliases => return Err(AdminError::NotImplemented("a repair of aliases")),
+            RepairType::Aliases => {
+                service.garage.start_repair_of_aliases();
+                return Ok(());
+            }
         };
         service.garage.start_repair(repair);
         Ok(())

@@ -159,6 +159,21 @@ pub enum NodeCommand {
         /// <node id>@<host>:<port>, as `garage node id` prints it there
         peer: config::PeerAddress,
     },
+    /// Declare a database whole that cannot be rebuilt, because all were lost or put back at once; what was acknowledged since is lost
+    AcceptDatabase(AcceptDatabaseArgs),
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct AcceptDatabaseArgs {
+    /// Of every node that waits with an old database, instead of the contacted one
+    #[arg(short, long)]
+    pub all_nodes: bool,
+    /// Although another node has, or may have, something better
+    #[arg(long)]
+    pub force: bool,
+    /// Confirms
+    #[arg(long)]
+    pub yes: bool,
 }
 
 #[derive(Debug, Clone, Args)]

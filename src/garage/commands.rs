@@ -37,6 +37,7 @@ async fn run_remote(daemon: &Daemon, command: Command, output: Output) -> Result
     match command {
         Command::Status => cluster::status(daemon, output).await,
         Command::Node(NodeCommand::Connect { peer }) => cluster::connect(daemon, &peer, output).await,
+        Command::Node(NodeCommand::AcceptDatabase(args)) => cluster::accept_database(daemon, &args, output).await,
         Command::Layout(command) => layout::run(daemon, command, output).await,
         Command::Bucket(command) => bucket::run(daemon, command, output).await,
         Command::Key(command) => key::run(daemon, command, output).await,

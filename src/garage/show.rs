@@ -7,6 +7,7 @@ pub mod layout;
 pub mod layout_history;
 pub mod moves;
 pub mod object;
+pub mod set_aside;
 pub mod stats;
 pub mod worker;
 

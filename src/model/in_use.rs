@@ -107,7 +107,11 @@ impl Garage {
 }
 
 /// All rows of a key in an index of the bucket: also of versions that are deleted, and of uploads that have ended.
-async fn rows_of_key<S: Schema>(table: &Table<S>, bucket: BucketId, key: &ObjectKey) -> Result<Vec<S::Row>, ModelError> {
+pub(crate) async fn rows_of_key<S: Schema>(
+    table: &Table<S>,
+    bucket: BucketId,
+    key: &ObjectKey,
+) -> Result<Vec<S::Row>, ModelError> {
     let placement = IndexShard { bucket, shard: 0 }.placement();
     let mut from = key_prefix(key);
     let to = sort_key::after_prefix(&from);

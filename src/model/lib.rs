@@ -46,12 +46,14 @@ pub mod pipeline;
 pub mod presence;
 pub mod put;
 pub mod repair;
+pub mod repair_aliases;
 pub mod resync;
 pub mod resync_queue;
 pub mod resync_worker;
 #[cfg(test)]
 mod rows_tests;
 pub mod scrub;
+pub mod set_aside;
 pub mod stale_uploads;
 pub mod state_file;
 mod superseded;

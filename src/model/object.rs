@@ -142,7 +142,7 @@ impl ObjectRow {
         self.live().map_or_else(Counts::default, |meta| Counts::of_object(meta.size))
     }
 
-    fn age(&self) -> (Timestamp, VersionId) {
+    pub(crate) fn age(&self) -> (Timestamp, VersionId) {
         (self.timestamp, self.version)
     }
 }

@@ -157,6 +157,7 @@ pub async fn run(
         db: db.clone(),
         database: chosen.path.clone(),
         directory: config.metadata_snapshots_dir.clone(),
+        metadata_dir: config.metadata_dir.clone(),
         reserve_bytes: metadata_reserve,
         disk: disk.clone(),
         clock: Arc::new(SystemClock),

@@ -129,6 +129,10 @@ impl LiveLayouts for Live {
     fn is_rebuilding(&self) -> bool {
         self.0.standing().is_rebuilding()
     }
+
+    fn may_collect(&self) -> bool {
+        !matches!(self.0.standing().get(), Standing::Rebuilding | Standing::Accepted)
+    }
 }
 
 /// Blocks are deleted by a node that knows what refers to them.
@@ -256,8 +260,15 @@ impl Node {
 /// Acts on what the start of this node means, before anything is served.
 async fn settle_start(tables: &TableStore, standing: &SharedStanding, node: NodeId, start: u64) -> Result<(), TableError> {
     tables.ensure_digests().await?;
+    tables.adopt_older_set_aside().await?;
     match standing.get() {
-        Standing::Whole => tables.record_start(start).await,
+        Standing::Whole | Standing::Accepted => tables.record_start(start).await,
+        Standing::Rebuilding if tables.is_accepting().await? => {
+            tracing::warn!(%node, "the operator declared this node's database whole: its rows are being brought back");
+            tables.accept_database().await?;
+            standing.set(Standing::Accepted);
+            tables.record_start(start).await
+        }
         Standing::Rebuilding => {
             tracing::warn!(%node, "the database is not the one this node had; its rows are fetched from the other owners, and until then this node answers no reads");
             tables.begin_rebuilding(start).await
@@ -275,7 +286,7 @@ async fn record_start_once_settled(tables: TableStore, standing: SharedStanding,
                 changed.await;
                 continue;
             }
-            Standing::Whole => tables.record_start(start).await,
+            Standing::Whole | Standing::Accepted => tables.record_start(start).await,
             Standing::Rebuilding => tables.begin_rebuilding(start).await,
         };
         if let Err(error) = recorded {

@@ -12,11 +12,16 @@ use std::time::Duration;
 
 use garage_db::{Db, DbError};
 use garage_http::dates::{iso8601_millis, parse_iso8601};
+use garage_table::TableError;
+use garage_table::starts::outdate_copies;
 use garage_types::disk::{Disk, FileError};
 use garage_types::offload::{Lost, offload};
 use garage_types::size::format_binary;
 use garage_types::{Clock, Offload, Timestamp, chain};
 use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use crate::state::{StateError, count_start, starts};
 
 /// How many are kept.
 const KEPT: usize = 2;
@@ -33,6 +38,10 @@ pub enum SnapshotError {
     File(#[from] FileError),
     #[error("a snapshot may need {} and the file system of {} has only {} to spare", format_binary(*needed), path.display(), format_binary(*available))]
     NoRoom { path: PathBuf, needed: u64, available: u64 },
+    #[error(transparent)]
+    Tables(#[from] TableError),
+    #[error(transparent)]
+    State(#[from] StateError),
     #[error("the work on snapshots was interrupted")]
     Lost(#[from] Lost),
 }
@@ -44,6 +53,8 @@ pub struct SnapshotParts {
     pub database: PathBuf,
     /// Where snapshots go; made when missing.
     pub directory: PathBuf,
+    /// Where starts are counted.
+    pub metadata_dir: PathBuf,
     /// Bytes that a snapshot leaves free.
     pub reserve_bytes: u64,
     pub disk: Arc<dyn Disk>,
@@ -75,12 +86,29 @@ impl Snapshots {
         let path = offload(&*self.0.parts.offload, move || inner.prepare()).await??;
         self.0.parts.db.snapshot_to(&path).await?;
         tracing::info!(path = %path.display(), "metadata snapshot made");
+        if let Err(error) = self.outdate().await {
+            tracing::error!(error = %chain(&error), "if this snapshot is put back before the next start, the node will not notice that it is old");
+        }
         let inner = self.0.clone();
         // The new one is there whatever happens to the old ones.
         if let Err(error) = offload(&*self.0.parts.offload, move || inner.remove_old()).await? {
             tracing::warn!(error = %chain(&error), "cannot remove old metadata snapshots");
         }
         Ok(path)
+    }
+}
+
+impl Snapshots {
+    /// Counts a start, so that what a snapshot says of this one is old: put back, it is noticed.
+    async fn outdate(&self) -> Result<(), SnapshotError> {
+        let (inner, parts) = (self.0.clone(), &self.0.parts);
+        let counted = offload(&*parts.offload, move || starts(&*inner.parts.disk, &inner.parts.metadata_dir)).await??;
+        // First the database: after a crash in between it is newer than the files, which is no reason to rebuild it.
+        if outdate_copies(&parts.db, counted + 1).await? {
+            let inner = self.0.clone();
+            offload(&*parts.offload, move || count_start(&*inner.parts.disk, &inner.parts.metadata_dir)).await??;
+        }
+        Ok(())
     }
 }
 
@@ -172,8 +200,11 @@ fn allocated(directory: &Path) -> Result<u64, FileError> {
 
 /// Takes a snapshot every `interval`, for as long as the node runs.
 pub async fn take_regularly(snapshots: Snapshots, interval: Duration) {
+    let mut next = Instant::now();
     loop {
-        tokio::time::sleep(interval).await;
+        // However long the last one took.
+        next = (next + interval).max(Instant::now());
+        tokio::time::sleep_until(next).await;
         if let Err(error) = snapshots.take().await {
             tracing::error!(error = %chain(&error), "no metadata snapshot was made");
         }

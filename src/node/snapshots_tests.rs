@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use garage_db::{Db, DbError, Engine, EngineOptions, Tree};
+use garage_table::starts::start_facts;
 use garage_types::clock::ManualClock;
 use garage_types::memory_disk::MemoryDisk;
 use garage_types::offload::Inline;
@@ -27,6 +28,7 @@ fn snapshots(db: &Db, directory: &Path, clock: &Arc<ManualClock>, disk: Arc<dyn 
         db: db.clone(),
         database: directory.join("db"),
         directory: directory.join("snapshots"),
+        metadata_dir: directory.to_owned(),
         reserve_bytes: 0,
         disk,
         clock: clock.clone(),
@@ -107,6 +109,7 @@ async fn snapshot_that_fails_leaves_nothing() {
         db: memory,
         database: directory.path().join("db"),
         directory: directory.path().join("others"),
+        metadata_dir: directory.path().to_owned(),
         reserve_bytes: 0,
         disk: Arc::new(RealDisk),
         clock,
@@ -114,6 +117,29 @@ async fn snapshot_that_fails_leaves_nothing() {
     });
     assert!(matches!(of_memory.take().await, Err(SnapshotError::Db(DbError::Unsupported { .. }))));
     assert_eq!(fs::read_dir(directory.path().join("others")).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn a_snapshot_that_is_put_back_is_older_than_the_files_beside_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let (db, _tree) = open(Engine::Lmdb, &directory.path().join("db"));
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    let count = || crate::state::count_start(&*disk, directory.path()).unwrap();
+    assert_eq!(count(), 1);
+    let snapshots = snapshots(&db, directory.path(), &Arc::new(ManualClock::at(NOON)), disk.clone());
+    // In a database that no start was recorded in, nothing can be told by it.
+    snapshots.take().await.unwrap();
+    let facts = start_facts(&db, 2).await.unwrap();
+    assert_eq!((facts.recorded_start, crate::state::starts(&*disk, directory.path()).unwrap()), (None, 1));
+    let state = db.open_tree("node_state").unwrap();
+    db.write::<_, DbError>(move |tx| tx.insert(state, b"start", &1_u64.to_be_bytes())).await.unwrap();
+    let path = snapshots.take().await.unwrap();
+    let next = count();
+    let facts = start_facts(&db, next).await.unwrap();
+    assert_eq!(facts.recorded_start, Some(facts.previous_start), "the database itself is up to date");
+    let (copy, _tree) = open(Engine::Lmdb, &path);
+    let facts = start_facts(&copy, next).await.unwrap();
+    assert!(facts.recorded_start.is_some_and(|recorded| recorded < facts.previous_start), "{facts:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -105,10 +105,14 @@ pub fn identity(disk: &dyn Disk, random: &dyn Random, metadata_dir: &Path) -> Re
 /// # Errors
 /// [`StateError`].
 pub fn next_start(disk: &dyn Disk, metadata_dir: &Path) -> Result<u64, StateError> {
-    Ok(counted_starts(disk, metadata_dir)? + 1)
+    Ok(starts(disk, metadata_dir)? + 1)
 }
 
-fn counted_starts(disk: &dyn Disk, metadata_dir: &Path) -> Result<u64, StateError> {
+/// How many starts were counted; 0 before the first.
+///
+/// # Errors
+/// [`StateError`].
+pub fn starts(disk: &dyn Disk, metadata_dir: &Path) -> Result<u64, StateError> {
     let path = metadata_dir.join(STARTS);
     match read_state(disk, &path)? {
         None => Ok(0),
@@ -128,7 +132,7 @@ fn counted_starts(disk: &dyn Disk, metadata_dir: &Path) -> Result<u64, StateErro
 /// [`StateError`].
 pub fn count_start(disk: &dyn Disk, metadata_dir: &Path) -> Result<u64, StateError> {
     let path = metadata_dir.join(STARTS);
-    let before = counted_starts(disk, metadata_dir)?;
+    let before = starts(disk, metadata_dir)?;
     let now = before + 1;
     let text = format!("{now}\n");
     match replace_atomically(disk, &path, text.as_bytes(), Access::Everyone) {

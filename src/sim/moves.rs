@@ -17,6 +17,7 @@ use garage_model::version::VersionTable;
 use garage_model::{Garage, ModelError};
 use garage_rpc::layout::{NodeRole, Standing};
 use garage_table::Schema;
+use garage_table::set_aside::{Reason, SetAside};
 use garage_types::{BucketId, ObjectKey};
 
 use crate::checks::rows;
@@ -230,6 +231,74 @@ fn a_node_put_back_to_an_old_database_forgets_it_and_learns_what_is() {
         has_equal_rows(&cluster.machines[0], machine).await;
         is_all_there(&cluster, &[0, 1, 2], bucket, 5..10).await;
         assert!(matches!(get(&garage(&cluster, 1), bucket, "k000").await, Err(ModelError::NoSuchKey)));
+        // What is set aside of the old database is older than what is: it does not come back, whatever an operator says.
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let aside = set_aside(&cluster, 1).await;
+        assert!(aside.len() < 30, "what the others have as well is not kept: {}", aside.len());
+        assert!(aside.iter().any(|row| row.table == ObjectTable::ID) && aside.iter().all(|row| row.reason == Reason::Restored));
+        let count = aside.len() as u64;
+        let done = garage(&cluster, 1).merge_set_aside(aside).await.unwrap();
+        assert_eq!((done.merged, done.superseded), (0, count));
+        assert!(matches!(get(&garage(&cluster, 1), bucket, "k000").await, Err(ModelError::NoSuchKey)));
+        has_equal_rows(&cluster.machines[0], machine).await;
+    });
+}
+
+async fn set_aside(cluster: &Cluster, machine: usize) -> Vec<SetAside> {
+    garage(cluster, machine).local().tables.set_aside_page(None, 10_000).await.unwrap()
+}
+
+#[test]
+fn databases_put_back_all_at_once_are_accepted_and_what_was_forgotten_since_comes_back_on_an_operators_word_only() {
+    in_virtual_time(async {
+        let (cluster, bucket) = three_of(3, 6).await;
+        fill(&cluster, 0, bucket, 0..10).await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let early = cluster.machines[1].engine.copy();
+        let key = ObjectKey::parse("k000").unwrap();
+        garage(&cluster, 0).delete_object(bucket, &key, Preconditions::default()).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(900)).await;
+        assert_eq!(rows_of::<ObjectTable>(&cluster.machines[0]).await.len(), 9, "the deletion is forgotten");
+        fill(&cluster, 0, bucket, 10..12).await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let copies = [cluster.machines[0].engine.copy(), early, cluster.machines[2].engine.copy()];
+        // A start that the copies do not know of.
+        for machine in &cluster.machines {
+            machine.crash(Death::Reset);
+            machine.restart().await;
+        }
+        cluster.until("all are connected", Cluster::is_connected).await;
+        fill(&cluster, 0, bucket, 12..13).await;
+        for machine in &cluster.machines {
+            machine.crash(Death::Reset);
+        }
+        for (machine, copy) in cluster.machines.iter().zip(&copies) {
+            machine.engine.become_copy_of(copy);
+            machine.restart().await;
+        }
+        let are = |standing| cluster.machines.iter().all(|machine| machine.node().unwrap().layout.standing().get() == standing);
+        tokio::time::sleep(Duration::from_secs(200)).await;
+        assert!(are(Standing::Rebuilding), "they wait for each other");
+        for machine in &cluster.machines {
+            let node = machine.node().unwrap();
+            assert!(node.garage.local().tables.accept_database().await.unwrap() > 0);
+            node.layout.accepted();
+            node.sync.request();
+        }
+        is_all_there(&cluster, &[0, 1, 2], bucket, 1..10).await;
+        cluster.until("they are compared", |_| are(Standing::Whole)).await;
+        for machine in &cluster.machines[1..] {
+            has_equal_rows(&cluster.machines[0], machine).await;
+        }
+        is_all_there(&cluster, &[0, 1, 2], bucket, 1..12).await;
+        for gone in ["k000", "k012"] {
+            assert!(matches!(get(&garage(&cluster, 1), bucket, gone).await, Err(ModelError::NoSuchKey)), "{gone}");
+        }
+        let aside = set_aside(&cluster, 1).await;
+        assert!(aside.iter().any(|row| row.table == ObjectTable::ID && row.reason == Reason::Returned), "{}", aside.len());
+        let done = garage(&cluster, 1).merge_set_aside(aside).await.unwrap();
+        assert!(done.merged > 0, "{done:?}");
+        is_all_there(&cluster, &[0, 1, 2], bucket, 0..12).await;
     });
 }
 

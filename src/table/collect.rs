@@ -118,7 +118,7 @@ impl Request for DropTombstones {
 
 impl TableStore {
     async fn hold(&self, request: HoldTombstones) -> Result<TombstonesHeld, TableError> {
-        self.check_whole()?;
+        self.check_may_collect()?;
         self.check_same_layout(request.layout)?;
         let HoldTombstones { table, slot, rows, .. } = request;
         let rules = self.0.table(table)?.rules.clone();
@@ -139,7 +139,7 @@ impl TableStore {
     }
 
     async fn advance(&self, request: AdvanceEpoch) -> Result<EpochAdvanced, TableError> {
-        self.check_whole()?;
+        self.check_may_collect()?;
         self.check_same_layout(request.layout)?;
         self.raise_epoch(request.table, request.slot, request.epoch).await?;
         Ok(EpochAdvanced {})

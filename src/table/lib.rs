@@ -11,6 +11,7 @@
 //!
 //! It does not know what an object or a block is: what rows mean is given by the [`schema::Schema`] implementations of `model`.
 
+mod accept;
 pub mod collect;
 pub mod digest;
 pub mod epochs;
@@ -20,6 +21,7 @@ pub mod heard;
 pub mod queue;
 pub mod schema;
 pub mod segments;
+pub mod set_aside;
 pub mod starts;
 pub mod store;
 pub mod sync;

@@ -4,12 +4,20 @@ use std::ops::{Bound, ControlFlow};
 
 use garage_db::{Db, DbError, Direction, Snapshot, Transaction, Tree};
 use garage_rpc::layout::StartFacts;
+use garage_types::Timestamp;
 
 use crate::error::TableError;
+use crate::set_aside::Reason;
 use crate::store::TableStore;
 
 const START: &[u8] = b"start";
-const REBUILDING: &[u8] = b"rebuilding";
+pub(crate) const REBUILDING: &[u8] = b"rebuilding";
+/// When the rebuilding set rows aside: milliseconds since 1970, big-endian.
+pub(crate) const SET_ASIDE_AT: &[u8] = b"set_aside_at";
+/// An operator has declared the database whole, and its rows are being brought back.
+pub(crate) const ACCEPTING: &[u8] = b"accepting";
+/// They are back, and have not been compared with the others' yet.
+pub(crate) const ACCEPTED: &[u8] = b"accepted";
 /// Rows moved in one transaction.
 const BATCH: usize = 500;
 
@@ -25,15 +33,33 @@ pub(crate) const STATE_TREE: &str = "node_state";
 pub async fn start_facts(db: &Db, start: u64) -> Result<StartFacts, TableError> {
     let state = db.open_tree(STATE_TREE)?;
     let read = move |tx: &Snapshot<'_>| {
-        let recorded = tx.get(state, START)?;
-        Ok::<_, DbError>((recorded, tx.get(state, REBUILDING)?.is_some()))
+        let is_set = |key: &[u8]| Ok::<_, DbError>(tx.get(state, key)?.is_some());
+        let recorded: Option<Vec<u8>> = tx.get(state, START)?;
+        Ok::<_, DbError>((recorded, is_set(REBUILDING)?, is_set(ACCEPTED)?))
     };
-    let (recorded, was_rebuilding) = db.read(read).await?;
+    let (recorded, was_rebuilding, was_accepted) = db.read(read).await?;
     let recorded_start = match recorded {
         None => None,
         Some(bytes) => Some(u64::from_be_bytes(bytes.try_into().map_err(|_| TableError::DamagedState)?)),
     };
-    Ok(StartFacts { recorded_start, previous_start: start.saturating_sub(1), was_rebuilding })
+    Ok(StartFacts { recorded_start, previous_start: start.saturating_sub(1), was_rebuilding, was_accepted })
+}
+
+/// Records that a copy of the database was made that must not be mistaken for this one: it is as old as an earlier start. Returns
+/// whether the next start has to be counted, too; not in a database that knows of no start.
+///
+/// # Errors
+/// [`TableError`].
+pub async fn outdate_copies(db: &Db, start: u64) -> Result<bool, TableError> {
+    let state = db.open_tree(STATE_TREE)?;
+    let raise = move |tx: &mut Transaction<'_>| {
+        let is_known = tx.get(state, START)?.is_some();
+        if is_known {
+            tx.insert(state, START, &start.to_be_bytes())?;
+        }
+        Ok::<_, DbError>(is_known)
+    };
+    Ok(db.write(raise).await?)
 }
 
 impl TableStore {
@@ -43,7 +69,12 @@ impl TableStore {
     /// [`TableError`].
     pub async fn record_start(&self, start: u64) -> Result<(), TableError> {
         let state = self.0.state;
-        Ok(self.db().write(move |tx| tx.insert(state, START, &start.to_be_bytes())).await?)
+        let record = move |tx: &mut Transaction<'_>| {
+            // One that a copy was made of meanwhile says a later one.
+            let is_later = |bytes: Vec<u8>| <[u8; 8]>::try_from(bytes).is_ok_and(|bytes| u64::from_be_bytes(bytes) > start);
+            if tx.get(state, START)?.is_some_and(is_later) { Ok(()) } else { tx.insert(state, START, &start.to_be_bytes()) }
+        };
+        Ok(self.db().write::<_, DbError>(record).await?)
     }
 
     /// Records that this node rebuilds, and sets every row aside: what a database from another time says must not be mistaken for
@@ -63,6 +94,7 @@ impl TableStore {
         let state = self.0.state;
         let record = move |tx: &mut Transaction<'_>| {
             tx.insert(state, START, &start.to_be_bytes())?;
+            tx.remove(state, ACCEPTED)?;
             tx.insert(state, REBUILDING, &[1])
         };
         Ok(self.db().write(record).await?)
@@ -71,23 +103,36 @@ impl TableStore {
     /// Sets every row aside and clears what follows from rows.
     async fn empty(&self) -> Result<(), TableError> {
         let tables: Vec<_> = self.0.tables.iter().map(|(table, local)| (*table, local.rows)).collect();
-        let aside = self.0.set_aside;
+        let (aside, state, now) = (self.0.set_aside, self.0.state, self.0.clock.now());
+        // All under one time, also when a crash comes in between.
+        let begin = move |tx: &mut Transaction<'_>| match tx.get(state, SET_ASIDE_AT)? {
+            Some(begun) => Ok::<Vec<u8>, DbError>(begun),
+            None => {
+                let now = now.as_millis().to_be_bytes();
+                tx.insert(state, SET_ASIDE_AT, &now).map(|()| now.to_vec())
+            }
+        };
+        let begun = self.db().write(begin).await?;
+        let at = Timestamp::from_millis(u64::from_be_bytes(begun.try_into().map_err(|_| TableError::DamagedState)?));
         for (table, rows) in tables {
             let move_some = move |tx: &mut Transaction<'_>| {
-                let moved = first_rows(tx, rows)?;
+                let moved = first_rows(tx, rows, BATCH)?;
                 for (key, row) in &moved {
-                    let mut stored = vec![table.0];
-                    stored.extend_from_slice(key);
-                    tx.insert(aside, &stored, row)?;
+                    aside.keep(tx, (at, Reason::Restored), table, key, row)?;
                     tx.remove(rows, key)?;
                 }
                 Ok::<_, DbError>(moved.len())
             };
             while self.db().write(move_some).await? > 0 {}
         }
+        let (epochs, epochs_aside) = (self.0.epochs.0, self.0.epochs_aside);
+        let keep_epochs = move |tx: &mut Transaction<'_>| {
+            first_rows(tx, epochs, usize::MAX)?.iter().try_for_each(|(key, epoch)| tx.insert(epochs_aside, key, epoch))
+        };
+        self.db().write::<_, DbError>(keep_epochs).await?;
         for tree in self.derived_trees() {
             let clear = move |tx: &mut Transaction<'_>| {
-                let rows = first_rows(tx, tree)?;
+                let rows = first_rows(tx, tree, BATCH)?;
                 rows.iter().try_for_each(|(key, _)| tx.remove(tree, key))?;
                 Ok::<_, DbError>(rows.len())
             };
@@ -101,8 +146,15 @@ impl TableStore {
     /// # Errors
     /// [`TableError`].
     pub async fn record_rebuilt(&self) -> Result<(), TableError> {
-        let state = self.0.state;
-        Ok(self.db().write(move |tx| tx.remove(state, REBUILDING)).await?)
+        let (state, epochs) = (self.0.state, self.0.epochs_aside);
+        let record = move |tx: &mut Transaction<'_>| {
+            for (key, _epoch) in first_rows(tx, epochs, usize::MAX)? {
+                tx.remove(epochs, &key)?;
+            }
+            tx.remove(state, SET_ASIDE_AT)?;
+            tx.remove(state, REBUILDING)
+        };
+        Ok(self.db().write::<_, DbError>(record).await?)
     }
 
     /// Adds up digests for a database that was written without them.
@@ -138,11 +190,12 @@ impl TableStore {
     }
 }
 
-fn first_rows(tx: &Transaction<'_>, tree: Tree) -> Result<Vec<KeyValue>, DbError> {
+/// The first rows of a tree, at most `limit`.
+pub(crate) fn first_rows(tx: &Transaction<'_>, tree: Tree, limit: usize) -> Result<Vec<KeyValue>, DbError> {
     let mut rows = Vec::new();
     tx.range(tree, (Bound::Unbounded, Bound::Unbounded), Direction::Forward, &mut |key, row| {
         rows.push((key.to_vec(), row.to_vec()));
-        if rows.len() < BATCH { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        if rows.len() < limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
     Ok(rows)
 }

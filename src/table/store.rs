@@ -23,6 +23,7 @@ use crate::error::TableError;
 use crate::graves::Graves;
 use crate::schema::{Collection, Replication, Rules, Schema, local_key};
 use crate::segments::Segments;
+use crate::set_aside::SetAsideTree;
 use crate::transaction::RowTransaction;
 use crate::wire::{Found, Mode, Page, Range, Read, TableId, Verdict, Write};
 
@@ -39,6 +40,9 @@ pub trait LiveLayouts: Send + Sync + 'static {
 
     /// Whether this node's rows are not all there.
     fn is_rebuilding(&self) -> bool;
+
+    /// Whether this node has held every tombstone that was collected.
+    fn may_collect(&self) -> bool;
 }
 
 pub(crate) struct LocalTable {
@@ -50,7 +54,7 @@ pub(crate) struct LocalTable {
 
 pub(crate) struct Inner {
     db: Db,
-    clock: Arc<dyn Clock>,
+    pub(crate) clock: Arc<dyn Clock>,
     pub(crate) layouts: Arc<dyn LiveLayouts>,
     pub(crate) tables: BTreeMap<TableId, LocalTable>,
     /// Local trees of the schemas, that follow from rows.
@@ -61,7 +65,11 @@ pub(crate) struct Inner {
     /// What this node stamps the rows that it sends with.
     pub(crate) known_epochs: Known,
     pub(crate) graves: Graves,
-    pub(crate) set_aside: Tree,
+    pub(crate) set_aside: SetAsideTree,
+    /// As earlier versions kept it.
+    pub(crate) older_set_aside: Tree,
+    /// Epochs of the database that is being rebuilt.
+    pub(crate) epochs_aside: Tree,
     pub(crate) state: Tree,
     queued: Notify,
 }
@@ -304,6 +312,19 @@ impl TableStore {
     /// As [`Self::check_whole`], for reads.
     fn check_answers(&self) -> Result<(), TableError> {
         if is_planted(Bug::RebuildingAnswersReads) { Ok(()) } else { self.check_whole() }
+    }
+
+    /// Neither can tombstones be collected by a node whose database is an older one and was not compared with the others' yet.
+    ///
+    /// # Errors
+    /// [`TableError::Rebuilding`].
+    pub(crate) fn check_may_collect(&self) -> Result<(), TableError> {
+        if self.0.layouts.may_collect() { Ok(()) } else { Err(TableError::Rebuilding) }
+    }
+
+    /// The name of a table; `None` when there is none of that number.
+    pub fn name_of(&self, table: TableId) -> Option<&'static str> {
+        self.0.tables.get(&table).map(|local| local.rules.name())
     }
 
     pub(crate) fn check_layout(&self, caller: u64) -> Result<(), TableError> {

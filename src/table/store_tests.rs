@@ -81,6 +81,10 @@ impl LiveLayouts for Oldest {
     fn is_rebuilding(&self) -> bool {
         false
     }
+
+    fn may_collect(&self) -> bool {
+        true
+    }
 }
 
 struct Fixture {

@@ -7,7 +7,7 @@ use super::bucket::BucketCommand;
 use super::key::KeyCommand;
 use super::layout::LayoutCommand;
 use super::value::{Limit, Redundancy};
-use super::worker::{RepairArgs, RepairWhat};
+use super::worker::{RepairArgs, RepairWhat, SetAsideWhat};
 use super::{Cli, Command, MetaCommand, NodeCommand};
 
 fn parse(line: &str) -> Result<Command, String> {
@@ -29,6 +29,23 @@ fn old_and_new_spellings_of_making_a_key_mean_the_same() {
     let Ok(Command::Key(KeyCommand::Create(create))) = parse("key create --expires-in 1d") else { panic!() };
     assert_eq!((create.name(), create.expires_in), (None, Some(Duration::from_secs(86_400))));
     assert!(parse("key create a --name b").is_err());
+}
+
+#[test]
+fn a_repair_is_confirmed_before_or_after_its_name() {
+    for line in ["repair -a --yes tables", "repair tables --yes -a", "repair --all-nodes tables --yes"] {
+        let Ok(Command::Repair(RepairArgs { all_nodes: true, yes: true, what: RepairWhat::Tables })) = parse(line) else {
+            panic!("{line}")
+        };
+    }
+    let Ok(Command::Repair(RepairArgs { yes: true, what: RepairWhat::SetAside { command }, .. })) =
+        parse("repair set-aside merge ab cd --yes")
+    else {
+        panic!()
+    };
+    assert!(matches!(command, SetAsideWhat::Merge(rows) if rows.ids == ["ab", "cd"] && !rows.all));
+    assert!(parse("repair set-aside discard --yes").is_err(), "which?");
+    assert!(parse("repair set-aside discard --all ab").is_err());
 }
 
 #[test]

@@ -40,16 +40,16 @@ pub enum WorkerCommand {
 #[derive(Debug, Clone, Args)]
 pub struct RepairArgs {
     /// On every node
-    #[arg(short, long)]
+    #[arg(short, long, global = true)]
     pub all_nodes: bool,
     /// Confirms
-    #[arg(long)]
+    #[arg(long, global = true)]
     pub yes: bool,
     #[command(subcommand)]
     pub what: RepairWhat,
 }
 
-#[derive(Debug, Clone, Copy, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub enum RepairWhat {
     /// Compare all metadata with other nodes
     Tables,
@@ -70,11 +70,41 @@ pub enum RepairWhat {
     Rebalance,
     /// Set right names of buckets that contradict each other
     Aliases,
+    /// Rows that the node took out of its tables although nobody deleted them: a decision is needed
+    SetAside {
+        #[command(subcommand)]
+        command: SetAsideWhat,
+    },
     /// Read and check every block file
     Scrub {
         #[command(subcommand)]
         command: ScrubWhat,
     },
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub enum SetAsideWhat {
+    /// List them: of which table and key, when and why
+    List,
+    /// Show all that one says
+    Show {
+        /// Its id in the list, or the beginning of it
+        id: String,
+    },
+    /// Offer them to their owners again, as new writes; what is superseded stays set aside
+    Merge(WhichRows),
+    /// Let them go for good
+    Discard(WhichRows),
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct WhichRows {
+    /// Their ids in the list, or the beginnings of them
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    pub ids: Vec<String>,
+    /// All of the node's
+    #[arg(long)]
+    pub all: bool,
 }
 
 #[derive(Debug, Clone, Copy, Subcommand)]

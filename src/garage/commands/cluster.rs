@@ -1,13 +1,14 @@
 //! `garage status`, `garage node …` and `garage stats`.
 
 use garage_admin::cluster::{ConnectClusterNodes, GetClusterStatus};
+use garage_admin::databases::AcceptDatabase;
 use garage_admin::layout::GetClusterLayout;
-use garage_admin::nodes::GetNodeStatistics;
+use garage_admin::nodes::{GetNodeStatistics, Multi, NodeStatistics};
 use garage_types::NodeId;
 use garage_types::config::{Config, PeerAddress};
 use serde::Serialize;
 
-use crate::args::{Global, NodeIdArgs, StatsArgs};
+use crate::args::{AcceptDatabaseArgs, Global, NodeIdArgs, StatsArgs};
 use crate::connection::Daemon;
 use crate::error::CliError;
 use crate::output::{Output, print};
@@ -27,13 +28,35 @@ pub(super) async fn connect(daemon: &Daemon, peer: &PeerAddress, output: Output)
     }
 }
 
+pub(super) async fn accept_database(daemon: &Daemon, args: &AcceptDatabaseArgs, output: Output) -> Result<(), CliError> {
+    let AcceptDatabaseArgs { all_nodes, force, yes } = *args;
+    super::confirmed(yes, ACCEPTANCE)?;
+    let node = if all_nodes { "*" } else { "self" }.to_owned();
+    let accepted = daemon.call(AcceptDatabase { node, force }).await?;
+    output.reply(&accepted, show::cluster::accepted)?;
+    if accepted.error.is_empty() { Ok(()) } else { Err(CliError::Incomplete) }
+}
+
+/// What is lost with an accepted database.
+const ACCEPTANCE: &str = "Whatever was written after an accepted database was copied, and is in no other accepted one, is lost; what was \
+    deleted since may be back, and objects whose blocks are gone cannot be read";
+
 pub(super) async fn stats(daemon: &Daemon, args: &StatsArgs, output: Output) -> Result<(), CliError> {
     let node = if args.all_nodes { "*" } else { "self" }.to_owned();
     let nodes = daemon.call(GetNodeStatistics { node }).await?;
     let status = daemon.call(GetClusterStatus).await?;
     let layout = daemon.call(GetClusterLayout).await?;
-    output.reply(&nodes, |nodes| show::stats::stats(nodes, &status, &layout))?;
+    let shown = ShownStats { nodes: &nodes, cluster: show::stats::room_left(&status, &layout) };
+    output.reply(&shown, |shown| show::stats::stats(shown.nodes, &status, &layout))?;
     if nodes.error.is_empty() { Ok(()) } else { Err(CliError::Incomplete) }
+}
+
+/// What `garage stats` says, as JSON.
+#[derive(Serialize)]
+struct ShownStats<'a> {
+    #[serde(flatten)]
+    nodes: &'a Multi<NodeStatistics>,
+    cluster: show::stats::RoomLeft,
 }
 
 /// What `garage node id` says, as JSON.

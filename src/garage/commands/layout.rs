@@ -276,7 +276,8 @@ mod tests {
     }
 
     fn plan(args: &AssignArgs) -> Result<Vec<RoleChange>, String> {
-        let status = ClusterStatus { layout_version: 3, nodes: vec![], layout_conflicts: vec![], departed: vec![] };
+        let status =
+            ClusterStatus { layout_version: 3, nodes: vec![], layout_conflicts: vec![], departed: vec![], waiting: vec![] };
         assignment(args, &layout(), &status).map(|update| update.roles).map_err(|error| error.to_string())
     }
 
@@ -307,7 +308,13 @@ mod tests {
 
     #[test]
     fn a_node_that_replaces_another_one_inherits_its_role() {
-        let status = ClusterStatus { layout_version: 3, nodes: vec![stranger(9)], layout_conflicts: vec![], departed: vec![] };
+        let status = ClusterStatus {
+            layout_version: 3,
+            nodes: vec![stranger(9)],
+            layout_conflicts: vec![],
+            departed: vec![],
+            waiting: vec![],
+        };
         let plan = |args: &AssignArgs| assignment(args, &layout(), &status).map(|update| update.roles);
         let changes = plan(&AssignArgs { replace: vec!["03".into()], ..assign(&["09"]) }).unwrap();
         let zone_and_capacity = |change: &RoleChange| (change.zone.clone(), change.capacity);

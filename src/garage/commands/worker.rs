@@ -2,6 +2,7 @@
 
 use garage_admin::blocks::{GetBlockInfo, ListBlockErrors, PurgeBlocks, RetryBlockResync};
 use garage_admin::nodes::Multi;
+use garage_admin::set_aside::{DiscardSetAsideRows, GetSetAsideRow, ListSetAsideRows, MergeSetAsideRows, WhichSetAside};
 use garage_admin::workers::{
     GetWorkerInfo, GetWorkerVariable, LaunchRepairOperation, ListWorkers, RepairType, SetWorkerVariable,
 };
@@ -9,11 +10,11 @@ use garage_block::scrub::ScrubCommand;
 use serde::Serialize;
 
 use super::confirmed;
-use crate::args::worker::{BlockCommand, RepairArgs, RepairWhat, ScrubWhat, WorkerCommand};
+use crate::args::worker::{BlockCommand, RepairArgs, RepairWhat, ScrubWhat, SetAsideWhat, WhichRows, WorkerCommand};
 use crate::connection::Daemon;
 use crate::error::CliError;
 use crate::output::Output;
-use crate::show::worker as show;
+use crate::show::{set_aside as set_aside_show, worker as show};
 
 fn nodes(all: bool) -> String {
     if all { "*" } else { "self" }.to_owned()
@@ -59,6 +60,7 @@ pub(super) async fn worker(daemon: &Daemon, command: WorkerCommand, output: Outp
 pub(super) async fn repair(daemon: &Daemon, args: RepairArgs, output: Output) -> Result<(), CliError> {
     let RepairArgs { all_nodes, yes, what } = args;
     let repair_type = match what {
+        RepairWhat::SetAside { command } => return set_aside(daemon, command, nodes(all_nodes), yes, output).await,
         RepairWhat::Tables => RepairType::Tables,
         RepairWhat::Blocks => RepairType::Blocks,
         RepairWhat::Versions => RepairType::Versions,
@@ -79,6 +81,24 @@ pub(super) async fn repair(daemon: &Daemon, args: RepairArgs, output: Output) ->
     confirmed(yes, "A repair reads much of what the node stores and may remove what is superfluous")?;
     let launched = daemon.call(LaunchRepairOperation { node: nodes(all_nodes), repair_type }).await?;
     each(output, &launched, show::launched)
+}
+
+async fn set_aside(daemon: &Daemon, command: SetAsideWhat, node: String, yes: bool, output: Output) -> Result<(), CliError> {
+    let which = |rows: WhichRows| WhichSetAside { all: rows.all, ids: rows.ids };
+    match command {
+        SetAsideWhat::List => each(output, &daemon.call(ListSetAsideRows { node }).await?, set_aside_show::list),
+        SetAsideWhat::Show { id } => each(output, &daemon.call(GetSetAsideRow { node, id }).await?, set_aside_show::content),
+        SetAsideWhat::Merge(rows) => {
+            confirmed(yes, "What these rows say is written again, as if it were written now: what was deleted may be back")?;
+            let settled = daemon.call(MergeSetAsideRows { node, which: which(rows) }).await?;
+            each(output, &settled, set_aside_show::settled)
+        }
+        SetAsideWhat::Discard(rows) => {
+            confirmed(yes, "These rows are lost for good, with what only they say")?;
+            let settled = daemon.call(DiscardSetAsideRows { node, which: which(rows) }).await?;
+            each(output, &settled, set_aside_show::settled)
+        }
+    }
 }
 
 pub(super) async fn block(daemon: &Daemon, command: BlockCommand, output: Output) -> Result<(), CliError> {

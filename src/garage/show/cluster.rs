@@ -1,8 +1,11 @@
 //! `garage status`
 
 use garage_admin::cluster::{ClusterNode, ClusterStatus, Role};
+use garage_admin::databases::DatabaseAccepted;
 use garage_admin::layout::Layout;
 use garage_admin::nodes::Multi;
+use garage_admin::waiting::{Stalled, Waiting};
+use garage_types::NodeId;
 use garage_types::size::format_decimal;
 
 use super::{ago, heading, moves, row, share, table, tags};
@@ -37,6 +40,7 @@ pub fn status(status: &ClusterStatus, layout: &Layout) -> String {
         text += "\n";
         text += section;
     }
+    text += &waiting(status);
     for conflict in &status.layout_conflicts {
         let digests: Vec<&str> = conflict.digests.iter().map(|digest| digest.get(..16).unwrap_or(digest)).collect();
         text += &format!(
@@ -49,6 +53,45 @@ pub fn status(status: &ClusterStatus, layout: &Layout) -> String {
         text += "\n";
         text += &super::layout::staged(layout);
         text += "\nTo see what the changes would do: garage layout show\n";
+    }
+    text
+}
+
+/// What cannot end by itself, what rebuilds, and which nodes wait for the operator's word.
+fn waiting(status: &ClusterStatus) -> String {
+    let mut text = String::new();
+    let list = |nodes: &[NodeId]| nodes.iter().map(NodeId::short).collect::<Vec<_>>().join(", ");
+    for Waiting { what, for_nodes_away, for_nodes_rebuilding } in &status.waiting {
+        let mut needed = Vec::new();
+        if !for_nodes_away.is_empty() {
+            needed.push(format!("{} (not connected)", list(for_nodes_away)));
+        }
+        if !for_nodes_rebuilding.is_empty() {
+            needed.push(format!("{} (rebuilding)", list(for_nodes_rebuilding)));
+        }
+        let needed = needed.join(" and ");
+        text += &match what {
+            Stalled::Rebuilding { node } if needed.is_empty() => {
+                format!(
+                    "\n{} rebuilds its metadata from the other owners, and answers for none of it until that is done.\n",
+                    node.short()
+                )
+            }
+            Stalled::Rebuilding { node } => format!(
+                "\n{} cannot rebuild its metadata: it waits for {needed}. Bring them back. If they and their databases are gone for good, \
+                 see garage node accept-database.\n",
+                node.short()
+            ),
+            Stalled::LayoutChange { version } => format!(
+                "\nThe change to layout version {version} waits for {needed}. Those that rebuild must end that first; for those that will not \
+                 come back, see garage layout skip-dead-nodes.\n"
+            ),
+        };
+    }
+    let moves = status.nodes.iter().filter_map(|node| Some((node.id, node.moves.as_ref()?)));
+    for (node, moves) in moves.filter(|(_node, moves)| moves.rows_set_aside > 0 && !moves.rebuilding) {
+        text +=
+            &format!("\n{} has {} rows set aside: see garage repair set-aside list there.\n", node.short(), moves.rows_set_aside);
     }
     text
 }
@@ -101,6 +144,15 @@ fn capacity(node: &ClusterNode, layout: &Layout) -> String {
     }
 }
 
+/// Whose databases count as whole now.
+pub fn accepted(accepted: &Multi<DatabaseAccepted>) -> String {
+    let mut rows = vec![row(["Node", "Result"])];
+    let result = |accepted: &DatabaseAccepted| format!("Accepted, {} rows", accepted.rows_brought_back);
+    rows.extend(accepted.success.iter().map(|(node, accepted)| vec![node.short(), result(accepted)]));
+    rows.extend(accepted.error.iter().map(|(node, error)| vec![node.short(), format!("Error: {error}")]));
+    table(&rows)
+}
+
 /// What came of asking nodes for a snapshot.
 pub fn snapshots(made: &Multi<()>) -> String {
     let mut rows = vec![row(["Node", "Result"])];
@@ -113,11 +165,11 @@ pub fn snapshots(made: &Multi<()>) -> String {
 mod tests {
     use garage_admin::cluster::{ClusterNode, ClusterStatus, Role, StatusConflict};
     use garage_admin::layout::{Layout, LayoutParameters, RoleChange, ZoneRedundancy};
-    use garage_admin::moves::{DepartedNode, Removal};
+    use garage_admin::moves::{DepartedNode, NodeMoves, Removal};
     use garage_admin::nodes::{Multi, Space};
     use garage_types::NodeId;
 
-    use super::{snapshots, status};
+    use super::{Stalled, Waiting, snapshots, status};
 
     fn node(byte: u8) -> ClusterNode {
         ClusterNode {
@@ -166,7 +218,8 @@ mod tests {
             staged_parameters: None,
         };
         let conflict = StatusConflict { version: 1, digests: vec!["a".repeat(64), "b".repeat(64)] };
-        let cluster = ClusterStatus { layout_version: 1, nodes, layout_conflicts: vec![conflict], departed: vec![] };
+        let cluster =
+            ClusterStatus { layout_version: 1, nodes, layout_conflicts: vec![conflict], departed: vec![], waiting: vec![] };
         let text = status(&cluster, &layout);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(
@@ -196,5 +249,25 @@ mod tests {
         let text = status(&ClusterStatus { layout_version: 5, departed: vec![left(4), left(5)], ..cluster }, &layout);
         assert!(text.contains("0505050505050505  #5         unknown"), "{text}");
         assert!(!text.contains("0404040404040404"), "it left before the last change, and is not there: {text}");
+        let id = |byte| NodeId::from_bytes([byte; 32]);
+        let stalled = |what, away: &[u8], rebuilding: &[u8]| Waiting {
+            what,
+            for_nodes_away: away.iter().map(|n| id(*n)).collect(),
+            for_nodes_rebuilding: rebuilding.iter().map(|n| id(*n)).collect(),
+        };
+        let waiting = vec![
+            stalled(Stalled::Rebuilding { node: id(1) }, &[], &[]),
+            stalled(Stalled::Rebuilding { node: id(2) }, &[3], &[4]),
+            stalled(Stalled::LayoutChange { version: 7 }, &[3], &[]),
+        ];
+        let moves = NodeMoves { rows_set_aside: 4, ..NodeMoves::default() };
+        let nodes = vec![ClusterNode { moves: Some(moves), ..node(6) }];
+        let text =
+            status(&ClusterStatus { layout_version: 5, nodes, layout_conflicts: vec![], departed: vec![], waiting }, &layout);
+        assert!(text.contains("0101010101010101 rebuilds its metadata"), "{text}");
+        let why = "0202020202020202 cannot rebuild its metadata: it waits for 0303030303030303 (not connected) and 0404040404040404 (rebuilding)";
+        assert!(text.contains(why) && text.contains("garage node accept-database"), "{text}");
+        assert!(text.contains("layout version 7 waits for 0303030303030303 (not connected)"), "{text}");
+        assert!(text.contains("0606060606060606 has 4 rows set aside"), "{text}");
     }
 }

@@ -5,6 +5,7 @@ use garage_admin::layout::Layout;
 use garage_admin::nodes::{BlockStatistics, Multi, NodeStatistics, Space};
 use garage_types::NodeId;
 use garage_types::size::format_decimal;
+use serde::Serialize;
 
 use super::{heading, moves, row, table};
 
@@ -93,6 +94,31 @@ fn cluster(status: &ClusterStatus, layout: &Layout) -> String {
     text
 }
 
+/// What the cluster still has room for, as JSON.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RoomLeft {
+    /// `None` when no node tells.
+    data_bytes_free_estimated: Option<u64>,
+    metadata_bytes_free_estimated: Option<u64>,
+    /// Some nodes do not tell: there may be less.
+    is_upper_bound: bool,
+}
+
+/// What the cluster still has room for.
+pub fn room_left(status: &ClusterStatus, layout: &Layout) -> RoomLeft {
+    let data = free_space(status, layout, |node| node.data_partition);
+    let metadata = free_space(status, layout, |node| node.metadata_partition);
+    let bytes = |free: FreeSpace| match free {
+        FreeSpace::Exactly(bytes) | FreeSpace::AtMost(bytes) => bytes,
+    };
+    RoomLeft {
+        data_bytes_free_estimated: data.map(bytes),
+        metadata_bytes_free_estimated: metadata.map(bytes),
+        is_upper_bound: [data, metadata].iter().any(|free| !matches!(free, Some(FreeSpace::Exactly(_)))),
+    }
+}
+
 /// How much fits until the first node is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum FreeSpace {
@@ -146,7 +172,7 @@ mod tests {
     use garage_admin::nodes::{BlockStatistics, Multi, NodeInfo, NodeStatistics, Space, TableStatistics};
     use garage_types::NodeId;
 
-    use super::{FreeSpace, cluster, free_space, stats};
+    use super::{FreeSpace, RoomLeft, cluster, free_space, room_left, stats};
 
     fn id(byte: u8) -> NodeId {
         NodeId::from_bytes([byte; 32])
@@ -192,11 +218,15 @@ mod tests {
             nodes: vec![node(1, Some(25_600)), node(2, Some(6400)), node(3, third)],
             layout_conflicts: vec![],
             departed: vec![],
+            waiting: vec![],
         };
         let data = |node: &ClusterNode| node.data_partition;
         assert_eq!(free_space(&status(Some(12_800)), &layout, data), Some(FreeSpace::Exactly(50 * 256)));
         assert_eq!(free_space(&status(None), &layout, data), Some(FreeSpace::AtMost(50 * 256)));
         assert_eq!(free_space(&status(None), &layout, |node| node.metadata_partition), None);
+        let room =
+            RoomLeft { data_bytes_free_estimated: Some(50 * 256), metadata_bytes_free_estimated: None, is_upper_bound: true };
+        assert_eq!(room_left(&status(None), &layout), room);
         assert!(cluster(&status(None), &layout).contains("data:      < 12.8 KB (some nodes do not tell)"));
     }
 
@@ -230,7 +260,8 @@ mod tests {
             staged_role_changes: vec![],
             staged_parameters: None,
         };
-        let status = ClusterStatus { layout_version: 0, nodes: vec![], layout_conflicts: vec![], departed: vec![] };
+        let status =
+            ClusterStatus { layout_version: 0, nodes: vec![], layout_conflicts: vec![], departed: vec![], waiting: vec![] };
         let text = stats(&nodes, &status, &layout);
         for part in [
             "==== NODE [0101010101010101] ====\n",

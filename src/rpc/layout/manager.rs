@@ -142,6 +142,11 @@ impl LayoutManager {
         self.change(|_| Ok(())).await
     }
 
+    /// An operator declared this node's database whole, and its rows are back.
+    pub fn accepted(&self) {
+        self.shared.standing.set(Standing::Accepted);
+    }
+
     /// The layout now, for reading. Writes take a [`WritePermit`] instead.
     pub fn current(&self) -> Arc<ClusterLayout> {
         self.shared.current.load_full()
@@ -296,7 +301,7 @@ impl Shared {
             match self.standing.get() {
                 Standing::Whole => next.advance(self.me, changes.older_writes()),
                 // Its word is worth nothing yet.
-                Standing::Fresh | Standing::Rebuilding => next.retire_synced(),
+                Standing::Fresh | Standing::Rebuilding | Standing::Accepted => next.retire_synced(),
             }
             if next == *changes.history {
                 return Ok(outcome);

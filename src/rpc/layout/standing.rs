@@ -19,6 +19,9 @@ pub enum Standing {
     Fresh,
     /// The layout counts on rows that this database does not have.
     Rebuilding,
+    /// An older database that an operator declared whole, because nobody has a better one: it answers, and collects and deletes nothing until
+    /// it has been compared with the others.
+    Accepted,
     Whole,
 }
 
@@ -31,6 +34,8 @@ pub struct StartFacts {
     pub previous_start: u64,
     /// A rebuilding was under way.
     pub was_rebuilding: bool,
+    /// The database was accepted, and not compared with the others' yet.
+    pub was_accepted: bool,
 }
 
 /// The standing of a node at its start, by its database, its files and the layout it remembers.
@@ -47,6 +52,7 @@ pub fn at_start(facts: StartFacts, history: &LayoutHistory, me: NodeId) -> Stand
         // Older than the files beside it: it was restored from a copy.
         Some(_) if is_planted(Bug::OldDatabaseBelieved) => Standing::Whole,
         Some(recorded) if recorded < facts.previous_start && history.members().contains(&me) => Standing::Rebuilding,
+        Some(_) if facts.was_accepted => Standing::Accepted,
         Some(_) => Standing::Whole,
     }
 }
@@ -84,6 +90,7 @@ impl SharedStanding {
         match self.0.value.load(Ordering::Acquire) {
             0 => Standing::Fresh,
             1 => Standing::Rebuilding,
+            2 => Standing::Accepted,
             _ => Standing::Whole,
         }
     }
@@ -108,7 +115,8 @@ fn number(standing: Standing) -> u8 {
     match standing {
         Standing::Fresh => 0,
         Standing::Rebuilding => 1,
-        Standing::Whole => 2,
+        Standing::Accepted => 2,
+        Standing::Whole => 3,
     }
 }
 
@@ -133,7 +141,7 @@ mod tests {
     }
 
     fn facts(recorded_start: Option<u64>, previous_start: u64) -> StartFacts {
-        StartFacts { recorded_start, previous_start, was_rebuilding: false }
+        StartFacts { recorded_start, previous_start, was_rebuilding: false, was_accepted: false }
     }
 
     #[test]
@@ -157,8 +165,15 @@ mod tests {
 
     #[test]
     fn a_rebuilding_goes_on_after_a_restart_except_where_there_is_nobody_else() {
-        let facts = StartFacts { recorded_start: Some(4), previous_start: 4, was_rebuilding: true };
+        let facts = StartFacts { recorded_start: Some(4), previous_start: 4, was_rebuilding: true, was_accepted: false };
         assert_eq!(at_start(facts, &history(3, 3), ME), Standing::Rebuilding);
         assert_eq!(at_start(facts, &history(1, 1), ME), Standing::Whole);
+    }
+
+    #[test]
+    fn an_accepted_database_stays_one_after_a_restart_unless_it_was_put_back_once_more() {
+        let at = |recorded| StartFacts { was_accepted: true, ..facts(Some(recorded), 4) };
+        assert_eq!(at_start(at(4), &history(3, 3), ME), Standing::Accepted);
+        assert_eq!(at_start(at(3), &history(3, 3), ME), Standing::Rebuilding);
     }
 }

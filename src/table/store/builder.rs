@@ -11,6 +11,7 @@ use super::{Inner, LiveLayouts, LocalTable, TableStore};
 use crate::epochs::{EpochTree, Known};
 use crate::graves::Graves;
 use crate::schema::{Schema, Typed};
+use crate::set_aside::SetAsideTree;
 use crate::starts::STATE_TREE;
 use crate::wire::TableId;
 
@@ -57,7 +58,9 @@ impl Builder {
             epochs: EpochTree(db.open_tree("gc_epochs")?),
             known_epochs: Known::new(tables.keys().copied()),
             graves: Graves(db.open_tree("graves")?),
-            set_aside: db.open_tree("set_aside")?,
+            set_aside: SetAsideTree(db.open_tree("rows_set_aside")?),
+            older_set_aside: db.open_tree("set_aside")?,
+            epochs_aside: db.open_tree("epochs_set_aside")?,
             state: db.open_tree(STATE_TREE)?,
             db,
             clock,

@@ -13,6 +13,7 @@ use super::wire::{Exchange, Exchanged, Named, REPLY_BYTES_MAX, Scope};
 use crate::epochs::Slot;
 use crate::error::TableError;
 use crate::segments::KeyRange;
+use crate::set_aside::Reason;
 use crate::wire::TableId;
 
 /// Rows handed over together.
@@ -68,7 +69,7 @@ impl Leave {
                 self.send(owner, different, Some(epoch)).await?;
             } else if own_epoch < epoch {
                 // Owners have forgotten deletions since this node was one of them: what they lack may be what was deleted.
-                self.moved.set_aside += self.around.store.set_aside(self.table, missing).await?;
+                self.moved.set_aside += self.around.store.set_aside(self.table, missing, Reason::Left).await?;
                 self.send(owner, different, Some(epoch)).await?;
             } else {
                 self.send(owner, missing, None).await?;

@@ -16,6 +16,7 @@ use crate::epochs::Slot;
 use crate::error::TableError;
 use crate::schema::Replication;
 use crate::segments::{KeyRange, Segments};
+use crate::set_aside::Reason;
 use crate::store::TableStore;
 use crate::transaction::Dropped;
 use crate::wire::TableId;
@@ -137,7 +138,7 @@ impl TableStore {
     ///
     /// # Errors
     /// [`TableError`].
-    pub(crate) async fn set_aside(&self, table: TableId, keys: Vec<ByteBuf>) -> Result<u64, TableError> {
+    pub(crate) async fn set_aside(&self, table: TableId, keys: Vec<ByteBuf>, reason: Reason) -> Result<u64, TableError> {
         if keys.is_empty() {
             return Ok(0);
         }
@@ -150,9 +151,8 @@ impl TableStore {
             for key in &keys {
                 let Some(row) = tx.raw().get(rows, key)? else { continue };
                 if !rules.is_collectable(&row)? {
-                    let mut stored = vec![table.0];
-                    stored.extend_from_slice(key);
-                    tx.raw().insert(aside, &stored, &row)?;
+                    let now = tx.now();
+                    aside.keep(tx.raw(), (now, reason), table, key, &row)?;
                     kept += 1;
                 }
                 tx.drop_row(table, key, RowDigest::of(key, &row))?;
@@ -198,15 +198,6 @@ impl TableStore {
             Ok(with_rows.len() as u64)
         };
         self.db().read(read).await
-    }
-
-    /// How many rows were set aside on this node.
-    ///
-    /// # Errors
-    /// [`TableError`].
-    pub async fn set_aside_count(&self) -> Result<u64, TableError> {
-        let tree = self.0.set_aside;
-        Ok(self.db().read(move |tx| tx.count(tree)).await?)
     }
 }
 

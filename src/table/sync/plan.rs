@@ -14,6 +14,7 @@ use garage_types::{NodeId, Placement};
 
 use crate::schema::Replication;
 use crate::segments::KeyRange;
+use crate::wire::TableId;
 
 /// As what this node compares a range.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -22,7 +23,7 @@ pub enum Part {
     Owner,
     /// An owner in a later version only, and none before: what it has was written since.
     Newcomer,
-    /// An owner in a later version only that was one before: its rows may be left over from that time.
+    /// An owner in a later version only that was one before, or one with an older database: its rows may be left over.
     Returner,
     /// An owner whose database was lost: it only receives.
     Rebuilder,
@@ -43,11 +44,35 @@ pub struct Unit {
     pub needed: usize,
 }
 
+impl Unit {
+    /// A node whose database was accepted counts for itself, as an owner does: there may be nobody else.
+    fn of_accepted(mut self, own: OwnRows) -> Self {
+        if own == OwnRows::Accepted && self.part == Part::Returner {
+            self.needed = self.needed.saturating_sub(1);
+        }
+        self
+    }
+}
+
+/// Whether a rebuilding `me` finds everything that it needs at the nodes of `able`.
+pub fn can_rebuild_from(layout: &ClusterLayout, me: NodeId, tables: &[(TableId, Replication)], able: &BTreeSet<NodeId>) -> bool {
+    let has_enough = |unit: &Unit| unit.sources.iter().filter(|source| able.contains(source)).count() >= unit.needed;
+    let kinds: Vec<Replication> = tables.iter().map(|(_table, replication)| *replication).collect();
+    let differs = |kind: &Replication| kinds.contains(kind);
+    let wanted = [Replication::Sharded, Replication::FullCopy].into_iter().filter(differs);
+    wanted
+        .flat_map(|kind| units(layout, me, OwnRows::Rebuilding, kind))
+        .filter(|unit| unit.part != Part::Leaver)
+        .all(|unit| has_enough(&unit))
+}
+
 /// Whether this node's rows are all there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum OwnRows {
     Whole,
     Rebuilding,
+    /// An older database that an operator declared whole: it may lack tombstones that the others have collected.
+    Accepted,
 }
 
 /// What `me` has to compare of a table.
@@ -79,7 +104,7 @@ fn full_copy(layout: &ClusterLayout, me: NodeId, own: OwnRows) -> Option<Unit> {
     let readers = layout.read_members();
     let part = part_of(readers.contains(&me), Before::Unknown, own);
     let majority = WriteQuorum::Majority.of(readers.len());
-    Some(unit(KeyRange::ALL, part, me, members.to_vec(), readers, majority))
+    Some(unit(KeyRange::ALL, part, me, members.to_vec(), readers, majority).of_accepted(own))
 }
 
 fn sharded(layout: &ClusterLayout, me: NodeId, own: OwnRows, range: KeyRange) -> Option<Unit> {
@@ -90,7 +115,7 @@ fn sharded(layout: &ClusterLayout, me: NodeId, own: OwnRows, range: KeyRange) ->
     let part = if owners.contains(&me) { part_of(readers.contains(&me), before, own) } else { Part::Leaver };
     // Whatever the consistency mode: what moves must be all that was acknowledged.
     let quorum = Quorums::of(layout.replication_factor(), ConsistencyMode::Consistent).read;
-    Some(unit(range, part, me, owners.into_iter().collect(), readers, quorum))
+    Some(unit(range, part, me, owners.into_iter().collect(), readers, quorum).of_accepted(own))
 }
 
 /// What a node was in versions that are retired by now.
@@ -111,6 +136,7 @@ fn was_owner(layout: &ClusterLayout, me: NodeId, placement: Placement) -> bool {
 fn part_of(is_reader: bool, before: Before, own: OwnRows) -> Part {
     match (own, is_reader, before) {
         (OwnRows::Rebuilding, _, _) => Part::Rebuilder,
+        (OwnRows::Accepted, _, _) => Part::Returner,
         (OwnRows::Whole, true, _) => Part::Owner,
         (OwnRows::Whole, false, Before::Unknown) => Part::Newcomer,
         (OwnRows::Whole, false, Before::Owner) => Part::Returner,
@@ -170,8 +196,9 @@ mod tests {
     use garage_rpc::layout::{ClusterLayout, NodeRole};
     use garage_types::{NodeId, Timestamp};
 
-    use super::{KeyRange, OwnRows, Part, Unit, slices_of_others, units};
+    use super::{KeyRange, OwnRows, Part, Unit, can_rebuild_from, slices_of_others, units};
     use crate::schema::Replication;
+    use crate::wire::TableId;
 
     fn node(n: u8) -> NodeId {
         NodeId::from_bytes([n; 32])
@@ -218,6 +245,18 @@ mod tests {
         assert_eq!((owner.part, owner.needed, &owner.sources), (Part::Owner, 1, &vec![node(2), node(3)]));
         let rebuilder = &of(&three(), 1, OwnRows::Rebuilding)[7];
         assert_eq!((rebuilder.part, rebuilder.needed, rebuilder.sources.len()), (Part::Rebuilder, 2, 2));
+    }
+
+    #[test]
+    fn an_accepted_database_counts_for_itself_and_a_rebuilding_one_waits_for_two_others() {
+        let accepted = &of(&three(), 1, OwnRows::Accepted)[7];
+        assert_eq!((accepted.part, accepted.needed, accepted.peers.len()), (Part::Returner, 1, 2));
+        let able = |nodes: &[u8]| {
+            let tables = [(TableId(1), Replication::Sharded), (TableId(2), Replication::FullCopy)];
+            can_rebuild_from(&view(&three()), node(1), &tables, &nodes.iter().map(|n| node(*n)).collect())
+        };
+        assert!(able(&[2, 3]));
+        assert!(!able(&[2]) && !able(&[]) && !able(&[1, 2]), "its own rows do not count");
     }
 
     #[test]

@@ -16,6 +16,7 @@ use super::wire::{AskDigests, Exchange, Exchanged, KeyedRow, Named, PIECES_MAX, 
 use crate::epochs::Slot;
 use crate::error::TableError;
 use crate::segments::KeyRange;
+use crate::set_aside::Reason;
 use crate::store::TableStore;
 use crate::wire::{Entry, Mode, TableId, Verdict, Write};
 
@@ -174,7 +175,8 @@ impl Session {
         match self.part {
             Part::Rebuilder => Ok(()),
             Part::Returner | Part::Leaver if own_epoch < epoch && !is_planted(Bug::ForgottenRowsOffered) => {
-                let set_aside = self.around.store.set_aside(self.table, missing).await?;
+                let reason = if self.part == Part::Leaver { Reason::Left } else { Reason::Returned };
+                let set_aside = self.around.store.set_aside(self.table, missing, reason).await?;
                 self.moved.set_aside += set_aside;
                 // What the other has under the same key cannot have been forgotten: the merged rows are as new as its own.
                 self.send(different, Some(epoch)).await

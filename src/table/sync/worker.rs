@@ -71,6 +71,8 @@ pub struct SyncWorker {
     rounds: u64,
     /// Rounds in a row that did not reach everybody who is there.
     retries: u32,
+    /// How far the rows set aside were compared with those that a rebuilding has brought; `None` when that is over.
+    known_after: Option<Option<Vec<u8>>>,
 }
 
 /// What is under way.
@@ -96,6 +98,7 @@ impl SyncWorker {
             moved: Moved::default(),
             rounds: 0,
             retries: 0,
+            known_after: None,
         }
     }
 
@@ -106,7 +109,7 @@ impl SyncWorker {
     /// Whether the cluster waits for what a round brings.
     fn is_awaited(&self, layout: &ClusterLayout) -> bool {
         let standing = self.around.cluster.layout_manager().standing().get();
-        standing == Standing::Rebuilding || layout.history().version_to_sync(self.me()).is_some()
+        matches!(standing, Standing::Rebuilding | Standing::Accepted) || layout.history().version_to_sync(self.me()).is_some()
     }
 
     fn begin_if_due(&mut self) -> bool {
@@ -121,7 +124,11 @@ impl SyncWorker {
             self.next_at = Instant::now() + PERIOD;
             return false;
         }
-        let own = if standing == Standing::Rebuilding { OwnRows::Rebuilding } else { OwnRows::Whole };
+        let own = match standing {
+            Standing::Rebuilding => OwnRows::Rebuilding,
+            Standing::Accepted => OwnRows::Accepted,
+            Standing::Fresh | Standing::Whole => OwnRows::Whole,
+        };
         self.seen = layout.live_versions().to_vec();
         self.around.layout = self.seen.first().map_or(0, |key| key.number);
         let round = Round::new(&layout, self.me(), own, &self.tables);
@@ -140,6 +147,10 @@ impl SyncWorker {
     }
 
     async fn work(&mut self) -> Result<Step, StepError> {
+        if let Some(after) = self.known_after.take() {
+            self.known_after = self.around.store.forget_what_is_known(after).await?.map(Some);
+            return Ok(Step::Busy);
+        }
         self.give_up_if_outdated();
         if self.round.is_none() && !self.begin_if_due() {
             return Ok(Step::Idle);
@@ -273,20 +284,32 @@ impl SyncWorker {
         let proof = round.proof(&layout);
         let failures = round.failures;
         tracing::debug!(node = %self.me().short(), failures, complete = proof.complete, moved = ?self.moved, "compared all rows");
-        if round.own == OwnRows::Rebuilding && proof.complete {
+        // A peer that is not connected is compared when it is again.
+        let missed_some = round.failed.iter().any(|peer| self.around.cluster.mesh().is_up(*peer));
+        // An operator may have declared the database whole meanwhile: then it is compared first.
+        let is_rebuilding = round.own == OwnRows::Rebuilding && manager.standing().is_rebuilding();
+        if is_rebuilding && proof.complete && !self.around.store.is_accepting().await? {
             self.around.store.record_rebuilt().await?;
             manager.rebuilt().await.map_err(TableError::Layout)?;
             tracing::info!(node = %self.me(), rows = self.moved.received, "the metadata is rebuilt; this node answers again");
+            self.control.request();
+            self.known_after = Some(None);
+        } else if round.own == OwnRows::Accepted
+            && proof.complete
+            && !missed_some
+            && manager.standing().get() == Standing::Accepted
+        {
+            self.around.store.record_settled().await?;
+            manager.rebuilt().await.map_err(TableError::Layout)?;
+            tracing::info!(node = %self.me(), "the accepted metadata are compared with the other owners'");
             self.control.request();
         } else if let Some(version) = proof.synced.filter(|_| round.own == OwnRows::Whole) {
             manager.mark_synced(version).await.map_err(TableError::Layout)?;
             tracing::info!(node = %self.me(), layout = version.number, "this node has all metadata of the layout");
         }
-        // A peer that is not connected is compared when it is again.
-        let again = round.failed.iter().any(|peer| self.around.cluster.mesh().is_up(*peer));
         let rest = if self.is_awaited(&self.around.cluster.layout()) {
             RETRY
-        } else if again || round.failures > 0 && round.has_leavers() {
+        } else if missed_some || round.failures > 0 && round.has_leavers() {
             let doublings = self.retries.min(RETRY_DOUBLINGS_MAX);
             self.retries = self.retries.saturating_add(1);
             RETRY * (1 << doublings)

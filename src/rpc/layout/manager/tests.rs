@@ -30,7 +30,7 @@ async fn open(n: u8, replication_factor: usize, disk: &MemoryDisk) -> Result<Lay
         disk: Arc::new(disk.clone()),
         offload: Arc::new(Inline),
         clock: Arc::new(ManualClock::default()),
-        start: StartFacts { recorded_start: Some(1), previous_start: 1, was_rebuilding: false },
+        start: StartFacts { recorded_start: Some(1), previous_start: 1, was_rebuilding: false, was_accepted: false },
     })
     .await
 }
