@@ -9,7 +9,9 @@ use crate::plays::Play;
 use crate::scenario::Flaw;
 
 /// A flaw, the scenario or story that shows it, and a seed from which it shows soon.
-const KNOWN: [(Flaw, &str, u64); 28] = [
+type Known = (Flaw, &'static str, u64);
+
+const KNOWN: [Known; 19] = [
     (Flaw::Planted(Bug::WriteQuorumOfOne), "everything", 0),
     (Flaw::Planted(Bug::NoReadBack), "crowd", 19),
     (Flaw::Planted(Bug::LostQueueRow), "calm", 0),
@@ -22,16 +24,20 @@ const KNOWN: [(Flaw, &str, u64); 28] = [
     (Flaw::RowsNotSynced, "everything", 0),
     (Flaw::Planted(Bug::LostDatabaseUnnoticed), "lost-database", 0),
     (Flaw::Planted(Bug::RebuildingAnswersReads), "lost-database", 0),
-    (Flaw::Planted(Bug::RebuildingJudgesCommits), "lost-database", 0),
+    (Flaw::Planted(Bug::CollectedWithoutAllOwners), "absent-owner", 2),
+    (Flaw::Planted(Bug::EpochIgnored), "late-copy", 0),
+    (Flaw::Planted(Bug::ForgottenRowsOffered), "returner", 0),
     (Flaw::Planted(Bug::RebuiltFromOneOwner), "lost-database", 0),
-    (Flaw::Planted(Bug::RebuildingOffersRows), "two-lost-databases", 0),
+    (Flaw::Planted(Bug::RebuildingJudgesCommits), "lost-database", 0),
     (Flaw::Planted(Bug::OldDatabaseBelieved), "restored-database", 0),
-    (Flaw::Planted(Bug::CollectedWithoutAllOwners), "absent-owner", 0),
+    (Flaw::Planted(Bug::RebuildingOffersRows), "two-lost-databases", 0),
+];
+
+/// Flaws of which no seed is known yet, with where they should show. One that [`search_planted`] finds moves up.
+const SOUGHT: [Known; 9] = [
     (Flaw::Planted(Bug::TombstonesNotHeld), "absent-owner", 0),
     (Flaw::Planted(Bug::EpochNotAdvanced), "late-copy", 0),
-    (Flaw::Planted(Bug::EpochIgnored), "late-copy", 0),
     (Flaw::Planted(Bug::ReadBackUnderNewEpoch), "late-reader", 0),
-    (Flaw::Planted(Bug::ForgottenRowsOffered), "returner", 0),
     (Flaw::Planted(Bug::ReadsBeforeSynced), "replaced-owners", 0),
     (Flaw::Planted(Bug::WritesToNewOwnersOnly), "replaced-owners", 0),
     (Flaw::Planted(Bug::WritesToOldOwnersOnly), "replaced-owners", 0),
@@ -96,14 +102,14 @@ fn every_planted_bug_is_found() {
     assert!(not_found.is_empty(), "not noticed within {SEEDS} seeds: {not_found:?}");
 }
 
-/// Searches from the first seed, for a new table of [`KNOWN`]. SIMULATE_FLAW: part of a flaw's name. SIMULATE_SCENARIO: where.
+/// Searches from the first seed, for new tables. SIMULATE_FLAW: part of a flaw's name. SIMULATE_SCENARIO: where.
 #[test]
 #[ignore = "searches up to 200 seeds for each bug"]
 fn search_planted() {
     let wanted = std::env::var("SIMULATE_FLAW").ok();
     let name = std::env::var("SIMULATE_SCENARIO").ok();
     let is_wanted = |flaw: &Flaw| wanted.as_ref().is_none_or(|wanted| format!("{flaw:?}").contains(wanted));
-    let known = KNOWN.iter().filter(|(flaw, ..)| is_wanted(flaw));
+    let known = KNOWN.iter().chain(&SOUGHT).filter(|(flaw, ..)| is_wanted(flaw));
     let known: Vec<_> = known.map(|(flaw, known, _seed)| (*flaw, name.as_deref().unwrap_or(known), 0)).collect();
     search_all(&known);
 }
