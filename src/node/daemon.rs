@@ -107,7 +107,7 @@ pub async fn run(
     ballast.make_way_for_start()?;
     let random: Arc<dyn Random> = Arc::new(system_random()?);
     let identity = state::identity(&*disk, &*random, &config.metadata_dir)?;
-    let incarnation = state::count_start(&*disk, &config.metadata_dir)?;
+    let incarnation = state::next_start(&*disk, &config.metadata_dir)?;
     let node_id = identity.id();
     let offload = Arc::new(BlockingThreads::of_current_runtime());
     let db = chosen.open(ballast.clone(), ballast.room.clone(), offload.clone())?;
@@ -156,6 +156,7 @@ pub async fn run(
     let snapshots = Snapshots::new(SnapshotParts {
         db: db.clone(),
         database: chosen.path.clone(),
+        metadata_dir: config.metadata_dir.clone(),
         directory: config.metadata_snapshots_dir.clone(),
         reserve_bytes: metadata_reserve,
         disk: disk.clone(),

@@ -32,9 +32,12 @@ use garage_table::sync::wire::{AskDigests, Exchange};
 use garage_table::sync::worker::{SyncControl, SyncWorker};
 use garage_table::wire::{AskEpoch, Range, Read, Write};
 use garage_table::{TableError, TableStore};
+use garage_types::offload::{self, Lost};
 use garage_types::{Clock, Disk, NodeId, Offload, Random};
 use garage_worker::Workers;
 use garage_worker::spawn::Spawn;
+
+use crate::state::{self, StateError};
 
 /// What a node is built from.
 pub struct NodeParts {
@@ -89,6 +92,10 @@ pub enum NodeError {
     Layout(#[from] LayoutError),
     #[error("the list of peers cannot be opened")]
     Mesh(#[from] MeshError),
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error("the start was interrupted")]
+    Interrupted(#[from] Lost),
     #[error("the state of the background jobs cannot be opened")]
     Background(#[from] StateFileError),
 }
@@ -168,6 +175,10 @@ impl Node {
             Background::open(&directory, settings.background, may_delete, Scrub::new(clock.now(), random.u64())).await?;
 
         settle_start(&local.tables, layout.standing(), identity.id(), start).await?;
+        {
+            let (disk, metadata_dir) = (disk.clone(), settings.metadata_dir.clone());
+            offload::offload(&*offload, move || state::count_start(&*disk, &metadata_dir, start)).await??;
+        }
 
         let router = Router::builder()
             .add::<Write>(Arc::new(local.tables.clone()))

@@ -85,7 +85,7 @@ impl Cluster {
         }
         let identity = identity(number);
         let id = identity.id();
-        let incarnation = state::count_start(disk, &meta).expect("starts can be counted");
+        let incarnation = state::next_start(disk, &meta).expect("starts can be counted");
         let parts = NodeParts {
             identity,
             network_key: NetworkKey::from_bytes([7; 32]),

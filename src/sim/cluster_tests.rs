@@ -64,6 +64,16 @@ fn promises_hold_while_the_layout_changes_and_machines_fail() {
     passes(scenario("upheaval"), 0..2);
 }
 
+#[test]
+fn promises_hold_while_machines_lose_what_they_have() {
+    passes(scenario("losses"), 0..2);
+}
+
+#[test]
+fn promises_hold_whatever_fails_is_lost_or_moves() {
+    passes(scenario("all"), 0..2);
+}
+
 /// The trace of a run in a process of its own, as a replay is: some counters of libraries go on through the runs of one process.
 fn trace_of(scenario: &str, seed: u64) -> Vec<String> {
     let this = std::env::current_exe().unwrap();

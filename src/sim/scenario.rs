@@ -12,6 +12,7 @@ use crate::cluster::Cluster;
 use crate::cluster::machine::Setup;
 use crate::faults::{Fault, heal, make_faults};
 use crate::history::{History, Tally};
+use crate::losses::{Loss, Losses};
 use crate::workload::{Mix, World};
 use tokio::sync::watch;
 
@@ -106,6 +107,47 @@ const UPHEAVAL: &[Fault] = &[
     Fault::ClockJump,
 ];
 
+/// Machines that lose what they have, one after another.
+const LOSSES: &[Fault] = &[
+    Fault::Lose(Loss::Database),
+    Fault::Lose(Loss::DatabaseSince),
+    Fault::Lose(Loss::DatabaseSince),
+    Fault::Lose(Loss::Data),
+    Fault::Lose(Loss::Block),
+    Fault::Lose(Loss::Block),
+    Fault::Delay,
+    Fault::Crash,
+];
+
+/// Everything that a cluster can live through.
+const EVERYTHING: &[Fault] = &[
+    Fault::LayoutChange,
+    Fault::LayoutChange,
+    Fault::LayoutChange,
+    Fault::Lose(Loss::Database),
+    Fault::Lose(Loss::DatabaseSince),
+    Fault::Lose(Loss::DatabaseSince),
+    Fault::Lose(Loss::Data),
+    Fault::Lose(Loss::Block),
+    Fault::Lose(Loss::Block),
+    Fault::Delay,
+    Fault::LoseConnections,
+    Fault::BlockOneWay,
+    Fault::Isolate,
+    Fault::Tangle,
+    Fault::Crash,
+    Fault::CrashWriter,
+    Fault::CrashWriter,
+    Fault::Blackout,
+    Fault::ClockJump,
+    Fault::SlowDisk,
+    Fault::FullDisk,
+    Fault::FullDatabase,
+];
+
+/// Bytes of blocks in memory: more than ever needed, and hardly any.
+const BLOCK_RAM: [usize; 2] = [1 << 20, 2 << 10];
+
 /// What the scenarios start from.
 const THREE: Scenario = Scenario {
     name: "calm",
@@ -119,7 +161,7 @@ const THREE: Scenario = Scenario {
     faults: &[],
 };
 
-pub const SCENARIOS: [Scenario; 10] = [
+pub const SCENARIOS: [Scenario; 12] = [
     THREE,
     Scenario { name: "network", faults: NETWORK, ..THREE },
     Scenario { name: "everything", faults: ALL, ..THREE },
@@ -130,6 +172,8 @@ pub const SCENARIOS: [Scenario; 10] = [
     Scenario { name: "single", machines: 1, roles: 1, replication_factor: 1, clients: 3, faults: ALL, ..THREE },
     Scenario { name: "layouts", machines: 6, roles: 4, faults: LAYOUTS, ..THREE },
     Scenario { name: "upheaval", machines: 5, roles: 4, faults: UPHEAVAL, ..THREE },
+    Scenario { name: "losses", machines: 4, roles: 4, faults: LOSSES, ..THREE },
+    Scenario { name: "all", machines: 5, roles: 4, faults: EVERYTHING, ..THREE },
 ];
 
 pub fn scenario(name: &str) -> Scenario {
@@ -204,6 +248,7 @@ async fn run_in_runtime(scenario: Scenario, seed: u64, flaw: Option<Flaw>) -> Ou
             Some(Flaw::RowsNotSynced) => garage_db::Durability::Unsynced,
             _ => garage_db::Durability::Synced,
         },
+        block_ram_buffer_max: BLOCK_RAM[(seed % 2) as usize],
     };
     let cluster = Cluster::start(seed, scenario.machines, scenario.roles, setup).await;
     let bucket = cluster.machines[0].garage().expect("it runs").create_bucket("pictures").await.unwrap();
@@ -219,12 +264,14 @@ async fn run_in_runtime(scenario: Scenario, seed: u64, flaw: Option<Flaw>) -> Ou
         usual_delay: Duration::from_millis([1, 5, 30, 120][(seed % 4) as usize]),
         writer: watch::Sender::new(0),
         uploads: Mutex::default(),
+        losses: Losses::default(),
     });
     heal(&world).await;
     let faults = (!scenario.faults.is_empty()).then(|| {
         let random = Arc::new(SeededRandom::new(seed ^ 0x6661_756c));
         tokio::spawn(make_faults(world.clone(), scenario.faults, random))
     });
+    let watch = tokio::spawn(checks::watch_memory(world.clone()));
     let clients: Vec<_> =
         (0..scenario.clients).map(|number| tokio::spawn(world.clone().client(number, scenario.operations))).collect();
     for client in clients {
@@ -235,6 +282,7 @@ async fn run_in_runtime(scenario: Scenario, seed: u64, flaw: Option<Flaw>) -> Ou
         // It has ended when it is not in the middle of a restart any more.
         drop(faults.await);
     }
+    watch.abort();
     heal(&world).await;
     checks::after_quiet(&world, ABILITIES).await;
     let releases_all = ABILITIES.anti_entropy && ABILITIES.doubtful_uploads_end;

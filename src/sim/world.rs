@@ -83,7 +83,7 @@ impl World {
         let metadata_dir = PathBuf::from("/meta");
         create_directories(&self.disk, &metadata_dir).expect("the disk takes a directory");
         let identity = state::identity(&self.disk, &*self.random, &metadata_dir).expect("the node has a key");
-        let incarnation = state::count_start(&self.disk, &metadata_dir).expect("starts can be counted");
+        let incarnation = state::next_start(&self.disk, &metadata_dir).expect("starts can be counted");
         let id = identity.id();
         let data = PathBuf::from("/data");
         create_directories(&self.disk, &data).expect("the disk takes a directory");

@@ -36,6 +36,20 @@ pub async fn start_facts(db: &Db, start: u64) -> Result<StartFacts, TableError> 
     Ok(StartFacts { recorded_start, previous_start: start.saturating_sub(1), was_rebuilding })
 }
 
+/// Raises the start that the database has recorded to `start`, so that copies made until now are older than what the metadata
+/// directory counts from then on. Without effect on a new database, which no layout has settled yet.
+///
+/// # Errors
+/// [`TableError`].
+pub async fn raise_recorded_start(db: &Db, start: u64) -> Result<(), TableError> {
+    let state = db.open_tree(STATE_TREE)?;
+    let raise = move |tx: &mut Transaction<'_>| match tx.get(state, START)? {
+        Some(_recorded) => tx.insert(state, START, &start.to_be_bytes()),
+        None => Ok::<_, DbError>(()),
+    };
+    Ok(db.write(raise).await?)
+}
+
 impl TableStore {
     /// Records a start whose meaning has been settled.
     ///
@@ -47,14 +61,15 @@ impl TableStore {
     }
 
     /// Records that this node rebuilds, and sets every row aside: what a database from another time says must not be mistaken for
-    /// what is. To be called before anything is served; does nothing when it has been done.
+    /// what is. To be called before anything is served. A rebuilding that was under way goes on, unless its database was put back.
     ///
     /// # Errors
     /// [`TableError`].
     pub async fn begin_rebuilding(&self, start: u64) -> Result<(), TableError> {
         let facts = start_facts(self.db(), start).await?;
-        if facts.was_rebuilding {
-            return Ok(());
+        if facts.was_rebuilding && facts.recorded_start >= Some(facts.previous_start) {
+            // It goes on with what it has, and is known as that by the next start.
+            return self.record_start(start).await;
         }
         // A new database only has what was written to it since.
         if facts.recorded_start.is_some() {

@@ -14,7 +14,8 @@ use garage_model::background::BackgroundSettings;
 use garage_model::garage::Settings;
 use garage_net::identity::NetworkKey;
 use garage_net::mux::Windows;
-use garage_node::node::{MeshSettings, Node, NodeParts, NodeSettings};
+use garage_node::node::{MeshSettings, Node, NodeError, NodeParts, NodeSettings};
+use garage_node::snapshots::outdate_copies;
 use garage_node::state;
 use garage_rpc::cluster::Timeouts;
 use garage_rpc::endpoint::Router;
@@ -23,6 +24,7 @@ use garage_rpc::quorum::ConsistencyMode;
 use garage_types::disk::{Disk, create_directories};
 use garage_types::memory_disk::MemoryDisk;
 use garage_types::names::Punycode;
+use garage_types::offload::Inline;
 use garage_types::random::SeededRandom;
 use garage_types::{Clock, NodeId, Offload, Random, Timestamp};
 use garage_worker::spawn::Spawn;
@@ -37,6 +39,8 @@ pub struct MachineClock {
     started: Instant,
     off_by_ms: AtomicI64,
 }
+
+const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(60);
 
 const EPOCH_MS: u64 = 1_700_000_000_000;
 
@@ -110,6 +114,8 @@ pub struct Setup {
     pub replication_factor: usize,
     pub data_durability: garage_block::Durability,
     pub metadata_durability: garage_db::Durability,
+    /// Bytes.
+    pub block_ram_buffer_max: usize,
 }
 
 pub struct Machine {
@@ -187,9 +193,17 @@ impl Machine {
 
     /// Starts the machine's node. Whatever happened before, it must start.
     pub async fn start(&self) {
+        self.try_start().await.unwrap();
+    }
+
+    /// As [`Machine::start`], where it may be kept from it.
+    ///
+    /// # Errors
+    /// What the node says; the machine stays off.
+    pub async fn try_start(&self) -> Result<(), NodeError> {
         let identity = state::identity(&self.disk, &*self.random, &metadata_dir()).unwrap();
         assert_eq!(identity.id(), self.id, "machine {} lost its identity", self.number);
-        let incarnation = state::count_start(&self.disk, &metadata_dir()).unwrap();
+        let incarnation = state::next_start(&self.disk, &metadata_dir()).unwrap();
         let tasks = Arc::new(Tasks::default());
         let offload =
             SlowDisk { tasks: tasks.clone(), random: self.random.clone(), delay_max_us: self.disk_delay_max_us.clone() };
@@ -205,11 +219,12 @@ impl Machine {
             spawn: tasks.clone(),
             settings: self.settings(incarnation),
         };
-        let node = Node::build(parts).await.unwrap();
+        let node = Node::build(parts).await?;
         node.mesh.start(Router::default());
         node.mesh.listen(&Network::address(self.number)).await.unwrap();
         node.start_workers();
         *self.running.lock().unwrap() = Some(Running { node, tasks });
+        Ok(())
     }
 
     fn settings(&self, incarnation: u64) -> NodeSettings {
@@ -233,7 +248,7 @@ impl Machine {
                 inline_max: INLINE_MAX,
                 compression: Compression::Off,
                 punycode: Punycode::Refused,
-                block_ram_buffer_max: 1 << 20,
+                block_ram_buffer_max: self.setup.block_ram_buffer_max,
                 incarnation,
             },
             background: BackgroundSettings::default(),
@@ -253,6 +268,22 @@ impl Machine {
         running.tasks.kill();
         self.disk.crash();
         self.engine.crash();
+    }
+
+    /// A copy of the database, made as the daemon makes snapshots; `None` when the machine is off or dies meanwhile.
+    pub async fn snapshot(&self) -> Option<MemoryEngine> {
+        let (engine, disk) = (self.engine.clone(), Arc::new(self.disk.clone()));
+        let work = |garage: Garage| async move {
+            let copy = engine.copy();
+            outdate_copies(garage.local().tables.db(), disk, &Inline, metadata_dir()).await.map(|()| copy)
+        };
+        self.run(SNAPSHOT_PATIENCE, work).await.ok().and_then(Result::ok)
+    }
+
+    /// The content of another database takes the place of this machine's. Not while it runs.
+    pub fn put_back(&self, engine: &MemoryEngine) {
+        self.engine.become_copy_of(engine);
+        self.engine.set_durability(self.setup.metadata_durability);
     }
 
     pub async fn restart(&self) {
@@ -284,6 +315,6 @@ fn metadata_dir() -> PathBuf {
     PathBuf::from("/meta")
 }
 
-fn data_dir() -> PathBuf {
+pub fn data_dir() -> PathBuf {
     PathBuf::from("/data")
 }
