@@ -25,6 +25,11 @@ impl BlockBuffer {
         BlockBuffer { units: Arc::new(Semaphore::new(units_max)), units_max }
     }
 
+    /// Bytes taken, and bytes there are.
+    pub(crate) fn used(&self) -> (usize, usize) {
+        (self.units_max.saturating_sub(self.units.available_permits()) * UNIT, self.units_max * UNIT)
+    }
+
     /// A block longer than all the room has it for itself.
     fn units_of(&self, bytes: usize) -> u32 {
         u32::try_from(bytes.div_ceil(UNIT).min(self.units_max)).unwrap_or(u32::MAX)

@@ -23,6 +23,7 @@ use crate::background::MayDelete;
 use crate::block_ref::{Arriving, BlockRefRow, BlockRefTable, BlockTrees, RefCount};
 use crate::error::ModelError;
 use crate::fresh_refs::Origin;
+use crate::lingering::{Lingering, Reached, answer_in_room};
 use crate::resync_queue::{Queued, Reason};
 
 /// Store this block (attached) and the reference of a version to it.
@@ -260,6 +261,7 @@ pub struct Blocks {
     offload: Arc<dyn Offload>,
     compression: Compression,
     encodings: Arc<Semaphore>,
+    lingering: Arc<Lingering>,
 }
 
 /// A block ready to be sent to its owners.
@@ -271,8 +273,21 @@ pub struct Encoded {
 }
 
 impl Blocks {
-    pub fn new(cluster: Cluster, local: BlockService, offload: Arc<dyn Offload>, compression: Compression) -> Self {
-        Blocks { cluster, local, offload, compression, encodings: Arc::new(Semaphore::new(ENCODINGS_MAX)) }
+    /// `lingering_max`: bytes of blocks that may be on their way to slow owners when the others have them.
+    pub fn new(
+        cluster: Cluster,
+        local: BlockService,
+        offload: Arc<dyn Offload>,
+        compression: Compression,
+        lingering_max: usize,
+    ) -> Self {
+        let (encodings, lingering) = (Arc::new(Semaphore::new(ENCODINGS_MAX)), Lingering::new(lingering_max));
+        Blocks { cluster, local, offload, compression, encodings, lingering }
+    }
+
+    /// Bytes of blocks on their way to slow owners, and how many there may be.
+    pub(crate) fn lingering(&self) -> (usize, usize) {
+        self.lingering.used()
     }
 
     /// Hashes and compresses, off the async threads; a few blocks at a time.
@@ -293,7 +308,8 @@ impl Blocks {
         encoded.map_err(|error| ModelError::Damaged(error.to_string()))
     }
 
-    /// Stores a block and a version's reference to it at a write quorum of its owners.
+    /// Stores a block and a version's reference to it at a write quorum of its owners. The others go on receiving it while there is
+    /// room for that; else they are told of the reference, and fetch it.
     ///
     /// # Errors
     /// [`ModelError::BlockNotStored`].
@@ -309,12 +325,26 @@ impl Blocks {
             plain_len: block.stored.plain_len(),
             origin: Some(origin.clone()),
         };
+        // Known now: what is told late is refused by owners that have forgotten meanwhile that the version was deleted.
+        let epoch = self.local.tables.known_epoch(BlockRefTable::ID, &block.hash.into());
+        let reference = Entry { epoch, ..BlockRefTable::entry(&BlockRefRow::live(block.hash, version), Mode::Replicate) };
+        let reference = Write { layout: permit.layout().version(), entries: vec![reference] };
+        let reached = Arc::new(Reached::default());
         let call = |node: NodeId| {
             let message = Message { body: request.clone(), data: block.stored.bytes().clone() };
-            let cluster = self.cluster.clone();
-            async move { cluster.mesh().call(node, message, cluster.timeouts().bulk).await.map(drop) }
+            let (cluster, reached, lingering) = (self.cluster.clone(), reached.clone(), self.lingering.clone());
+            let reference = reference.clone();
+            async move {
+                let bytes = message.data.len();
+                let sent = cluster.mesh().call(node, message, cluster.timeouts().bulk);
+                match answer_in_room(sent, &reached, || lingering.room(node, bytes)).await {
+                    Some(answer) => answer.map(drop),
+                    None => cluster.call(node, reference).await.map(drop),
+                }
+            }
         };
         let stored = self.cluster.write(&permit, &sets, quorum, call).await;
+        reached.tell();
         stored.map(drop).map_err(|source| ModelError::BlockNotStored { hash: block.hash, source: Box::new(source) })
     }
 

@@ -157,11 +157,26 @@ pub struct Parts {
     pub local: LocalModel,
 }
 
+/// What is on its way to slow owners may take this part of the room for blocks, on top of it.
+const LINGERING_SHARE: usize = 4;
+
+/// Room for blocks in memory, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockMemory {
+    /// Of uploads and copies.
+    pub in_flight: usize,
+    pub in_flight_max: usize,
+    /// On their way to slow owners when the others have them.
+    pub lingering: usize,
+    pub lingering_max: usize,
+}
+
 impl Garage {
     pub fn new(parts: Parts) -> Self {
         let Parts { cluster, clock, random, offload, workers, sync, settings, background, local } = parts;
         let tables = &local.tables;
-        let blocks = Blocks::new(cluster.clone(), local.blocks.clone(), offload.clone(), settings.compression);
+        let lingering_max = settings.block_ram_buffer_max / LINGERING_SHARE;
+        let blocks = Blocks::new(cluster.clone(), local.blocks.clone(), offload.clone(), settings.compression, lingering_max);
         Garage(Arc::new(Inner {
             blocks,
             resync: Resync::new(&background.settings),
@@ -186,6 +201,13 @@ impl Garage {
             background,
             local,
         }))
+    }
+
+    /// How much of the room for blocks is taken.
+    pub fn block_memory(&self) -> BlockMemory {
+        let (in_flight, in_flight_max) = self.0.block_buffer.used();
+        let (lingering, lingering_max) = self.0.blocks.lingering();
+        BlockMemory { in_flight, in_flight_max, lingering, lingering_max }
     }
 
     pub fn cluster(&self) -> &Cluster {

@@ -35,6 +35,7 @@ pub mod in_use;
 pub mod inspect;
 pub mod key;
 pub mod keys;
+mod lingering;
 pub mod list;
 pub mod list_uploads;
 pub mod moving;

@@ -156,8 +156,8 @@ pub async fn run(
     let snapshots = Snapshots::new(SnapshotParts {
         db: db.clone(),
         database: chosen.path.clone(),
-        directory: config.metadata_snapshots_dir.clone(),
         metadata_dir: config.metadata_dir.clone(),
+        directory: config.metadata_snapshots_dir.clone(),
         reserve_bytes: metadata_reserve,
         disk: disk.clone(),
         clock: Arc::new(SystemClock),

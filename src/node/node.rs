@@ -93,12 +93,12 @@ pub enum NodeError {
     Layout(#[from] LayoutError),
     #[error("the list of peers cannot be opened")]
     Mesh(#[from] MeshError),
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error("the start was interrupted")]
+    Interrupted(#[from] Lost),
     #[error("the state of the background jobs cannot be opened")]
     Background(#[from] StateFileError),
-    #[error("this start cannot be counted")]
-    Start(#[from] StateError),
-    #[error("the work on the disk was interrupted")]
-    Lost(#[from] Lost),
 }
 
 /// A running node.
@@ -180,9 +180,10 @@ impl Node {
             Background::open(&directory, settings.background, may_delete, Scrub::new(clock.now(), random.u64())).await?;
 
         settle_start(&local.tables, layout.standing(), identity.id(), start).await?;
-        // From here on the number is taken.
-        let (counting, directory) = (disk.clone(), settings.metadata_dir.clone());
-        offload::offload(&*offload, move || state::count_start(&*counting, &directory)).await??;
+        {
+            let (disk, metadata_dir) = (disk.clone(), settings.metadata_dir.clone());
+            offload::offload(&*offload, move || state::count_start(&*disk, &metadata_dir, start)).await??;
+        }
 
         let router = Router::builder()
             .add::<Write>(Arc::new(local.tables.clone()))

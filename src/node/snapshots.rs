@@ -2,7 +2,7 @@
 //!
 //! Must stay true: what has a snapshot's name is whole and on stable storage; the newest two are kept, and a third only while it is
 //! made; names are UTC times that never go back, so that their order is that of their making. A snapshot that does not fit leaves
-//! nothing.
+//! nothing. What has a snapshot's name is known for old when it is put back: the node has counted a start since it was made.
 
 use std::fs;
 use std::io;
@@ -13,7 +13,7 @@ use std::time::Duration;
 use garage_db::{Db, DbError};
 use garage_http::dates::{iso8601_millis, parse_iso8601};
 use garage_table::TableError;
-use garage_table::starts::outdate_copies;
+use garage_table::starts::raise_recorded_start;
 use garage_types::disk::{Disk, FileError};
 use garage_types::offload::{Lost, offload};
 use garage_types::size::format_binary;
@@ -21,7 +21,7 @@ use garage_types::{Clock, Offload, Timestamp, chain};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use crate::state::{StateError, count_start, starts};
+use crate::state::{self, StateError};
 
 /// How many are kept.
 const KEPT: usize = 2;
@@ -39,9 +39,9 @@ pub enum SnapshotError {
     #[error("a snapshot may need {} and the file system of {} has only {} to spare", format_binary(*needed), path.display(), format_binary(*available))]
     NoRoom { path: PathBuf, needed: u64, available: u64 },
     #[error(transparent)]
-    Tables(#[from] TableError),
-    #[error(transparent)]
     State(#[from] StateError),
+    #[error("the database cannot be told from its copy")]
+    Tables(#[from] TableError),
     #[error("the work on snapshots was interrupted")]
     Lost(#[from] Lost),
 }
@@ -51,10 +51,10 @@ pub struct SnapshotParts {
     pub db: Db,
     /// Of the database's files, to know how much a copy may need.
     pub database: PathBuf,
+    /// Where this node's starts are counted.
+    pub metadata_dir: PathBuf,
     /// Where snapshots go; made when missing.
     pub directory: PathBuf,
-    /// Where starts are counted.
-    pub metadata_dir: PathBuf,
     /// Bytes that a snapshot leaves free.
     pub reserve_bytes: u64,
     pub disk: Arc<dyn Disk>,
@@ -84,11 +84,21 @@ impl Snapshots {
         let _one_at_a_time = self.0.one_at_a_time.lock().await;
         let inner = self.0.clone();
         let path = offload(&*self.0.parts.offload, move || inner.prepare()).await??;
-        self.0.parts.db.snapshot_to(&path).await?;
+        let copy = unusable(&path);
+        self.0.parts.db.snapshot_to(&copy).await?;
+        let SnapshotParts { db, disk, offload: pool, metadata_dir, .. } = &self.0.parts;
+        let outdated = outdate_copies(db, disk.clone(), &**pool, metadata_dir.clone()).await;
+        let (inner, name) = (self.0.clone(), path.clone());
+        let settle = move || match outdated {
+            Ok(()) => inner.give_name(&copy, &name).map_err(SnapshotError::from),
+            Err(error) => {
+                // To give the space back.
+                remove(&copy)?;
+                Err(error)
+            }
+        };
+        offload(&**pool, settle).await??;
         tracing::info!(path = %path.display(), "metadata snapshot made");
-        if let Err(error) = self.outdate().await {
-            tracing::error!(error = %chain(&error), "if this snapshot is put back before the next start, the node will not notice that it is old");
-        }
         let inner = self.0.clone();
         // The new one is there whatever happens to the old ones.
         if let Err(error) = offload(&*self.0.parts.offload, move || inner.remove_old()).await? {
@@ -98,26 +108,12 @@ impl Snapshots {
     }
 }
 
-impl Snapshots {
-    /// Counts a start, so that what a snapshot says of this one is old: put back, it is noticed.
-    async fn outdate(&self) -> Result<(), SnapshotError> {
-        let (inner, parts) = (self.0.clone(), &self.0.parts);
-        let counted = offload(&*parts.offload, move || starts(&*inner.parts.disk, &inner.parts.metadata_dir)).await??;
-        // First the database: after a crash in between it is newer than the files, which is no reason to rebuild it.
-        if outdate_copies(&parts.db, counted + 1).await? {
-            let inner = self.0.clone();
-            offload(&*parts.offload, move || count_start(&*inner.parts.disk, &inner.parts.metadata_dir)).await??;
-        }
-        Ok(())
-    }
-}
-
 impl Inner {
     /// Removes what a crash has left, and says what the next snapshot is called.
     fn prepare(&self) -> Result<PathBuf, SnapshotError> {
         let SnapshotParts { database, directory, reserve_bytes, disk, clock, .. } = &self.parts;
         garage_types::disk::create_directories(&**disk, directory)?;
-        for name in names(directory)?.into_iter().filter(|name| name.strip_suffix(PARTIAL_SUFFIX).is_some_and(is_snapshot)) {
+        for name in names(directory)?.into_iter().filter(|name| is_left_over(name)) {
             remove(&directory.join(name))?;
         }
         let available = disk.space(directory).map_err(FileError::of("ask for the free space of", directory))?.available;
@@ -128,11 +124,18 @@ impl Inner {
         Ok(directory.join(next_name(&names(directory)?, clock.now())))
     }
 
+    /// From now on the copy is a snapshot.
+    fn give_name(&self, copy: &Path, name: &Path) -> Result<(), FileError> {
+        fs::rename(copy, name).map_err(FileError::of("rename", copy))?;
+        let directory = &self.parts.directory;
+        self.parts.disk.sync_directory(directory).map_err(FileError::of("sync", directory))
+    }
+
     fn remove_old(&self) -> Result<(), FileError> {
         let directory = &self.parts.directory;
         for name in superfluous(&names(directory)?) {
             let path = directory.join(&name);
-            let leaving = directory.join(name + PARTIAL_SUFFIX);
+            let leaving = unusable(&path);
             // First the name, so that a crash leaves nothing that looks whole.
             fs::rename(&path, &leaving).map_err(FileError::of("rename", &path))?;
             remove(&leaving)?;
@@ -141,8 +144,40 @@ impl Inner {
     }
 }
 
+/// What a snapshot is called while it must not be put back.
+fn unusable(snapshot: &Path) -> PathBuf {
+    let mut name = snapshot.as_os_str().to_owned();
+    name.push(PARTIAL_SUFFIX);
+    PathBuf::from(name)
+}
+
+/// Makes every copy of the database taken until now older than the files beside it, as if the node had been started again: put back,
+/// it is taken for what it is, and rebuilt from the other owners.
+///
+/// # Errors
+/// [`SnapshotError`]; copies may then be taken for the database itself.
+pub async fn outdate_copies(
+    db: &Db,
+    disk: Arc<dyn Disk>,
+    pool: &dyn Offload,
+    metadata_dir: PathBuf,
+) -> Result<(), SnapshotError> {
+    let next = {
+        let (disk, metadata_dir) = (disk.clone(), metadata_dir.clone());
+        offload(pool, move || state::next_start(&*disk, &metadata_dir)).await??
+    };
+    raise_recorded_start(db, next).await?;
+    offload(pool, move || state::count_start(&*disk, &metadata_dir, next)).await??;
+    Ok(())
+}
+
 fn is_snapshot(name: &str) -> bool {
     time_of(name).is_some()
+}
+
+/// Of a snapshot that was never finished, by the database or by us.
+fn is_left_over(name: &str) -> bool {
+    name.ends_with(PARTIAL_SUFFIX) && is_snapshot(name.trim_end_matches(PARTIAL_SUFFIX))
 }
 
 fn time_of(name: &str) -> Option<Timestamp> {

@@ -100,50 +100,39 @@ pub fn identity(disk: &dyn Disk, random: &dyn Random, metadata_dir: &Path) -> Re
     Ok(identity)
 }
 
-/// The number of this start, which is not counted yet.
+/// The number of the start that comes next on this node, or is under way: 1 is the first.
 ///
 /// # Errors
 /// [`StateError`].
 pub fn next_start(disk: &dyn Disk, metadata_dir: &Path) -> Result<u64, StateError> {
-    Ok(starts(disk, metadata_dir)? + 1)
-}
-
-/// How many starts were counted; 0 before the first.
-///
-/// # Errors
-/// [`StateError`].
-pub fn starts(disk: &dyn Disk, metadata_dir: &Path) -> Result<u64, StateError> {
     let path = metadata_dir.join(STARTS);
-    match read_state(disk, &path)? {
-        None => Ok(0),
+    let counted: u64 = match read_state(disk, &path)? {
+        None => 0,
         Some(bytes) => {
-            let number = std::str::from_utf8(&bytes).ok().and_then(|text| text.trim().parse().ok());
-            number.ok_or(StateError::Starts { path })
+            let counted = std::str::from_utf8(&bytes).ok().and_then(|text| text.trim().parse().ok());
+            counted.ok_or(StateError::Starts { path })?
         }
-    }
+    };
+    Ok(counted + 1)
 }
 
-/// Counts this start, whose number is returned: it never repeats on this node.
-///
-/// Only once the database has recorded the number: a database behind the count is taken for one restored from a copy, and a power cut
-/// between the two must not make it look like that.
+/// Counts a start, so that its number never comes again. Only once the database has recorded it: what the database knows is never
+/// older than what is counted here, unless it was put back.
 ///
 /// # Errors
 /// [`StateError`].
-pub fn count_start(disk: &dyn Disk, metadata_dir: &Path) -> Result<u64, StateError> {
+pub fn count_start(disk: &dyn Disk, metadata_dir: &Path, start: u64) -> Result<(), StateError> {
     let path = metadata_dir.join(STARTS);
-    let before = starts(disk, metadata_dir)?;
-    let now = before + 1;
-    let text = format!("{now}\n");
+    let text = format!("{start}\n");
     match replace_atomically(disk, &path, text.as_bytes(), Access::Everyone) {
         // A node has to start on a full disk, or nobody could delete anything. A few bytes of one sector are written or not.
-        Err(error) if before > 0 && is_full(&error) => {
+        Err(error) if start > 1 && is_full(&error) => {
             disk.overwrite(&path, text.as_bytes()).map_err(FileError::of("overwrite", &path))?;
             disk.sync_file(&path).map_err(FileError::of("sync", &path))?;
         }
         replaced => replaced?,
     }
-    Ok(now)
+    Ok(())
 }
 
 fn is_full(error: &FileError) -> bool {
@@ -158,7 +147,13 @@ mod tests {
     use garage_types::memory_disk::MemoryDisk;
     use garage_types::random::SeededRandom;
 
-    use super::{StateError, count_start, identity};
+    use super::{StateError, count_start, identity, next_start};
+
+    fn start(disk: &MemoryDisk) -> u64 {
+        let start = next_start(disk, Path::new("/")).unwrap();
+        count_start(disk, Path::new("/"), start).unwrap();
+        start
+    }
 
     #[test]
     fn a_node_keeps_its_identity_and_counts_its_starts() {
@@ -166,13 +161,13 @@ mod tests {
         let first = identity(&disk, &random, Path::new("/")).unwrap().id();
         disk.crash();
         assert_eq!(identity(&disk, &random, Path::new("/")).unwrap().id(), first);
-        assert_eq!([count_start(&disk, Path::new("/")).unwrap(), count_start(&disk, Path::new("/")).unwrap()], [1, 2]);
+        assert_eq!([start(&disk), start(&disk)], [1, 2]);
     }
 
     #[test]
     fn starts_are_counted_on_a_full_disk_too() {
         let disk = MemoryDisk::new();
-        let count = || count_start(&disk, Path::new("/")).unwrap();
+        let count = || start(&disk);
         assert_eq!(count(), 1);
         disk.set_capacity(Some(2));
         let after: Vec<u64> = (0..10).map(|_| count()).collect();

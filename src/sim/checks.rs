@@ -20,6 +20,7 @@ use garage_types::{BlockHash, NodeId, Placement};
 
 use crate::cluster::machine::Machine;
 use crate::layouts;
+use crate::losses;
 use crate::scenario::Abilities;
 use crate::workload::World;
 use crate::world::{BLOCK_SIZE, INLINE_MAX};
@@ -36,10 +37,36 @@ pub async fn rows<S: Schema>(machine: &Machine) -> Vec<S::Row> {
     std::mem::take(&mut *rows.lock().unwrap())
 }
 
+/// Between two looks at the memory of all machines.
+const LOOK_PERIOD: Duration = Duration::from_millis(40);
+
+/// While everybody works, no machine has more blocks in memory than it may. Never ends.
+pub async fn watch_memory(world: Arc<World>) {
+    loop {
+        for machine in &world.cluster.machines {
+            let Some(memory) = machine.garage().map(|garage| garage.block_memory()) else { continue };
+            // One block has room whatever its size.
+            if memory.in_flight > memory.in_flight_max || memory.lingering > memory.lingering_max.max(BLOCK_SIZE) {
+                world.history.violation(format!("machine {} has too many blocks in memory: {memory:?}", machine.number));
+            }
+        }
+        tokio::time::sleep(LOOK_PERIOD).await;
+    }
+}
+
+/// Nothing is on its way any more, and all room was given back.
+fn memory_is_free(world: &World, machine: &Machine) {
+    let memory = machine.garage().expect("the machine runs").block_memory();
+    if (memory.in_flight, memory.lingering) != (0, 0) {
+        world.history.violation(format!("machine {}: room for blocks was not given back: {memory:?}", machine.number));
+    }
+}
+
 /// Waits until the cluster is at rest, then reads everything through every machine and looks at what each of them has.
 pub async fn after_quiet(world: &World, abilities: Abilities) {
     world.cluster.until("all machines are connected again", |cluster| cluster.is_connected()).await;
     layouts::settle(world).await;
+    losses::regain(world).await;
     // Past the delay of every deletion; time itself passes only as far as it must.
     world.cluster.machines.iter().for_each(|machine| machine.clock.set_off_by_ms(2 * 3_600_000));
     // Now rather than within the hour.
@@ -60,6 +87,7 @@ pub async fn after_quiet(world: &World, abilities: Abilities) {
     tokio::time::sleep(Duration::from_secs(30)).await;
     for machine in &world.cluster.machines {
         queue_is_empty(world, machine).await;
+        memory_is_free(world, machine);
         counters_agree(world, machine).await;
         no_temporary_files(world, machine);
     }

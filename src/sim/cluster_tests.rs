@@ -67,8 +67,18 @@ fn promises_hold_while_the_layout_changes_and_machines_fail() {
 
 #[test]
 fn promises_hold_for_clients_that_speak_s3() {
-    passes(scenario("s3"), 0..6);
-    passes(scenario("s3-calm"), 0..2);
+    passes(scenario("s3"), 0..4);
+    passes(scenario("s3-calm"), 0..1);
+}
+
+#[test]
+fn promises_hold_while_machines_lose_what_they_have() {
+    passes(scenario("losses"), 0..2);
+}
+
+#[test]
+fn promises_hold_whatever_fails_is_lost_or_moves() {
+    passes(scenario("all"), 0..2);
 }
 
 /// The trace of a run in a process of its own, as a replay is: some counters of libraries go on through the runs of one process.

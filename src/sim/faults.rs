@@ -9,6 +9,7 @@ use garage_types::random::SeededRandom;
 use crate::cluster::machine::Machine;
 use crate::cluster::network::Death;
 use crate::layouts;
+use crate::losses::{self, Loss};
 use crate::workload::World;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +39,8 @@ pub enum Fault {
     FullDatabase,
     /// An operator changes the layout; nothing heals that.
     LayoutChange,
+    /// A machine loses something that the others have too.
+    Lose(Loss),
 }
 
 /// Makes faults for as long as it is polled.
@@ -53,6 +56,10 @@ pub async fn make_faults(world: Arc<World>, faults: &'static [Fault], random: Ar
             }
             Fault::LayoutChange => {
                 layouts::change(&world, &random).await;
+                continue;
+            }
+            Fault::Lose(loss) => {
+                losses::lose(&world, loss, &random).await;
                 continue;
             }
             _held => {}
@@ -94,7 +101,7 @@ fn begin(world: &World, fault: Fault, random: &SeededRandom) {
         }
         Fault::Crash => one.crash(death(random)),
         // Not begun here: they take their time.
-        Fault::CrashWriter | Fault::LayoutChange => {}
+        Fault::CrashWriter | Fault::LayoutChange | Fault::Lose(_) => {}
         Fault::Blackout => machines.iter().for_each(|machine| machine.crash(Death::Reset)),
         Fault::ClockJump => {
             let off_by_ms = [0, 3_600_000, -3_600_000, 700, -700][random.below(5) as usize];
@@ -123,7 +130,7 @@ async fn crash_writer(world: &World, random: &SeededRandom) {
     heal(world).await;
 }
 
-fn death(random: &SeededRandom) -> Death {
+pub fn death(random: &SeededRandom) -> Death {
     if random.below(2) == 0 { Death::Reset } else { Death::Silent }
 }
 

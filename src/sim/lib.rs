@@ -3,7 +3,7 @@
 //!
 //! [`world`] is one node that loses power, for tests of a story. `scenario` runs several on a network of their own, under a workload
 //! and faults drawn from a seed: `cluster` (machines and network), `workload` (clients), `s3` (clients over HTTP), `faults`,
-//! `layouts` (operators), `history` and `linear` (what they
+//! `layouts` and `losses` (operators), `history` and `linear` (what they
 //! saw, and whether it can be explained), `checks` (what must be true at the end).
 //!
 //! Must stay true: a seed replays a run exactly. So there are no threads and no real time, no order that depends on a hash, and
@@ -28,6 +28,9 @@ mod faults;
 
 #[cfg(test)]
 mod layouts;
+
+#[cfg(test)]
+mod losses;
 
 #[cfg(test)]
 mod checks;

@@ -18,11 +18,12 @@ use garage_model::{Garage, ModelError};
 use garage_rpc::layout::{NodeRole, Standing};
 use garage_table::Schema;
 use garage_table::set_aside::{Reason, SetAside};
+use garage_types::disk::{Access, Disk};
 use garage_types::{BucketId, ObjectKey};
 
 use crate::checks::rows;
 use crate::cluster::Cluster;
-use crate::cluster::machine::{Machine, Setup, Sizes};
+use crate::cluster::machine::{Machine, Setup, Sizes, data_dir};
 use crate::cluster::network::Death;
 
 fn in_virtual_time<F: Future<Output = ()>>(test: F) {
@@ -194,6 +195,10 @@ fn a_node_whose_database_is_lost_is_asked_nothing_until_it_has_all_of_it_back() 
         assert_eq!(standing(), Standing::Rebuilding);
         tokio::time::sleep(Duration::from_secs(100)).await;
         assert_eq!(standing(), Standing::Rebuilding);
+        // Not the rebuilding of a rebuilding, later on.
+        machine.crash(Death::Reset);
+        machine.restart().await;
+        assert_eq!(standing(), Standing::Rebuilding);
         assert!(get(&garage(&cluster, 0), bucket, "k001").await.is_err(), "an empty replica must not answer");
         cluster.machines[2].restart().await;
         cluster.until("the node is rebuilt", |_| standing() == Standing::Whole).await;
@@ -207,16 +212,31 @@ fn a_node_whose_database_is_lost_is_asked_nothing_until_it_has_all_of_it_back() 
 }
 
 #[test]
+fn a_start_that_fails_does_not_make_the_database_old() {
+    in_virtual_time(async {
+        let (cluster, bucket) = three_of(3, 5).await;
+        fill(&cluster, 0, bucket, 0..3).await;
+        let machine = &cluster.machines[1];
+        machine.crash(Death::Reset);
+        // Its disk is not mounted.
+        let marker = data_dir().join(garage_block::MARKER);
+        let content = machine.disk.read(&marker).unwrap();
+        machine.disk.remove_file(&marker).unwrap();
+        assert!(machine.try_start().await.is_err());
+        machine.disk.create(&marker, &[&content], Access::Everyone).unwrap();
+        machine.restart().await;
+        assert_eq!(machine.node().unwrap().layout.standing().get(), Standing::Whole);
+    });
+}
+
+#[test]
 fn a_node_put_back_to_an_old_database_forgets_it_and_learns_what_is() {
     in_virtual_time(async {
         let (cluster, bucket) = three_of(3, 3).await;
         fill(&cluster, 0, bucket, 0..10).await;
         let machine = &cluster.machines[1];
         tokio::time::sleep(Duration::from_secs(5)).await;
-        let backup = machine.engine.copy();
-        machine.crash(Death::Reset);
-        machine.restart().await;
-        cluster.until("all are connected", Cluster::is_connected).await;
+        let backup = machine.snapshot().await.unwrap();
         for number in 0..5 {
             garage(&cluster, 0)
                 .delete_object(bucket, &ObjectKey::parse(format!("k{number:03}")).unwrap(), Preconditions::default())

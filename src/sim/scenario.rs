@@ -13,6 +13,7 @@ use crate::cluster::Cluster;
 use crate::cluster::machine::{Setup, Sizes};
 use crate::faults::{Fault, heal, make_faults};
 use crate::history::{History, Tally};
+use crate::losses::{Loss, Losses};
 use crate::s3;
 use crate::workload::{Mix, World};
 use tokio::sync::watch;
@@ -118,6 +119,47 @@ const UPHEAVAL: &[Fault] = &[
     Fault::ClockJump,
 ];
 
+/// Machines that lose what they have, one after another.
+const LOSSES: &[Fault] = &[
+    Fault::Lose(Loss::Database),
+    Fault::Lose(Loss::DatabaseSince),
+    Fault::Lose(Loss::DatabaseSince),
+    Fault::Lose(Loss::Data),
+    Fault::Lose(Loss::Block),
+    Fault::Lose(Loss::Block),
+    Fault::Delay,
+    Fault::Crash,
+];
+
+/// Everything that a cluster can live through.
+const EVERYTHING: &[Fault] = &[
+    Fault::LayoutChange,
+    Fault::LayoutChange,
+    Fault::LayoutChange,
+    Fault::Lose(Loss::Database),
+    Fault::Lose(Loss::DatabaseSince),
+    Fault::Lose(Loss::DatabaseSince),
+    Fault::Lose(Loss::Data),
+    Fault::Lose(Loss::Block),
+    Fault::Lose(Loss::Block),
+    Fault::Delay,
+    Fault::LoseConnections,
+    Fault::BlockOneWay,
+    Fault::Isolate,
+    Fault::Tangle,
+    Fault::Crash,
+    Fault::CrashWriter,
+    Fault::CrashWriter,
+    Fault::Blackout,
+    Fault::ClockJump,
+    Fault::SlowDisk,
+    Fault::FullDisk,
+    Fault::FullDatabase,
+];
+
+/// Bytes of blocks in memory: more than ever needed, and hardly any.
+const BLOCK_RAM: [usize; 2] = [1 << 20, 2 << 10];
+
 /// What the scenarios start from.
 const THREE: Scenario = Scenario {
     name: "calm",
@@ -132,7 +174,7 @@ const THREE: Scenario = Scenario {
     frontend: Frontend::Store,
 };
 
-pub const SCENARIOS: [Scenario; 12] = [
+pub const SCENARIOS: [Scenario; 14] = [
     THREE,
     Scenario { name: "network", faults: NETWORK, ..THREE },
     Scenario { name: "everything", faults: ALL, ..THREE },
@@ -145,6 +187,8 @@ pub const SCENARIOS: [Scenario; 12] = [
     Scenario { name: "upheaval", machines: 5, roles: 4, faults: UPHEAVAL, ..THREE },
     Scenario { name: "s3", operations: 45, faults: ALL, frontend: Frontend::S3, ..THREE },
     Scenario { name: "s3-calm", operations: 45, frontend: Frontend::S3, ..THREE },
+    Scenario { name: "losses", machines: 4, roles: 4, faults: LOSSES, ..THREE },
+    Scenario { name: "all", machines: 5, roles: 4, faults: EVERYTHING, ..THREE },
 ];
 
 pub fn scenario(name: &str) -> Scenario {
@@ -249,6 +293,7 @@ pub async fn world_of(cluster: Cluster, seed: u64, keys: usize, mix: Mix) -> Arc
         usual_delay: Duration::from_millis([1, 5, 30, 120][(seed % 4) as usize]),
         writer: watch::Sender::new(0),
         uploads: Mutex::default(),
+        losses: Losses::default(),
     });
     heal(&world).await;
     world
@@ -266,7 +311,9 @@ pub fn outcome_of(world: &World) -> Outcome {
 }
 
 async fn run_in_runtime(scenario: Scenario, seed: u64, flaw: Option<Flaw>) -> Outcome {
-    let cluster = Cluster::start(seed, scenario.machines, scenario.roles, setup_of(scenario.replication_factor, flaw)).await;
+    let mut setup = setup_of(scenario.replication_factor, flaw);
+    setup.sizes.buffer_max = BLOCK_RAM[(seed % 2) as usize];
+    let cluster = Cluster::start(seed, scenario.machines, scenario.roles, setup).await;
     let world = world_of(cluster, seed, scenario.keys, scenario.mix).await;
     let s3 = match scenario.frontend {
         Frontend::Store => None,
@@ -280,6 +327,7 @@ async fn run_in_runtime(scenario: Scenario, seed: u64, flaw: Option<Flaw>) -> Ou
         Some(s3) if number > 0 => tokio::spawn(s3.clone().client(number, scenario.operations)),
         _ => tokio::spawn(world.clone().client(number, scenario.operations)),
     };
+    let watch = tokio::spawn(checks::watch_memory(world.clone()));
     let clients: Vec<_> = (0..scenario.clients).map(client).collect();
     for client in clients {
         client.await.unwrap();
@@ -289,6 +337,7 @@ async fn run_in_runtime(scenario: Scenario, seed: u64, flaw: Option<Flaw>) -> Ou
         // It has ended when it is not in the middle of a restart any more.
         drop(faults.await);
     }
+    watch.abort();
     heal(&world).await;
     if let Some(s3) = s3 {
         s3.end().await;

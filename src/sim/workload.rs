@@ -23,6 +23,7 @@ use tokio::sync::watch;
 use crate::cluster::Cluster;
 use crate::cluster::machine::{Machine, NoAnswer};
 use crate::history::{Begun, History, WRITE_HEADER, write_of};
+use crate::losses::Losses;
 use crate::world::{BLOCK_SIZE, INLINE_MAX};
 
 /// Every scenario uses the first few, so that clients meet; some are prefixes of others.
@@ -98,6 +99,7 @@ pub struct World {
     /// The machine on which a write began last.
     pub writer: watch::Sender<usize>,
     pub uploads: Mutex<Vec<Arc<Mutex<Upload>>>>,
+    pub losses: Losses,
 }
 
 /// A multipart upload as the clients know it.

@@ -45,19 +45,16 @@ pub async fn start_facts(db: &Db, start: u64) -> Result<StartFacts, TableError> 
     Ok(StartFacts { recorded_start, previous_start: start.saturating_sub(1), was_rebuilding, was_accepted })
 }
 
-/// Records that a copy of the database was made that must not be mistaken for this one: it is as old as an earlier start. Returns
-/// whether the next start has to be counted, too; not in a database that knows of no start.
+/// Raises the start that the database has recorded to `start`, so that copies made until now are older than what the metadata
+/// directory counts from then on. Without effect on a new database, which no layout has settled yet.
 ///
 /// # Errors
 /// [`TableError`].
-pub async fn outdate_copies(db: &Db, start: u64) -> Result<bool, TableError> {
+pub async fn raise_recorded_start(db: &Db, start: u64) -> Result<(), TableError> {
     let state = db.open_tree(STATE_TREE)?;
-    let raise = move |tx: &mut Transaction<'_>| {
-        let is_known = tx.get(state, START)?.is_some();
-        if is_known {
-            tx.insert(state, START, &start.to_be_bytes())?;
-        }
-        Ok::<_, DbError>(is_known)
+    let raise = move |tx: &mut Transaction<'_>| match tx.get(state, START)? {
+        Some(_recorded) => tx.insert(state, START, &start.to_be_bytes()),
+        None => Ok::<_, DbError>(()),
     };
     Ok(db.write(raise).await?)
 }
@@ -78,14 +75,15 @@ impl TableStore {
     }
 
     /// Records that this node rebuilds, and sets every row aside: what a database from another time says must not be mistaken for
-    /// what is. To be called before anything is served; does nothing when it has been done.
+    /// what is. To be called before anything is served. A rebuilding that was under way goes on, unless its database was put back.
     ///
     /// # Errors
     /// [`TableError`].
     pub async fn begin_rebuilding(&self, start: u64) -> Result<(), TableError> {
         let facts = start_facts(self.db(), start).await?;
-        if facts.was_rebuilding {
-            return Ok(());
+        if facts.was_rebuilding && facts.recorded_start >= Some(facts.previous_start) {
+            // It goes on with what it has, and is known as that by the next start.
+            return self.record_start(start).await;
         }
         // A new database only has what was written to it since.
         if facts.recorded_start.is_some() {

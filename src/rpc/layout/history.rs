@@ -5,7 +5,8 @@
 //! went out of use stay for a while as information.
 //!
 //! Invariants: a version is retired only when every member of every live version knows (`sync_ack`) that all have synced a later
-//! one. As long as two live versions share a number, nothing counts as having reached that number.
+//! one. As long as two live versions share a number, nothing counts as having reached that number; but a version that comes up beside
+//! one for which the older ones were retired is rejected, as nobody else has what that one's members have.
 
 mod change;
 pub mod resolve;
@@ -225,7 +226,16 @@ impl LayoutHistory {
     pub fn read_version(&self) -> Option<&Arc<LayoutVersion>> {
         let min_sync = self.min_sync();
         let synced = self.live().rev().find(|version| version.number() <= min_sync);
-        synced.or_else(|| self.live().next())
+        // Beside a version that all have synced, one that came up late under its number has nothing yet.
+        synced.or_else(|| self.live().find(|version| self.is_synced(version))).or_else(|| self.live().next())
+    }
+
+    /// Whether every member of a version has said that it has what the version asks of it.
+    fn is_synced(&self, version: &LayoutVersion) -> bool {
+        let key = version.key();
+        let has_it =
+            |node: &NodeId| self.trackers.sync.get(*node).is_some_and(|reached| reached == key || reached.number > key.number);
+        version.roles().keys().all(has_it)
     }
 
     /// Changes whenever anything in the state does: nodes compare it before they send all of it.

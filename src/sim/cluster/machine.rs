@@ -14,7 +14,8 @@ use garage_model::background::BackgroundSettings;
 use garage_model::garage::Settings;
 use garage_net::identity::NetworkKey;
 use garage_net::mux::Windows;
-use garage_node::node::{MeshSettings, Node, NodeParts, NodeSettings};
+use garage_node::node::{MeshSettings, Node, NodeError, NodeParts, NodeSettings};
+use garage_node::snapshots::outdate_copies;
 use garage_node::state;
 use garage_rpc::cluster::Timeouts;
 use garage_rpc::endpoint::Router;
@@ -23,6 +24,7 @@ use garage_rpc::quorum::ConsistencyMode;
 use garage_types::disk::{Disk, create_directories};
 use garage_types::memory_disk::MemoryDisk;
 use garage_types::names::Punycode;
+use garage_types::offload::Inline;
 use garage_types::random::SeededRandom;
 use garage_types::{Clock, NodeId, Offload, Random, Timestamp};
 use garage_worker::spawn::Spawn;
@@ -38,6 +40,8 @@ pub struct MachineClock {
     started: Instant,
     off_by_ms: AtomicI64,
 }
+
+const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(60);
 
 const EPOCH_MS: u64 = 1_700_000_000_000;
 
@@ -204,6 +208,14 @@ impl Machine {
 
     /// Starts the machine's node. Whatever happened before, it must start.
     pub async fn start(&self) {
+        self.try_start().await.unwrap();
+    }
+
+    /// As [`Machine::start`], where it may be kept from it.
+    ///
+    /// # Errors
+    /// What the node says; the machine stays off.
+    pub async fn try_start(&self) -> Result<(), NodeError> {
         let identity = state::identity(&self.disk, &*self.random, &metadata_dir()).unwrap();
         assert_eq!(identity.id(), self.id, "machine {} lost its identity", self.number);
         let incarnation = state::next_start(&self.disk, &metadata_dir()).unwrap();
@@ -222,13 +234,14 @@ impl Machine {
             spawn: tasks.clone(),
             settings: self.settings(incarnation),
         };
-        let node = Node::build(parts).await.unwrap();
+        let node = Node::build(parts).await?;
         node.mesh.start(Router::default());
         node.mesh.listen(&Network::address(self.number)).await.unwrap();
         node.start_workers();
         let random = self.random.clone() as Arc<dyn Random>;
         frontend::serve(&self.network, self.number, node.garage.clone(), random, tasks.clone()).await;
         *self.running.lock().unwrap() = Some(Running { node, tasks });
+        Ok(())
     }
 
     fn settings(&self, incarnation: u64) -> NodeSettings {
@@ -274,6 +287,22 @@ impl Machine {
         self.engine.crash();
     }
 
+    /// A copy of the database, made as the daemon makes snapshots; `None` when the machine is off or dies meanwhile.
+    pub async fn snapshot(&self) -> Option<MemoryEngine> {
+        let (engine, disk) = (self.engine.clone(), Arc::new(self.disk.clone()));
+        let work = |garage: Garage| async move {
+            let copy = engine.copy();
+            outdate_copies(garage.local().tables.db(), disk, &Inline, metadata_dir()).await.map(|()| copy)
+        };
+        self.run(SNAPSHOT_PATIENCE, work).await.ok().and_then(Result::ok)
+    }
+
+    /// The content of another database takes the place of this machine's. Not while it runs.
+    pub fn put_back(&self, engine: &MemoryEngine) {
+        self.engine.become_copy_of(engine);
+        self.engine.set_durability(self.setup.metadata_durability);
+    }
+
     pub async fn restart(&self) {
         self.network.machine_returns(self.number);
         // What the dead node's tasks drop is dropped before the new one starts.
@@ -303,6 +332,6 @@ fn metadata_dir() -> PathBuf {
     PathBuf::from("/meta")
 }
 
-fn data_dir() -> PathBuf {
+pub fn data_dir() -> PathBuf {
     PathBuf::from("/data")
 }

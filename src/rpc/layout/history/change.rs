@@ -161,6 +161,7 @@ impl LayoutHistory {
     /// Takes every step that `me` may take by itself: acknowledging, and retiring versions that nobody needs any more. `sync` advances
     /// by [`Self::mark_synced`], except where there is nothing to receive.
     pub fn advance(&mut self, me: NodeId, older_writes: OlderWrites) {
+        self.reject_latecomers();
         let Some(settled) = self.settled() else { return };
         let members = self.members();
         if members.contains(&me) {
@@ -183,9 +184,18 @@ impl LayoutHistory {
 
     /// Retires the versions that nobody needs any more.
     pub fn retire_synced(&mut self) {
+        self.reject_latecomers();
         let Some(settled) = self.settled() else { return };
         self.live_from = self.live_from.max(self.min_sync_ack().min(settled.number));
         self.forget_old();
+    }
+
+    /// Rejects versions made late, by a node that did not know that their number was taken and in use.
+    fn reject_latecomers(&mut self) {
+        let oldest = || self.live_entries().filter(|(key, _)| key.number == self.live_from);
+        let Some((in_use, _)) = oldest().find(|(_, version)| self.is_synced(version)) else { return };
+        let late: Vec<VersionKey> = oldest().map(|(key, _)| *key).filter(|key| key != in_use).collect();
+        self.rejected.extend(late);
     }
 
     /// Both sets are cut at a point that only depends on `live_from`, so that the cut does not disturb merging.

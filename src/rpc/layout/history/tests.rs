@@ -217,6 +217,29 @@ fn a_conflict_ends_by_choosing_and_everybody_agrees_anew() {
 }
 
 #[test]
+fn a_version_made_late_beside_the_one_in_use_is_rejected_and_never_read() {
+    let before = cluster(&[1, 2]);
+    for late_member in 4..12 {
+        let (mut in_use, mut late) = (before.clone(), before.clone());
+        stage(&mut in_use, &[3]);
+        in_use.apply(2).unwrap();
+        let version = key(&in_use);
+        for _ in 0..3 {
+            (1..=3).for_each(|n| in_use.advance(node(n), OlderWrites::Done));
+            (1..=3).for_each(|n| in_use.mark_synced(node(n), version).unwrap());
+        }
+        assert_eq!(numbers(&in_use), [2], "the first is retired");
+        // An operator's word to a node without a role that heard of nothing.
+        stage(&mut late, &[late_member]);
+        late.apply(2).unwrap();
+        let mut both = joined(&in_use, &late);
+        assert_eq!(both.read_version().unwrap().key(), version);
+        both.advance(node(1), OlderWrites::Done);
+        assert_eq!((key(&both), both.conflicts().len(), numbers(&both)), (version, 0, vec![2]));
+    }
+}
+
+#[test]
 fn old_versions_are_kept_for_a_while_and_then_forgotten() {
     let mut history = cluster(&[1]);
     for number in 2..=30 {

@@ -1,0 +1,198 @@
+//! What a machine loses and gets back from the others: its database, its blocks, or one block.
+//!
+//! That it gets it back is promised while everybody else is whole. So nothing is taken from one machine before all have again what an
+//! earlier loss took, and never the last good copy of a block.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use garage_block::{MARKER, file};
+use garage_db::MemoryEngine;
+use garage_model::scrub::ScrubError;
+use garage_rpc::layout::Standing;
+use garage_types::disk::{Access, Disk};
+use garage_types::random::SeededRandom;
+use garage_types::{BlockHash, Random};
+
+use crate::cluster::machine::{Machine, data_dir};
+use crate::faults::death;
+use crate::workload::World;
+
+/// How long an operator waits for an answer.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Longest wait for what was lost to be back, once nothing stands in its way.
+const REGAIN_MAX: Duration = Duration::from_secs(1_800);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// The machine comes back with an empty database.
+    Database,
+    /// It comes back with the database it had a while ago.
+    DatabaseSince,
+    /// It comes back without its blocks; its operator says that the directory is meant to be empty, and orders a repair.
+    Data,
+    /// A byte of one stored block changes, or its file is cut short.
+    Block,
+}
+
+/// What operators know.
+#[derive(Default)]
+pub struct Losses {
+    snapshots: Mutex<BTreeMap<usize, MemoryEngine>>,
+    /// Machines without their blocks on which the repair was not ordered yet.
+    to_repair: Mutex<BTreeSet<usize>>,
+}
+
+/// Takes something from a machine, if the others can replace it now.
+pub async fn lose(world: &World, loss: Loss, random: &SeededRandom) {
+    let machines = &world.cluster.machines;
+    let machine = &machines[random.below(machines.len() as u64) as usize];
+    order_repairs(world).await;
+    if loss == Loss::DatabaseSince && !lock(&world.losses.snapshots).contains_key(&machine.number) {
+        world.history.note(format!("snapshot of machine {}", machine.number));
+        if let Some(snapshot) = machine.snapshot().await {
+            lock(&world.losses.snapshots).insert(machine.number, snapshot);
+        }
+        return;
+    }
+    if let Err(reason) = all_are_whole(world) {
+        return world.history.note(format!("no {loss:?} of machine {} is lost now: {reason}", machine.number));
+    }
+    match loss {
+        Loss::Database => {
+            let empty = MemoryEngine::new();
+            come_back_with(world, machine, &empty, loss, random).await;
+        }
+        Loss::DatabaseSince => {
+            let Some(snapshot) = lock(&world.losses.snapshots).remove(&machine.number) else { return };
+            come_back_with(world, machine, &snapshot, loss, random).await;
+        }
+        Loss::Data => {
+            let files = block_files(machine);
+            if !files.iter().all(|(block, _path)| has_another(world, machine, *block)) {
+                return world.history.note(format!("machine {} has blocks that no other has", machine.number));
+            }
+            world.history.note(format!("FAULT {loss:?} of machine {}: {} blocks", machine.number, files.len()));
+            machine.crash(death(random));
+            empty_directory(machine);
+            lock(&world.losses.to_repair).insert(machine.number);
+            tokio::time::sleep(Duration::from_millis(random.below(2_000))).await;
+            machine.restart().await;
+            order_repairs(world).await;
+        }
+        Loss::Block => {
+            let files = block_files(machine);
+            let Some((block, path)) = files.get(random.below(files.len().max(1) as u64) as usize) else { return };
+            if has_another(world, machine, *block) {
+                world.history.note(format!("FAULT {loss:?} {block} of machine {}", machine.number));
+                damage(machine, path, random);
+            }
+        }
+    }
+}
+
+/// Everything in the data directory is gone for good, as when another disk takes its place; the operator writes the marker.
+fn empty_directory(machine: &Machine) {
+    let lost = machine.disk.files().into_iter().filter(|path| path.starts_with(data_dir()) && !path.ends_with(MARKER));
+    for path in lost {
+        machine.disk.remove_file(&path).unwrap();
+        machine.disk.sync_directory(path.parent().unwrap()).unwrap();
+    }
+}
+
+/// Changes a byte, or cuts the file short.
+fn damage(machine: &Machine, path: &Path, random: &SeededRandom) {
+    let content = machine.disk.read(path).unwrap();
+    let byte = random.below(content.len().max(1) as u64) as usize;
+    if random.below(3) > 0 {
+        return machine.disk.flip_bit(path, byte);
+    }
+    machine.disk.remove_file(path).unwrap();
+    // A full disk does not keep a file from being cut.
+    machine.disk.set_capacity(None);
+    machine.disk.create(path, &[&content[..byte]], Access::Everyone).unwrap();
+    machine.disk.sync_file(path).unwrap();
+    machine.disk.sync_directory(path.parent().unwrap()).unwrap();
+}
+
+async fn come_back_with(world: &World, machine: &Machine, engine: &MemoryEngine, loss: Loss, random: &SeededRandom) {
+    world.history.note(format!("FAULT {loss:?} of machine {}", machine.number));
+    machine.crash(death(random));
+    machine.put_back(engine);
+    tokio::time::sleep(Duration::from_millis(random.below(2_000))).await;
+    machine.restart().await;
+}
+
+/// Whether nothing is missing that an earlier loss took; of blocks, this is asked one by one.
+fn all_are_whole(world: &World) -> Result<(), String> {
+    if !lock(&world.losses.to_repair).is_empty() {
+        return Err("a repair is yet to be ordered".to_owned());
+    }
+    for machine in &world.cluster.machines {
+        match machine.node().map(|node| node.layout.standing().get()) {
+            Some(Standing::Whole | Standing::Fresh) => {}
+            other => return Err(format!("machine {}: {other:?}", machine.number)),
+        }
+    }
+    Ok(())
+}
+
+/// A machine's block files.
+fn block_files(machine: &Machine) -> Vec<(BlockHash, PathBuf)> {
+    let block = |path: &PathBuf| path.file_name()?.to_str()?.parse::<BlockHash>().ok();
+    machine.disk.files().into_iter().filter_map(|path| Some((block(&path)?, path))).collect()
+}
+
+/// Whether what a file holds is the block's content.
+fn is_good(machine: &Machine, block: BlockHash, path: &Path) -> bool {
+    let content = machine.disk.read(path).unwrap();
+    file::decode(content.into(), block).is_ok_and(|stored| stored.verify(block).is_ok())
+}
+
+/// Whether another machine has a good copy of the block.
+fn has_another(world: &World, machine: &Machine, block: BlockHash) -> bool {
+    let others = world.cluster.machines.iter().filter(|other| other.number != machine.number);
+    others.into_iter().any(|other| block_files(other).iter().any(|(hash, path)| *hash == block && is_good(other, block, path)))
+}
+
+/// Orders the repair of machines that came back without their blocks, as far as they can be told now.
+pub async fn order_repairs(world: &World) {
+    let waiting = lock(&world.losses.to_repair).clone();
+    for number in waiting {
+        let machine = &world.cluster.machines[number];
+        let ordered = machine.run(PATIENCE, |garage| async move { garage.queue_misplaced_blocks().await }).await;
+        world.history.note(format!("repair of the blocks on machine {number} -> {ordered:?}"));
+        if matches!(ordered, Ok(Ok(_queued))) {
+            lock(&world.losses.to_repair).remove(&number);
+        }
+    }
+}
+
+/// Has every machine look through its blocks, and waits until all databases are rebuilt; that one never is, is a violation.
+pub async fn regain(world: &World) {
+    order_repairs(world).await;
+    let regaining = async {
+        while let Err(reason) = all_are_whole(world) {
+            world.history.note(format!("not all is regained: {reason}"));
+            order_repairs(world).await;
+            tokio::time::sleep(Duration::from_secs(10)).await;
+        }
+    };
+    if tokio::time::timeout(REGAIN_MAX, regaining).await.is_err() {
+        world.history.violation("what was lost never came back");
+    }
+    for machine in &world.cluster.machines {
+        let scrub =
+            |garage: garage_model::Garage| async move { garage.command_scrub(garage_block::scrub::ScrubCommand::Start).await };
+        match machine.run(PATIENCE, scrub).await {
+            Ok(Ok(()) | Err(ScrubError::Refused(_))) => {}
+            other => world.history.violation(format!("machine {} cannot be scrubbed: {other:?}", machine.number)),
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap()
+}
