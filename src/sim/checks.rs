@@ -247,9 +247,11 @@ pub async fn after_deleting_all(world: &World) {
     }
     world.abort_all(machine).await;
     tokio::time::sleep(QUIET).await;
-    // What was not settled when it was looked at first is looked at again.
-    world.cluster.machines.iter().for_each(|machine| machine.clock.set_off_by_ms(4 * 3_600_000));
-    tokio::time::sleep(QUIET).await;
+    // What was not settled when it was looked at first is looked at again, and what follows from that is, too.
+    for hours in [4, 8, 12] {
+        world.cluster.machines.iter().for_each(|machine| machine.clock.set_off_by_ms(hours * 3_600_000));
+        tokio::time::sleep(QUIET).await;
+    }
     for machine in &world.cluster.machines {
         queue_is_empty(world, machine).await;
         let live: Vec<BlockRefRow> = rows::<BlockRefTable>(machine).await.into_iter().filter(|row| !row.deleted).collect();

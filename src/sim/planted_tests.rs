@@ -11,16 +11,15 @@ use crate::scenario::Flaw;
 /// A flaw, the scenario or story that shows it, and a seed from which it shows soon.
 type Known = (Flaw, &'static str, u64);
 
-const KNOWN: [Known; 19] = [
+const KNOWN: [Known; 18] = [
     (Flaw::Planted(Bug::WriteQuorumOfOne), "everything", 0),
     (Flaw::Planted(Bug::NoReadBack), "crowd", 19),
     (Flaw::Planted(Bug::LostQueueRow), "calm", 0),
-    (Flaw::Planted(Bug::DeletesReferencedBlock), "single", 0),
-    (Flaw::Planted(Bug::PageCutTooLate), "listing", 25),
+    (Flaw::Planted(Bug::DeletesReferencedBlock), "single", 8),
+    (Flaw::Planted(Bug::PageCutTooLate), "listing", 170),
     (Flaw::Planted(Bug::CopyWithoutReference), "single", 6),
     (Flaw::Planted(Bug::BehindIgnored), "crowd", 0),
-    (Flaw::Planted(Bug::ReleasedTooEarly), "crowd", 15),
-    (Flaw::BlocksNotSynced, "everything", 1),
+    (Flaw::BlocksNotSynced, "everything", 8),
     (Flaw::RowsNotSynced, "everything", 0),
     (Flaw::Planted(Bug::LostDatabaseUnnoticed), "lost-database", 0),
     (Flaw::Planted(Bug::RebuildingAnswersReads), "lost-database", 0),
@@ -28,13 +27,14 @@ const KNOWN: [Known; 19] = [
     (Flaw::Planted(Bug::EpochIgnored), "late-copy", 0),
     (Flaw::Planted(Bug::ForgottenRowsOffered), "returner", 0),
     (Flaw::Planted(Bug::RebuiltFromOneOwner), "lost-database", 0),
-    (Flaw::Planted(Bug::RebuildingJudgesCommits), "lost-database", 0),
+    (Flaw::Planted(Bug::RebuildingJudgesCommits), "lost-database", 2),
     (Flaw::Planted(Bug::OldDatabaseBelieved), "restored-database", 0),
     (Flaw::Planted(Bug::RebuildingOffersRows), "two-lost-databases", 0),
 ];
 
 /// Flaws of which no seed is known yet, with where they should show. One that [`search_planted`] finds moves up.
-const SOUGHT: [Known; 9] = [
+const SOUGHT: [Known; 10] = [
+    (Flaw::Planted(Bug::ReleasedTooEarly), "crowd", 0),
     (Flaw::Planted(Bug::TombstonesNotHeld), "absent-owner", 0),
     (Flaw::Planted(Bug::EpochNotAdvanced), "late-copy", 0),
     (Flaw::Planted(Bug::ReadBackUnderNewEpoch), "late-reader", 0),
