@@ -17,6 +17,7 @@ mod copy;
 mod engine;
 mod error;
 mod files;
+mod gather;
 mod lmdb;
 mod memory;
 mod overlay;

@@ -96,7 +96,6 @@ impl<'q> Walk<'q> {
 
     /// The first sort key that can matter, and the first that cannot any more.
     fn bounds(&self) -> (Vec<u8>, Option<Vec<u8>>) {
-        let prefix = encoded_prefix(&self.query.prefix);
         let start = match &self.query.start {
             ListStart::Beginning => Vec::new(),
             ListStart::AfterText(text) => {
@@ -107,15 +106,7 @@ impl<'q> Walk<'q> {
             }
             ListStart::AfterPrefix(text) => sort_key::after_prefix(&encoded_prefix(text)).unwrap_or_default(),
         };
-        let end = if prefix.is_empty() { None } else { sort_key::after_prefix(&prefix) };
-        (start.max(prefix), end)
-    }
-
-    fn common_prefix(&self, key: &str) -> Option<String> {
-        let delimiter = self.query.delimiter.as_deref().filter(|delimiter| !delimiter.is_empty())?;
-        let rest = key.strip_prefix(&self.query.prefix)?;
-        let end = rest.find(delimiter)? + delimiter.len();
-        Some(key[..self.query.prefix.len() + end].to_owned())
+        within_prefix(start, &self.query.prefix)
     }
 
     fn see(&mut self, row: ObjectRow) -> Next {
@@ -131,7 +122,7 @@ impl<'q> Walk<'q> {
             self.listing.truncated = true;
             return Next::Done;
         }
-        match self.common_prefix(row.key.as_str()) {
+        match common_prefix(row.key.as_str(), &self.query.prefix, self.query.delimiter.as_deref()) {
             Some(prefix) => {
                 self.listing.items.push(ListItem::CommonPrefix(prefix.clone()));
                 self.inside = Some(prefix);
@@ -155,6 +146,21 @@ pub(crate) fn encoded_prefix(text: &str) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     sort_key::push_text_prefix(&mut out, text);
     out
+}
+
+/// The sort keys from `start` on of the keys that begin with `prefix`: the first that can matter, and the first that cannot any more.
+pub(crate) fn within_prefix(start: Vec<u8>, prefix: &str) -> (Vec<u8>, Option<Vec<u8>>) {
+    let prefix = encoded_prefix(prefix);
+    let end = if prefix.is_empty() { None } else { sort_key::after_prefix(&prefix) };
+    (start.max(prefix), end)
+}
+
+/// What a listing shows in place of `key`: it as far as the first delimiter behind the prefix, if it has one there.
+pub(crate) fn common_prefix(key: &str, prefix: &str, delimiter: Option<&str>) -> Option<String> {
+    let delimiter = delimiter.filter(|delimiter| !delimiter.is_empty())?;
+    let rest = key.strip_prefix(prefix)?;
+    let end = rest.find(delimiter)? + delimiter.len();
+    Some(key[..prefix.len() + end].to_owned())
 }
 
 impl Garage {

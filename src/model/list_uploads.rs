@@ -9,7 +9,7 @@ use garage_types::{BucketId, KeyId, ObjectKey, Timestamp, UploadId, sort_key};
 
 use crate::error::ModelError;
 use crate::garage::Garage;
-use crate::list::encoded_prefix;
+use crate::list::{common_prefix, encoded_prefix, within_prefix};
 use crate::object::IndexShard;
 use crate::upload::{UploadChecksum, UploadRow, UploadState, UploadTable};
 
@@ -100,16 +100,7 @@ impl<'q> Walk<'q> {
             }
             UploadsStart::AfterPrefix(prefix) => sort_key::after_prefix(&encoded_prefix(prefix)).unwrap_or_default(),
         };
-        let prefix = encoded_prefix(&self.query.prefix);
-        let end = if prefix.is_empty() { None } else { sort_key::after_prefix(&prefix) };
-        (start.max(prefix), end)
-    }
-
-    fn common_prefix(&self, key: &str) -> Option<String> {
-        let delimiter = self.query.delimiter.as_deref().filter(|delimiter| !delimiter.is_empty())?;
-        let rest = key.strip_prefix(&self.query.prefix)?;
-        let end = rest.find(delimiter)? + delimiter.len();
-        Some(key[..self.query.prefix.len() + end].to_owned())
+        within_prefix(start, &self.query.prefix)
     }
 
     fn see(&mut self, row: UploadRow) -> Next {
@@ -122,7 +113,7 @@ impl<'q> Walk<'q> {
             self.listing.truncated = true;
             return Next::Done;
         }
-        if let Some(prefix) = self.common_prefix(key) {
+        if let Some(prefix) = common_prefix(key, &self.query.prefix, self.query.delimiter.as_deref()) {
             let next = skip(&prefix);
             self.listing.items.push(UploadItem::CommonPrefix(prefix.clone()));
             self.inside = Some(prefix);

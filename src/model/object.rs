@@ -340,7 +340,10 @@ impl Schema for ObjectTable {
             }
             Mode::Replicate => {
                 if row.is_null && newer.filter(|sibling| sibling.is_null).count() > 0 {
-                    // Superseded before it came: whoever had it released what it named.
+                    // Superseded before it came. Perhaps no owner ever has it, and its writer ends before it says so.
+                    if let Some(entry) = released_content(Some(&*row), None) {
+                        tx.enqueue(&entry)?;
+                    }
                     return Ok(Admission::Answer(Verdict::Won));
                 }
                 if Self::is_given_up(tx, row)? {
