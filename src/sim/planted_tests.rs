@@ -11,7 +11,7 @@ use crate::scenario::Flaw;
 /// A flaw, the scenario or story that shows it, and a seed from which it shows soon.
 type Known = (Flaw, &'static str, u64);
 
-const KNOWN: [Known; 18] = [
+const KNOWN: [Known; 22] = [
     (Flaw::Planted(Bug::WriteQuorumOfOne), "everything", 0),
     (Flaw::Planted(Bug::NoReadBack), "crowd", 19),
     (Flaw::Planted(Bug::LostQueueRow), "calm", 0),
@@ -30,6 +30,10 @@ const KNOWN: [Known; 18] = [
     (Flaw::Planted(Bug::RebuildingJudgesCommits), "lost-database", 2),
     (Flaw::Planted(Bug::OldDatabaseBelieved), "restored-database", 0),
     (Flaw::Planted(Bug::RebuildingOffersRows), "two-lost-databases", 0),
+    (Flaw::Planted(Bug::LateLayoutApplied), "late-rival", 0),
+    (Flaw::Planted(Bug::RejectedLayoutApplied), "late-rival", 0),
+    (Flaw::Planted(Bug::RivalLayoutApplied), "rivals", 7),
+    (Flaw::Planted(Bug::UnsoundLayoutApplied), "unsound-layout", 0),
 ];
 
 /// Flaws of which no seed is known yet, with where they should show. One that [`search_planted`] finds moves up.
@@ -66,6 +70,12 @@ fn search(flaw: Flaw, play: Play, first: u64) -> Option<Found> {
         let violation = play.run(seed, Some(flaw)).violations.into_iter().next()?;
         Some(Found { seed, tried: tried + 1, violation })
     })
+}
+
+/// The flaw of which this is the name, or part of it.
+pub fn flaw_named(name: &str) -> Flaw {
+    let found = KNOWN.iter().chain(&SOUGHT).find(|(flaw, ..)| format!("{flaw:?}").contains(name));
+    found.unwrap_or_else(|| panic!("there is no flaw {name}")).0
 }
 
 /// Searches all of these, and prints what came of each. Returns those that were not found.
