@@ -7,6 +7,7 @@
 
 mod collections;
 mod databases;
+mod deletions;
 mod layouts;
 mod refusals;
 
@@ -44,7 +45,7 @@ pub struct Story {
 const THREE: Story =
     Story { name: "", machines: 3, roles: 3, replication_factor: 3, keys: 4, play: databases::lost_while_another_is_away };
 
-pub const STORIES: [Story; 12] = [
+pub const STORIES: [Story; 17] = [
     Story { name: "lost-database", ..THREE },
     Story { name: "two-lost-databases", machines: 5, roles: 5, replication_factor: 5, play: databases::two_are_lost, ..THREE },
     Story { name: "restored-database", play: databases::restored_from_a_copy, ..THREE },
@@ -54,6 +55,11 @@ pub const STORIES: [Story; 12] = [
     Story { name: "returner", machines: 4, play: collections::an_old_owner_returns, ..THREE },
     Story { name: "replaced-owners", machines: 5, keys: 6, play: layouts::two_owners_are_replaced, ..THREE },
     Story { name: "one-source", machines: 6, play: layouts::one_stale_source, ..THREE },
+    Story { name: "waiting-layout", machines: 7, play: layouts::a_layout_waits_for_one, ..THREE },
+    Story { name: "writes-under-way", machines: 7, play: layouts::writes_are_under_way, ..THREE },
+    Story { name: "missed-deletion", play: collections::a_deletion_is_missed, ..THREE },
+    Story { name: "one-knows", machines: 4, play: deletions::one_owner_knows, ..THREE },
+    Story { name: "unsent-deletions", machines: 4, play: deletions::owners_reach_nobody, ..THREE },
     Story { name: "late-rival", machines: 7, play: refusals::a_rival_comes_late, ..THREE },
     Story { name: "rivals", machines: 7, play: refusals::a_rival_comes_early, ..THREE },
     Story { name: "unsound-layout", machines: 4, play: refusals::an_unsound_layout_is_told, ..THREE },
@@ -166,6 +172,12 @@ impl Stage {
     /// A client that reads one key.
     async fn get(&self, number: usize, key: &str) {
         self.world.get(&format!("story on {number}"), self.machine(number), key).await;
+    }
+
+    /// As [`Stage::delete`], beside what follows.
+    fn begin_delete(&self, number: usize, key: &'static str) -> JoinHandle<()> {
+        let stage = self.clone();
+        tokio::spawn(async move { stage.delete(number, key).await })
     }
 
     async fn delete(&self, number: usize, key: &str) {
