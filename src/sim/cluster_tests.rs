@@ -1,5 +1,6 @@
 //! Fixed seeds of every scenario, and the runner of more (`script/simulate`).
 
+use crate::planted_tests::flaw_named;
 use crate::plays::Play;
 use crate::scenario::{Outcome, Scenario, run, scenario};
 
@@ -120,7 +121,7 @@ impl tracing_subscriber::fmt::time::FormatTime for VirtualTime {
     }
 }
 
-/// Driven by the environment: SIMULATE_SCENARIO, SIMULATE_FROM, SIMULATE_SEEDS.
+/// Driven by the environment: SIMULATE_SCENARIO, SIMULATE_FROM, SIMULATE_SEEDS; SIMULATE_FLAW: with this bug planted.
 #[test]
 #[ignore = "runs as many seeds as one likes; see script/simulate"]
 fn simulate() {
@@ -130,12 +131,13 @@ fn simulate() {
     let number = |name: &str, default: u64| std::env::var(name).map_or(default, |text| text.parse().unwrap());
     let (from, seeds) = (number("SIMULATE_FROM", 0), number("SIMULATE_SEEDS", 100));
     let wanted = std::env::var("SIMULATE_SCENARIO").ok();
+    let flaw = std::env::var("SIMULATE_FLAW").ok().map(|name| flaw_named(&name));
     let mut failed = 0;
     for play in Play::all().filter(|play| wanted.as_deref().is_none_or(|wanted| wanted == play.name())) {
         let name = play.name();
         let started = std::time::Instant::now();
         for seed in from..from + seeds {
-            let Outcome { violations, trace, tally } = play.run(seed, None);
+            let Outcome { violations, trace, tally } = play.run(seed, flaw);
             if std::env::var("SIMULATE_TRACE").is_ok() || !violations.is_empty() && failed == 0 {
                 println!("{}", trace.join("\n"));
             }

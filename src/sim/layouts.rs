@@ -21,6 +21,8 @@ use crate::workload::World;
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Longest wait for the last layout to be the only one, once nothing stands in its way.
 const SETTLE_MAX: Duration = Duration::from_secs(900);
+/// How often an operator chooses between layouts, each time in vain: there are no more of them than changes at once.
+const CHOICES_MAX: usize = 5;
 /// Units in which capacities are given.
 const CAPACITY: u64 = 1 << 30;
 
@@ -181,7 +183,7 @@ async fn apply(layout: &LayoutManager, plan: Plan) -> Result<u64, LayoutError> {
 }
 
 /// Where two operators made different layouts with one number, the machine's operator chooses one of them.
-async fn end_conflicts(world: &World, machine: &Machine) {
+async fn end_conflicts(world: &World, machine: &Machine) -> Choice {
     let work = |garage: Garage| async move {
         let layout = garage.cluster().layout_manager();
         let conflicts = layout.current().history().conflicts();
@@ -190,21 +192,34 @@ async fn end_conflicts(world: &World, machine: &Machine) {
     };
     match machine.run(PATIENCE, work).await {
         Ok(Ok(None)) | Err(_) => {}
-        Ok(Ok(Some(key))) => world.history.note(format!("chose {key:?} through machine {}", machine.number)),
+        Ok(Ok(Some(key))) => {
+            world.history.note(format!("chose {key:?} through machine {}", machine.number));
+            return Choice::Made;
+        }
         Ok(Err(error)) => world.history.note(format!("nothing could be chosen: {}", chain(&error))),
     }
+    Choice::None
+}
+
+/// Whether an operator chose between layouts.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Choice {
+    Made,
+    None,
 }
 
 /// Waits until the last layout is the only live one, on every machine; that it never is, is a violation.
 pub async fn settle(world: &World) {
     let settling = async {
-        while !is_settled(&world.cluster) {
+        let mut choices = 0;
+        while !is_settled(&world.cluster) && choices < CHOICES_MAX {
             // One who looks at `status` now and then.
-            end_conflicts(world, &world.cluster.machines[0]).await;
+            choices += usize::from(end_conflicts(world, &world.cluster.machines[0]).await == Choice::Made);
             tokio::time::sleep(Duration::from_secs(2)).await;
         }
     };
-    if tokio::time::timeout(SETTLE_MAX, settling).await.is_err() {
+    let timely = tokio::time::timeout(SETTLE_MAX, settling).await.is_ok();
+    if !timely || !is_settled(&world.cluster) {
         for machine in &world.cluster.machines {
             world.history.note(format!("machine {} ({}): {}", machine.number, machine.id.short(), state_of(machine)));
         }

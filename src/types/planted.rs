@@ -58,6 +58,14 @@ pub enum Bug {
     SyncedFromOneOwner,
     /// A layout version is acknowledged while writes that ignore it are running.
     AcknowledgedWhileWriting,
+    /// A layout version that was rejected in favour of another one with its number stays live.
+    RejectedLayoutApplied,
+    /// A layout version made late, under a number that is in use, is not rejected.
+    LateLayoutApplied,
+    /// Of different layout versions with one number, one is put into use before an operator has chosen.
+    RivalLayoutApplied,
+    /// A layout version that keeps two copies of a partition on one node is taken in.
+    UnsoundLayoutApplied,
 }
 
 #[cfg(all(feature = "planted", not(debug_assertions)))]

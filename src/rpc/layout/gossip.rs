@@ -52,6 +52,13 @@ pub struct MergeLayout {
     history: ByteBuf,
 }
 
+impl MergeLayout {
+    /// `history`: encoded with its format tag.
+    pub fn new(history: Vec<u8>) -> Self {
+        MergeLayout { history: ByteBuf::from(history) }
+    }
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LayoutMerged {}
 
@@ -115,9 +122,9 @@ fn peers_up(mesh: &Mesh) -> Vec<NodeId> {
 }
 
 async fn tell(mesh: &Mesh, manager: &LayoutManager) {
-    let history = ByteBuf::from(codec::encode(&**manager.current().history()));
+    let history = codec::encode(&**manager.current().history());
     let calls = peers_up(mesh).into_iter().map(|peer| {
-        let message = Message::new(MergeLayout { history: history.clone() });
+        let message = Message::new(MergeLayout::new(history.clone()));
         async move { (peer, mesh.call(peer, message, TIMEOUT).await) }
     });
     for (peer, result) in futures_util::future::join_all(calls).await {

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use garage_types::NodeId;
 use garage_types::codec::{Format, Unknown, encode};
 use garage_types::hash::blake2b;
+use garage_types::planted::{Bug, is_planted};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::report::Report;
@@ -244,7 +245,8 @@ impl LayoutHistory {
     }
 
     fn is_live(&self, key: &VersionKey) -> bool {
-        key.number >= self.live_from && !self.rejected.contains(key)
+        let is_rejected = self.rejected.contains(key) && !is_planted(Bug::RejectedLayoutApplied);
+        key.number >= self.live_from && !is_rejected
     }
 
     fn live_entries(&self) -> impl DoubleEndedIterator<Item = (&VersionKey, &Arc<LayoutVersion>)> {
@@ -259,6 +261,9 @@ impl LayoutHistory {
 
     /// The highest number below any conflict.
     fn ceiling(&self) -> u64 {
+        if is_planted(Bug::RivalLayoutApplied) {
+            return u64::MAX;
+        }
         self.conflicts().first().map_or(u64::MAX, |conflict| conflict.number.saturating_sub(1))
     }
 

@@ -100,6 +100,30 @@ pub(super) fn a_reader_comes_late(stage: Stage) -> BoxFuture<'static, ()> {
     .boxed()
 }
 
+/// One owner misses deletions without being away; before it is compared with the others, their tombstones are old enough to be collected.
+pub(super) fn a_deletion_is_missed(stage: Stage) -> BoxFuture<'static, ()> {
+    async move {
+        let [collector, one, other] = by_id(&stage)[..] else { return };
+        for round in 0..2 {
+            stage.all_connected().await;
+            let (writer, late) = if stage.is_drawn(2) { (one, other) } else { (other, one) };
+            stage.fill(&[collector, writer, late]).await;
+            stage.pause(200, 1_000).await;
+            stage.note(&format!("round {round}: what {writer} deletes does not reach {late}"));
+            stage.world.cluster.network.block(writer, late);
+            for key in stage.keys() {
+                stage.delete(writer, key).await;
+            }
+            stage.pause(2_500, 5_000).await;
+            stage.read_all(&[collector, late]).await;
+            stage.world.cluster.network.open_all_links();
+            stage.pause(1, 3_000).await;
+            stage.read_all(&[collector, writer, late]).await;
+        }
+    }
+    .boxed()
+}
+
 /// An owner is off while another takes its place, everything is deleted and the tombstones are collected. It comes back with rows that
 /// nobody else has any more, either to hand them over or to be an owner again.
 pub(super) fn an_old_owner_returns(stage: Stage) -> BoxFuture<'static, ()> {

@@ -29,7 +29,8 @@ pub(super) fn two_owners_are_replaced(stage: Stage) -> BoxFuture<'static, ()> {
 }
 
 /// New owners reach only one of the old ones, which missed the last writes; all hear of each other through a machine without a role.
-/// Then the stale one learns what it missed. The new ones must not be asked before they have as well.
+/// Then the stale one learns what it missed, at first while the new ones do not reach it any more. They must not be asked before they
+/// have learned it as well.
 pub(super) fn one_stale_source(stage: Stage) -> BoxFuture<'static, ()> {
     async move {
         let mut owners: Vec<usize> = (0..stage.roles).collect();
@@ -53,19 +54,97 @@ pub(super) fn one_stale_source(stage: Stage) -> BoxFuture<'static, ()> {
         }
         stage.pause(8_000, 10_000).await;
         stage.change_layout(between, &[one, last], &[new, newer]).await;
-        stage.pause(10_000, 30_000).await;
-        stage.note(&format!("{stale} reaches the others again"));
-        stage.world.cluster.network.open_all_links();
-        for new in [new, newer] {
-            stage.cut(new, one);
-            stage.cut(new, last);
-        }
+        let early = stage.reader(&[new, newer], 200);
+        stage.pause(15_000, 30_000).await;
+        stage.note(&format!("{stale} reaches the others again, and the new ones reach none of them"));
+        stage.cut_only(&[new, newer], &owners);
+        stage.pause(15_000, 40_000).await;
+        drop(early);
+        stage.note("the new ones reach the one again");
+        stage.cut_only(&[new, newer], &[one, last]);
         let readers: Vec<_> = (0..3).map(|_number| stage.reader(&[new, newer, stale], 40)).collect();
         stage.pause(5_000, 20_000).await;
         stage.note("all reach all");
         stage.world.cluster.network.open_all_links();
         stage.pause(2_000, 10_000).await;
         drop(readers);
+    }
+    .boxed()
+}
+
+/// Until a machine that was cut off is held to be down by its peers, and waited for no more.
+const NOTICED_MS: u64 = 15_000;
+
+/// A layout with two new owners waits for one gateway: at first it has not heard of the layout, then it cannot compare its rows. All
+/// that is written meanwhile must be known to the old owners, who are asked as long as it waits, and to the new ones, who are asked
+/// at once when it is over.
+pub(super) fn a_layout_waits_for_one(stage: Stage) -> BoxFuture<'static, ()> {
+    async move {
+        let [stays, one, other] = stage.shuffled()[..] else { return };
+        let [new, newer, waiting, between] = [0, 1, 2, 3].map(|index| stage.roles + index);
+        let (old, newcomers) = ([stays, one, other], [new, newer]);
+        stage.fill(&old).await;
+        stage.note(&format!("{waiting} does not hear of the layout"));
+        stage.cut_off(waiting);
+        stage.pause(NOTICED_MS, NOTICED_MS + 2_000).await;
+        stage.stage_gateway(between, waiting).await;
+        let number = stage.change_layout(between, &[one, other], &newcomers).await;
+        stage.pause(5_000, 15_000).await;
+        stage.note(&format!("{stays} is cut off"));
+        stage.cut_off(stays);
+        for key in stage.keys() {
+            stage.put(stage.some(&[one, other, new, newer, between]), key).await;
+            stage.get(stage.some(&[one, other]), key).await;
+        }
+        stage.note(&format!("{waiting} hears of the layout, but reaches no old owner"));
+        stage.cut_only(&[waiting], &old);
+        stage.synced(between, &[stays, one, other, new, newer], number).await;
+        stage.pause(NOTICED_MS, NOTICED_MS + 5_000).await;
+        stage.note("new and old owners do not reach each other");
+        stage.cut_only(&[new, newer, waiting], &old);
+        stage.fill(&[between]).await;
+        stage.note(&format!("{waiting} reaches the old owners"));
+        stage.cut_only(&newcomers, &old);
+        let reader = stage.reader(&newcomers, 200);
+        stage.synced(between, &[waiting], number).await;
+        stage.pause(1_000, 10_000).await;
+        stage.read_all(&newcomers).await;
+        drop(reader);
+    }
+    .boxed()
+}
+
+/// Deletions are on their way from a gateway to the old owners while a layout brings two new ones, who receive what the old ones have.
+/// Then the deletions arrive, and old and new owners do not reach each other any more.
+pub(super) fn writes_are_under_way(stage: Stage) -> BoxFuture<'static, ()> {
+    async move {
+        let [stays, one, other] = stage.shuffled()[..] else { return };
+        let [new, newer, writer, between] = [0, 1, 2, 3].map(|index| stage.roles + index);
+        let (old, newcomers) = ([stays, one, other], [new, newer]);
+        stage.stage_gateway(between, writer).await;
+        let number = stage.change_layout(between, &[], &[]).await;
+        stage.settled(number).await;
+        stage.fill(&[between]).await;
+        stage.stage_change(between, &[one, other], &newcomers).await;
+        stage.pause(1_000, 2_000).await;
+        stage.all_connected().await;
+        stage.note(&format!("what {writer} sends to the owners comes late"));
+        old.iter().for_each(|owner| stage.world.cluster.network.block(writer, *owner));
+        let deletions: Vec<_> = stage.keys().iter().map(|key| stage.begin_delete(writer, key)).collect();
+        stage.pause(1, 200).await;
+        let number = stage.apply_layout(between).await;
+        stage.pause(4_000, 7_000).await;
+        stage.note("it arrives");
+        stage.cut_only(&newcomers, &old);
+        let reader = stage.reader(&newcomers, 200);
+        for deletion in deletions {
+            deletion.await.expect("a client does not panic");
+        }
+        stage.pause(20_000, 40_000).await;
+        stage.read_all(&newcomers).await;
+        drop(reader);
+        stage.world.cluster.network.open_all_links();
+        stage.settled(number).await;
     }
     .boxed()
 }

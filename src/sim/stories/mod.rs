@@ -7,7 +7,9 @@
 
 mod collections;
 mod databases;
+mod deletions;
 mod layouts;
+mod refusals;
 
 mod tests;
 
@@ -43,7 +45,7 @@ pub struct Story {
 const THREE: Story =
     Story { name: "", machines: 3, roles: 3, replication_factor: 3, keys: 4, play: databases::lost_while_another_is_away };
 
-pub const STORIES: [Story; 9] = [
+pub const STORIES: [Story; 17] = [
     Story { name: "lost-database", ..THREE },
     Story { name: "two-lost-databases", machines: 5, roles: 5, replication_factor: 5, play: databases::two_are_lost, ..THREE },
     Story { name: "restored-database", play: databases::restored_from_a_copy, ..THREE },
@@ -53,6 +55,14 @@ pub const STORIES: [Story; 9] = [
     Story { name: "returner", machines: 4, play: collections::an_old_owner_returns, ..THREE },
     Story { name: "replaced-owners", machines: 5, keys: 6, play: layouts::two_owners_are_replaced, ..THREE },
     Story { name: "one-source", machines: 6, play: layouts::one_stale_source, ..THREE },
+    Story { name: "waiting-layout", machines: 7, play: layouts::a_layout_waits_for_one, ..THREE },
+    Story { name: "writes-under-way", machines: 7, play: layouts::writes_are_under_way, ..THREE },
+    Story { name: "missed-deletion", play: collections::a_deletion_is_missed, ..THREE },
+    Story { name: "one-knows", machines: 4, play: deletions::one_owner_knows, ..THREE },
+    Story { name: "unsent-deletions", machines: 4, play: deletions::owners_reach_nobody, ..THREE },
+    Story { name: "late-rival", machines: 7, play: refusals::a_rival_comes_late, ..THREE },
+    Story { name: "rivals", machines: 7, play: refusals::a_rival_comes_early, ..THREE },
+    Story { name: "unsound-layout", machines: 4, play: refusals::an_unsound_layout_is_told, ..THREE },
 ];
 
 /// Tells a story by a seed, from an empty cluster to the last check.
@@ -140,12 +150,34 @@ impl Stage {
         others.for_each(|other| self.cut(number, other));
     }
 
+    /// Opens every link but those between machines of the one group and machines of the other.
+    fn cut_only(&self, one: &[usize], other: &[usize]) {
+        self.world.cluster.network.open_all_links();
+        self.cut_between(one, other);
+    }
+
+    /// Nothing gets from a machine of the one group to one of the other, nor back.
+    fn cut_between(&self, one: &[usize], other: &[usize]) {
+        one.iter().for_each(|one| other.iter().for_each(|other| self.cut(*one, *other)));
+    }
+
     async fn all_connected(&self) {
         self.world.cluster.until("all machines are connected", Cluster::is_connected).await;
     }
 
     async fn put(&self, number: usize, key: &str) {
         self.world.put(&format!("story on {number}"), self.machine(number), key).await;
+    }
+
+    /// A client that reads one key.
+    async fn get(&self, number: usize, key: &str) {
+        self.world.get(&format!("story on {number}"), self.machine(number), key).await;
+    }
+
+    /// As [`Stage::delete`], beside what follows.
+    fn begin_delete(&self, number: usize, key: &'static str) -> JoinHandle<()> {
+        let stage = self.clone();
+        tokio::spawn(async move { stage.delete(number, key).await })
     }
 
     async fn delete(&self, number: usize, key: &str) {
@@ -161,8 +193,7 @@ impl Stage {
 
     async fn read_all(&self, through: &[usize]) {
         for key in self.keys() {
-            let number = self.some(through);
-            self.world.get(&format!("story on {number}"), self.machine(number), key).await;
+            self.get(self.some(through), key).await;
         }
     }
 
@@ -188,8 +219,22 @@ impl Stage {
         NodeRole { zone: format!("zone{number}"), capacity: Some(1 << 30), tags: Vec::new() }
     }
 
+    /// With the next layout a machine gets a role without storing anything.
+    async fn stage_gateway(&self, through: usize, number: usize) {
+        let layout = self.machine(through).node().expect("it runs").layout;
+        let role = NodeRole { capacity: None, ..self.role(number) };
+        layout.stage_role(self.id(number), role).await.expect("a role can be staged");
+    }
+
     /// Makes the next layout through a machine: some machines leave, and some take their places.
     async fn change_layout(&self, through: usize, leave: &[usize], come: &[usize]) -> u64 {
+        self.stage_change(through, leave, come).await;
+        self.apply_layout(through).await
+    }
+
+    /// Prepares what [`Stage::apply_layout`] makes the next layout.
+    async fn stage_change(&self, through: usize, leave: &[usize], come: &[usize]) {
+        self.note(&format!("next layout: {leave:?} leave, {come:?} come"));
         let layout = self.machine(through).node().expect("it runs").layout;
         for number in leave {
             layout.stage_removal(self.id(*number)).await.expect("a removal can be staged");
@@ -197,22 +242,45 @@ impl Stage {
         for number in come {
             layout.stage_role(self.id(*number), self.role(*number)).await.expect("a role can be staged");
         }
+    }
+
+    async fn apply_layout(&self, through: usize) -> u64 {
+        let layout = self.machine(through).node().expect("it runs").layout;
         let number = layout.current().version() + 1;
-        self.note(&format!("layout {number}: {leave:?} leave, {come:?} come"));
+        self.note(&format!("layout {number}"));
         layout.apply(number).await.expect("the layout can be applied");
         number
     }
 
     /// Waits until every machine that runs only goes by this layout.
     async fn settled(&self, number: u64) {
+        let all: Vec<usize> = (0..self.world.cluster.machines.len()).collect();
+        self.settled_on(&all, number).await;
+    }
+
+    /// As [`Stage::settled`], of these machines.
+    async fn settled_on(&self, numbers: &[usize], number: u64) {
         let is_settled = |cluster: &Cluster| {
-            cluster.machines.iter().filter_map(|machine| machine.node()).all(|node| {
+            numbers.iter().filter_map(|machine| cluster.machines[*machine].node()).all(|node| {
                 let layout = node.layout.current();
                 layout.version() == number && layout.live_versions().len() == 1
             })
         };
         self.world.cluster.until("the layout is the only one", is_settled).await;
-        self.note(&format!("layout {number} is the only one"));
+        self.note(&format!("layout {number} is the only one on {numbers:?}"));
+    }
+
+    /// Waits until a machine has heard of each of these that it has all rows that a layout asks of it.
+    async fn synced(&self, seen_from: usize, numbers: &[usize], layout: u64) {
+        let ids: Vec<NodeId> = numbers.iter().map(|number| self.id(*number)).collect();
+        let is_synced = |cluster: &Cluster| {
+            let node = cluster.machines[seen_from].node().expect("it runs");
+            let current = node.layout.current();
+            let sync = &current.history().trackers().sync;
+            ids.iter().all(|id| sync.get(*id).is_some_and(|reached| reached.number >= layout))
+        };
+        self.world.cluster.until("machines have the rows of the layout", is_synced).await;
+        self.note(&format!("{numbers:?} have the rows of layout {layout}"));
     }
 }
 
