@@ -13,6 +13,7 @@ mod server;
 mod settings;
 mod show;
 mod single_node;
+mod waiting;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -68,7 +69,12 @@ fn explain(error: &clap::Error) -> ExitCode {
 /// The daemon tells what it does; other commands only what goes wrong. `RUST_LOG` overrides both.
 fn log_to_stderr(command: &Command) {
     let default = if matches!(command, Command::Server(_)) { "info" } else { "warn" };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| EnvFilter::new(default));
+    let wanted = std::env::var("RUST_LOG").ok().filter(|text| !text.is_empty());
+    let filter = wanted.as_deref().map_or_else(|| Ok(EnvFilter::new(default)), EnvFilter::try_new);
+    let filter = filter.unwrap_or_else(|error| {
+        eprintln!("Warning: RUST_LOG is not a log filter, such as garage=debug ({error}): {default} is used");
+        EnvFilter::new(default)
+    });
     let ansi = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
 }
