@@ -59,7 +59,8 @@ fn explain(error: &clap::Error) -> ExitCode {
         eprintln!("Error: cannot write: {unwritten}");
         return ExitCode::FAILURE;
     }
-    let words: Vec<String> = std::env::args().skip(1).collect();
+    // Words in no known encoding are words as well.
+    let words: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
     if let Some(hint) = hints::hint(error, &words) {
         eprintln!("\nHint: {hint}");
     }
@@ -69,7 +70,7 @@ fn explain(error: &clap::Error) -> ExitCode {
 /// The daemon tells what it does; other commands only what goes wrong. `RUST_LOG` overrides both.
 fn log_to_stderr(command: &Command) {
     let default = if matches!(command, Command::Server(_)) { "info" } else { "warn" };
-    let wanted = std::env::var("RUST_LOG").ok().filter(|text| !text.is_empty());
+    let wanted = settings::variable("RUST_LOG").filter(|text| !text.is_empty());
     let filter = wanted.as_deref().map_or_else(|| Ok(EnvFilter::new(default)), EnvFilter::try_new);
     let filter = filter.unwrap_or_else(|error| {
         eprintln!("Warning: RUST_LOG is not a log filter, such as garage=debug ({error}): {default} is used");

@@ -117,7 +117,7 @@ fn setup(args: &ServerArgs, config: &Config) -> Result<Setup, CliError> {
     if !args.single_node {
         return Ok(Setup::ByOperator);
     }
-    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let variable = |name: &str| settings::variable(name).filter(|value| !value.is_empty());
     let default_bucket = if args.default_bucket { Some(default_bucket(variable, config.punycode)?) } else { None };
     Ok(Setup::SingleNode { default_bucket })
 }

@@ -42,12 +42,17 @@ pub fn locate(global: &Global) -> Result<PathBuf, CliError> {
     }
 }
 
+/// A variable of the environment. One in no known encoding is not passed over: its value is refused where it is used.
+pub fn variable(name: &str) -> Option<String> {
+    std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
+}
+
 /// What the environment says about secrets.
 ///
 /// # Errors
 /// [`CliError::Overrides`].
 pub fn environment() -> Result<Overrides, CliError> {
-    Overrides::from_environment(|name| std::env::var(name).ok()).map_err(CliError::Overrides)
+    Overrides::from_environment(variable).map_err(CliError::Overrides)
 }
 
 /// Reads a configuration file.
