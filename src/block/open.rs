@@ -48,7 +48,11 @@ pub enum OpenError {
         path.display()
     )]
     MarkerMissing { path: PathBuf, node: NodeId },
-    #[error("the data directory {} belongs to node {owner}, this is node {node}", path.display())]
+    #[error(
+        "the data directory {} belongs to node {owner}, this is node {node}: give the node its own metadata_dir, with its node_key. \
+         If that is lost for good, write {node} into the file {MARKER} in the directory",
+        path.display()
+    )]
     OtherNode { path: PathBuf, owner: NodeId, node: NodeId },
     #[error("the file {} does not contain a node id", path.display())]
     MarkerMalformed { path: PathBuf },

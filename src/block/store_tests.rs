@@ -383,7 +383,8 @@ async fn the_disk_of_another_node_is_refused() {
     open_one(&disk).await;
     let node = NodeId::from_bytes([8; 32]);
     let other = open(&disk, StoreOptions { node, ..options(vec![writable("/a")]) }).await;
-    assert!(matches!(other, Err(OpenError::OtherNode { owner: NODE, .. })));
+    let Err(error @ OpenError::OtherNode { owner: NODE, .. }) = other else { panic!() };
+    assert!(error.to_string().contains("node_key") && error.to_string().contains("garage-marker"), "{error}");
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ use garage_worker::spawn::TokioSpawn;
 
 use crate::error::CliError;
 use crate::settings::Target;
+use crate::waiting::with_sign;
 
 /// A large layout may take that long to be computed.
 const TIMEOUT: Duration = Duration::from_secs(120);
@@ -34,7 +35,7 @@ impl Daemon {
             spawn: Arc::new(TokioSpawn),
             timeout: CONNECT_TIMEOUT,
         };
-        match Client::connect(options, &target.daemon).await {
+        match with_sign("connecting", Client::connect(options, &target.daemon)).await {
             Ok(client) => Ok(Daemon { client }),
             Err(source) => Err(CliError::Unreachable { address: target.daemon.address.to_string(), source }),
         }
@@ -43,8 +44,9 @@ impl Daemon {
     /// # Errors
     /// [`CliError::Call`] when no answer came, [`CliError::Refused`] when it was an error.
     pub async fn call<O: Operation>(&self, operation: O) -> Result<O::Reply, CliError> {
-        let reply = self.client.call(Call(operation).into(), O::PATIENCE.unwrap_or(TIMEOUT)).await;
-        let reply = reply.map_err(|source| CliError::Call { operation: name_of::<O>(), source })?;
+        let call = self.client.call(Call(operation).into(), O::PATIENCE.unwrap_or(TIMEOUT));
+        let reply =
+            with_sign(name_of::<O>(), call).await.map_err(|source| CliError::Call { operation: name_of::<O>(), source })?;
         reply.body.map_err(|error| CliError::Refused { operation: name_of::<O>(), error })
     }
 }

@@ -13,13 +13,15 @@ use garage_types::config::ConfigError;
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
     #[error(
-        "there is no configuration file at {}: give one with -c, or start with `garage server --single-node`",
+        "there is no configuration file at {}: give one with -c, or start with `garage server --single-node`; to talk to a daemon elsewhere, set GARAGE_RPC_HOST and GARAGE_RPC_SECRET",
         looked_at.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" or ")
     )]
     NoConfiguration { looked_at: Vec<PathBuf> },
-    #[error("configuration file {}", path.display())]
+    #[error("configuration file {}{}", path.display(), line.map_or_else(String::new, |line| format!(", line {line}")))]
     Configuration {
         path: PathBuf,
+        /// Where what is wrong is written, if that can be said.
+        line: Option<usize>,
         #[source]
         source: ConfigError,
     },

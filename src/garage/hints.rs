@@ -10,6 +10,9 @@ pub fn hint(error: &clap::Error, words: &[String]) -> Option<&'static str> {
         let Some(ContextValue::String(wrong)) = error.get(ContextKind::InvalidArg) else { return None };
         return misplaced_option(wrong);
     }
+    if error.kind() == ErrorKind::InvalidValue && words.iter().all(|word| word == "-h") {
+        return Some("to get help: garage --help");
+    }
     if error.kind() != ErrorKind::InvalidSubcommand {
         return None;
     }
@@ -64,9 +67,23 @@ fn instead_of(group: &str, wrong: &str) -> Option<&'static str> {
         }
         ("", "convert" | "migrate-db") => "to move the metadata to another engine: garage convert-db",
         ("", "migrate") => "there is nothing to migrate: that command belonged to older versions",
-        ("", "admin-token" | "offline-repair") => {
-            "this version does not have the command yet; `garage --help` lists those it has"
+        ("", "admin-token" | "admin-api-schema" | "admin") => {
+            "the administration interface over HTTP, and its tokens, are absent from this version; this command line needs none, and garage json-api calls the same operations"
         }
+        ("", "offline-repair") => {
+            "absent from this version, which counts objects in the transaction that changes them: garage bucket info BUCKET"
+        }
+        ("", "website" | "websites" | "web") | ("bucket", "website" | "web") => "websites are absent from this version",
+        ("" | "bucket", "lifecycle" | "expire" | "expiration") | ("repair", "lifecycle") => {
+            "lifecycle rules are absent from this version; to give up unfinished uploads: garage bucket cleanup-incomplete-uploads BUCKET"
+        }
+        ("" | "bucket", "cors") => "CORS is absent from this version: let a proxy in front of it answer",
+        ("" | "bucket", "versioning" | "versions") => "versioning is absent from this version: an object has one version",
+        ("bucket", "policy" | "acl") => {
+            "policies and ACLs are absent; keys get permissions: garage bucket allow BUCKET --key KEY --read"
+        }
+        ("", "k2v") => "K2V is absent from this version",
+        ("", "metrics" | "trace") => "metrics and traces are absent from this version; to see what nodes store: garage stats -a",
         ("node", "configure") => "roles are given with: garage layout assign NODE -z ZONE -c CAPACITY",
         ("node", "add" | "join") => "to connect to a node: garage node connect <node id>@<host>:<port>",
         ("node", "stats" | "info") => "to see what nodes store: garage stats, or garage stats -a for all of them",
@@ -108,7 +125,6 @@ fn instead_of(group: &str, wrong: &str) -> Option<&'static str> {
         ("bucket", "rename") => {
             "give it another name, then take the old one away: garage bucket alias BUCKET NEW, garage bucket unalias OLD"
         }
-        ("bucket", "website") => "this version does not have the command yet; `garage bucket --help` lists those it has",
         ("key", "add" | "generate" | "make") => "to make an access key: garage key create NAME",
         ("key", "rm" | "remove" | "del") => "to delete an access key: garage key delete KEY --yes",
         ("worker", "ls" | "show" | "status" | "stats") => "to list background jobs: garage worker list",
@@ -197,13 +213,21 @@ mod tests {
         assert!(hint_for("layout skip --version 3").is_some_and(|hint| hint.contains("skip-dead-nodes --version N")));
         assert!(hint_for("layout replace a b").is_some_and(|hint| hint.contains("--replace OLD")));
         assert!(hint_for("df").is_some_and(|hint| hint.contains("garage stats -a")));
-        assert!(hint_for("offline-repair --yes object_counters").is_some_and(|hint| hint.contains("not have the command yet")));
+        for absent in
+            ["offline-repair --yes object_counters", "admin-token list", "k2v", "web", "metrics", "bucket website --allow b"]
+        {
+            assert!(hint_for(absent).is_some_and(|hint| hint.contains("absent")), "{absent}");
+        }
+        for absent in ["cors", "lifecycle", "versioning"].map(|what| format!("bucket {what} b")) {
+            assert!(hint_for(&absent).is_some_and(|hint| hint.contains("absent")), "{absent}");
+        }
         assert!(hint_for("status -c /x").is_some_and(|hint| hint.contains("garage -c FILE COMMAND")));
         assert!(hint_for("bucket list -h").is_some_and(|hint| hint.contains("--help")));
         assert!(hint_for("repair -a --yes rc").is_some_and(|hint| hint.contains("repair --yes block-rc")));
         assert!(hint_for("repair set-aside rm x").is_some_and(|hint| hint.contains("discard")));
         assert!(hint_for("repair --yes scrub stop").is_some_and(|hint| hint.contains("scrub pause")));
         assert!(hint_for("meta restore").is_some_and(|hint| hint.contains("stop the node")));
+        assert_eq!(hint_for("-h"), Some("to get help: garage --help"));
         assert_eq!(hint_for("xyzzy"), None);
         assert_eq!(hint_for("bucket create"), None);
     }

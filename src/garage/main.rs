@@ -13,6 +13,7 @@ mod server;
 mod settings;
 mod show;
 mod single_node;
+mod waiting;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -58,7 +59,8 @@ fn explain(error: &clap::Error) -> ExitCode {
         eprintln!("Error: cannot write: {unwritten}");
         return ExitCode::FAILURE;
     }
-    let words: Vec<String> = std::env::args().skip(1).collect();
+    // Words in no known encoding are words as well.
+    let words: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
     if let Some(hint) = hints::hint(error, &words) {
         eprintln!("\nHint: {hint}");
     }
@@ -68,7 +70,12 @@ fn explain(error: &clap::Error) -> ExitCode {
 /// The daemon tells what it does; other commands only what goes wrong. `RUST_LOG` overrides both.
 fn log_to_stderr(command: &Command) {
     let default = if matches!(command, Command::Server(_)) { "info" } else { "warn" };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| EnvFilter::new(default));
+    let wanted = settings::variable("RUST_LOG").filter(|text| !text.is_empty());
+    let filter = wanted.as_deref().map_or_else(|| Ok(EnvFilter::new(default)), EnvFilter::try_new);
+    let filter = filter.unwrap_or_else(|error| {
+        eprintln!("Warning: RUST_LOG is not a log filter, such as garage=debug ({error}): {default} is used");
+        EnvFilter::new(default)
+    });
     let ansi = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
 }

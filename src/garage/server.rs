@@ -15,9 +15,10 @@ use garage_node::node::Node;
 use garage_node::single::DefaultBucket;
 use garage_node::snapshots::Snapshots;
 use garage_rpc::endpoint::Router;
-use garage_types::config::Config;
+use garage_types::config::{Config, Listen};
+use garage_types::names::Punycode;
 use garage_types::offload::offload;
-use garage_types::{KeyId, Secret};
+use garage_types::{BucketName, KeyId, Secret};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::args::{Global, ServerArgs};
@@ -36,9 +37,13 @@ pub async fn run(global: &Global, args: &ServerArgs) -> Result<(), CliError> {
     for warning in &warnings {
         tracing::warn!("{}: {warning}", path.display());
     }
-    for listener in not_served(&config) {
-        tracing::warn!("{}: `{listener}` is reserved for an interface that this version does not serve", path.display());
+    for key in absent(&config) {
+        tracing::warn!("{}: `{key}` has no effect: it is for something that this version does not have", path.display());
     }
+    for (flag, key) in made_earlier(&config, args) {
+        tracing::warn!("{flag} has no effect: {} was made earlier; change `{key}` there", path.display());
+    }
+    settings::check_own_secrets(global, &path, &config)?;
     for variable in ["GARAGE_LOG_TO_SYSLOG", "GARAGE_LOG_TO_JOURNALD"] {
         if std::env::var_os(variable).is_some() {
             tracing::warn!("{variable} has no effect in this version: the log goes to standard error");
@@ -51,7 +56,8 @@ pub async fn run(global: &Global, args: &ServerArgs) -> Result<(), CliError> {
     let rpc_secret = settings::rpc_secret(&source, config.secret_files)?;
     let facts = facts(&config);
     let is_single = args.single_node;
-    let options = DaemonOptions { config, rpc_secret, setup: setup(args)? };
+    let setup = setup(args, &config)?;
+    let options = DaemonOptions { config, rpc_secret, setup };
     let stop = stop_signals()?;
     let ready = |ready: &Ready| {
         tracing::info!(node = %ready.node, "ready");
@@ -75,43 +81,54 @@ pub async fn run(global: &Global, args: &ServerArgs) -> Result<(), CliError> {
     daemon::run(options, |node, snapshots| admin(node, snapshots, facts), ready, shutdown).await.map_err(CliError::Daemon)
 }
 
-/// The configuration file: for a single node that nobody configured, one is made.
+/// The configuration file: for a single node in a directory of its own, or that nobody configured, one is made.
 fn configuration(global: &Global, args: &ServerArgs) -> Result<PathBuf, CliError> {
-    let nobody_says = || args.dir.is_some() || settings::locate(global).is_err();
-    if args.single_node && global.config.is_none() && nobody_says() {
-        return single_node::prepare(args);
+    match settings::locate(global) {
+        Ok(path) if args.dir.is_none() => Ok(path),
+        Err(nowhere) if !args.single_node => Err(nowhere),
+        _ => single_node::prepare(args),
     }
-    settings::locate(global)
 }
 
-/// Listeners that are configured and not opened.
-fn not_served(config: &Config) -> Vec<&'static str> {
-    let listeners = [
+/// What is configured and does nothing, although somebody may count on it.
+fn absent(config: &Config) -> Vec<&'static str> {
+    let keys = [
         ("s3_web.bind_addr", config.s3_web.is_some()),
         ("k2v_api.api_bind_addr", config.k2v_api.is_some()),
         ("admin.api_bind_addr", config.admin.api_bind_addr.is_some()),
+        ("admin.trace_sink", config.admin.trace_sink.is_some()),
+        ("consul_discovery", config.consul_discovery.is_some()),
+        ("kubernetes_discovery", config.kubernetes_discovery.is_some()),
     ];
-    listeners.into_iter().filter(|(_key, configured)| *configured).map(|(key, _configured)| key).collect()
+    keys.into_iter().filter(|(_key, configured)| *configured).map(|(key, _configured)| key).collect()
 }
 
-fn setup(args: &ServerArgs) -> Result<Setup, CliError> {
+/// Flags that count when the configuration is made, and say something else than the one there is.
+fn made_earlier(config: &Config, args: &ServerArgs) -> Vec<(&'static str, &'static str)> {
+    let s3_differs = |address| config.s3_api.api_bind_addr != Some(Listen::Tcp(address));
+    let flags = [
+        (("--s3-bind", "s3_api.api_bind_addr"), args.s3_bind.is_some_and(s3_differs)),
+        (("--rpc-bind", "rpc_bind_addr"), args.rpc_bind.is_some_and(|address| config.rpc.bind_addr != address)),
+    ];
+    flags.into_iter().filter(|(_flag, differs)| *differs).map(|(flag, _differs)| flag).collect()
+}
+
+fn setup(args: &ServerArgs, config: &Config) -> Result<Setup, CliError> {
     if !args.single_node {
         return Ok(Setup::ByOperator);
     }
-    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let default_bucket = if args.default_bucket { Some(default_bucket(variable)?) } else { None };
+    let variable = |name: &str| settings::variable(name).filter(|value| !value.is_empty());
+    let default_bucket = if args.default_bucket { Some(default_bucket(variable, config.punycode)?) } else { None };
     Ok(Setup::SingleNode { default_bucket })
 }
 
 /// What the environment says about the key and the bucket to begin with.
-fn default_bucket(variable: impl Fn(&str) -> Option<String>) -> Result<DefaultBucket, CliError> {
+fn default_bucket(variable: impl Fn(&str) -> Option<String>, punycode: Punycode) -> Result<DefaultBucket, CliError> {
     let key_id = variable("GARAGE_DEFAULT_ACCESS_KEY").map(|id| KeyId::parse(&id)).transpose();
     let key_id = key_id.map_err(|error| CliError::Usage(format!("GARAGE_DEFAULT_ACCESS_KEY: {error}")))?;
-    Ok(DefaultBucket {
-        key_id,
-        secret: variable("GARAGE_DEFAULT_SECRET_KEY").map(Secret::new),
-        bucket: variable("GARAGE_DEFAULT_BUCKET"),
-    })
+    let bucket = variable("GARAGE_DEFAULT_BUCKET").map(|name| BucketName::parse(&name, punycode)).transpose();
+    let bucket = bucket.map_err(|error| CliError::Usage(format!("GARAGE_DEFAULT_BUCKET: {error}")))?;
+    Ok(DefaultBucket { key_id, secret: variable("GARAGE_DEFAULT_SECRET_KEY").map(Secret::new), bucket })
 }
 
 /// The signals that end the daemon, listened to from before it starts.
@@ -201,21 +218,46 @@ impl TakeSnapshot for SnapshotsOf {
 
 #[cfg(test)]
 mod tests {
+    use garage_types::BucketName;
     use garage_types::config::{Config, Overrides};
+    use garage_types::names::Punycode;
 
-    use super::{default_bucket, not_served};
+    use super::{absent, default_bucket, made_earlier};
+    use crate::args::ServerArgs;
 
     #[test]
     fn the_environment_names_key_and_bucket() {
-        let given = default_bucket(|name| (name == "GARAGE_DEFAULT_BUCKET").then(|| "photos".to_owned())).unwrap();
-        assert_eq!((given.bucket.as_deref(), given.key_id, given.secret), (Some("photos"), None, None));
-        assert!(default_bucket(|_name| Some("not / a key".to_owned())).is_err());
+        let with = |variable: &'static str, value: &'static str| {
+            default_bucket(move |name| (name == variable).then(|| value.to_owned()), Punycode::Refused)
+        };
+        let given = with("GARAGE_DEFAULT_BUCKET", "photos").unwrap();
+        assert_eq!((given.bucket.as_ref().map(BucketName::as_str), given.key_id, given.secret), (Some("photos"), None, None));
+        for variable in ["GARAGE_DEFAULT_BUCKET", "GARAGE_DEFAULT_ACCESS_KEY"] {
+            let error = with(variable, "Not / OK").unwrap_err();
+            assert!(error.to_string().starts_with(variable), "{error}");
+        }
     }
 
     #[test]
-    fn interfaces_that_are_not_served_are_named() {
-        let text = "metadata_dir = \"/m\"\ndata_dir = \"/d\"\nreplication_factor = 1\nrpc_bind_addr = \"[::]:1\"\n[s3_api]\ns3_region = \"g\"\n[admin]\napi_bind_addr = \"[::]:2\"";
+    fn what_is_configured_and_absent_is_named() {
+        let text = "metadata_dir = \"/m\"\ndata_dir = \"/d\"\nreplication_factor = 1\nrpc_bind_addr = \"[::]:1\"\n[s3_api]\ns3_region = \"g\"\n[admin]\napi_bind_addr = \"[::]:2\"\n[kubernetes_discovery]\nnamespace = \"n\"\nservice_name = \"s\"";
         let config = Config::resolve(text, &Overrides::default(), &Overrides::default()).unwrap().config;
-        assert_eq!(not_served(&config), ["admin.api_bind_addr"]);
+        assert_eq!(absent(&config), ["admin.api_bind_addr", "kubernetes_discovery"]);
+    }
+
+    #[test]
+    fn flags_that_differ_from_a_configuration_made_earlier_are_named() {
+        let text = "metadata_dir = \"/m\"\ndata_dir = \"/d\"\nreplication_factor = 1\nrpc_bind_addr = \"[::]:1\"\n[s3_api]\ns3_region = \"g\"\napi_bind_addr = \"[::]:2\"";
+        let config = Config::resolve(text, &Overrides::default(), &Overrides::default()).unwrap().config;
+        let args = |s3: &str, rpc: &str| ServerArgs {
+            single_node: true,
+            default_bucket: false,
+            dir: None,
+            s3_bind: Some(s3.parse().unwrap()),
+            rpc_bind: Some(rpc.parse().unwrap()),
+        };
+        assert_eq!(made_earlier(&config, &args("[::]:2", "[::]:1")), []);
+        assert_eq!(made_earlier(&config, &args("[::]:3", "[::]:1")), [("--s3-bind", "s3_api.api_bind_addr")]);
+        assert_eq!(made_earlier(&config, &args("[::]:2", "[::1]:1")), [("--rpc-bind", "rpc_bind_addr")]);
     }
 }

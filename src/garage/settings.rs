@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use garage_types::config::{
-    Config, HostPort, Overrides, PeerAddress, Resolved, SecretFiles, SecretInput, SecretName, SecretSource, Warning,
+    Config, ConfigError, HostPort, Overrides, PeerAddress, Resolved, SecretFiles, SecretInput, SecretName, SecretSource, Warning,
     parse_rpc_secret,
 };
 use garage_types::{NodeId, Secret};
@@ -42,12 +42,17 @@ pub fn locate(global: &Global) -> Result<PathBuf, CliError> {
     }
 }
 
+/// A variable of the environment. One in no known encoding is not passed over: its value is refused where it is used.
+pub fn variable(name: &str) -> Option<String> {
+    std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
+}
+
 /// What the environment says about secrets.
 ///
 /// # Errors
 /// [`CliError::Overrides`].
 pub fn environment() -> Result<Overrides, CliError> {
-    Overrides::from_environment(|name| std::env::var(name).ok()).map_err(CliError::Overrides)
+    Overrides::from_environment(variable).map_err(CliError::Overrides)
 }
 
 /// Reads a configuration file.
@@ -61,7 +66,75 @@ pub fn load(global: &Global, path: PathBuf) -> Result<Loaded, CliError> {
     };
     match Config::resolve(&text, &global.overrides(), &environment()?) {
         Ok(Resolved { config, warnings }) => Ok(Loaded { path, config, warnings }),
-        Err(source) => Err(CliError::Configuration { path, source }),
+        Err(source) => Err(CliError::Configuration { line: line_of_error(&text, &source), path, source }),
+    }
+}
+
+/// The line that an error is about, from 1 on. An error of the syntax says its own.
+fn line_of_error(text: &str, error: &ConfigError) -> Option<usize> {
+    match error {
+        ConfigError::Value { key, .. } => line_of(text, key),
+        ConfigError::Conflict { second, .. } => line_of(text, second),
+        ConfigError::SameAddress { second, .. } => line_of(text, second),
+        ConfigError::DataDirTwice { .. } | ConfigError::NoWritableDataDir => line_of(text, "data_dir"),
+        ConfigError::Syntax { .. } | ConfigError::Missing { .. } | ConfigError::RpcSecret => None,
+    }
+}
+
+/// Where a key is set: `key`, `section.key`, or `list[0].key`, which is found with its list.
+fn line_of(text: &str, key: &str) -> Option<usize> {
+    let whole = key.split_once('[').map_or(key, |(list, _entry)| list);
+    let (wanted_section, wanted) = whole.rsplit_once('.').unwrap_or(("", whole));
+    let mut section = "";
+    for (index, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if let Some(header) = line.strip_prefix('[') {
+            section = header.trim_start_matches('[').split(']').next().unwrap_or("").trim();
+        } else if section == wanted_section && line.split_once('=').is_some_and(|(name, _value)| name.trim() == wanted) {
+            return Some(index + 1);
+        }
+    }
+    None
+}
+
+/// Looks who else can read what the daemon alone should: refuses a node key, and warns of a configuration with a secret in it, which
+/// older manuals have everybody write.
+///
+/// # Errors
+/// [`CliError::ReadableSecret`], [`CliError::File`].
+pub fn check_own_secrets(global: &Global, path: &Path, config: &Config) -> Result<(), CliError> {
+    if config.secret_files == SecretFiles::WorldReadable {
+        return Ok(());
+    }
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| CliError::File { action: "cannot look at", path, source }
+    };
+    let key = config.metadata_dir.join(garage_node::state::NODE_KEY);
+    match std::fs::metadata(&key) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(&key)(error)),
+        Ok(found) => owner_only(&key, &found)?,
+    }
+    let elsewhere = [global.overrides().rpc_secret, environment()?.rpc_secret];
+    let is_in_file = elsewhere.iter().all(|input| *input == SecretInput::default())
+        && matches!(config.rpc.secret, Some(SecretSource::Inline(_)));
+    let mode = std::fs::metadata(path).map_err(failed(path))?.permissions().mode() & 0o777;
+    if is_in_file && mode & 0o004 != 0 {
+        let path = path.display();
+        tracing::warn!(
+            "{path} holds the RPC secret and everybody can read it (mode {mode:03o}): run `chmod 640 {path}` or stricter"
+        );
+    }
+    Ok(())
+}
+
+/// # Errors
+/// [`CliError::ReadableSecret`].
+fn owner_only(path: &Path, found: &std::fs::Metadata) -> Result<(), CliError> {
+    match found.permissions().mode() & 0o777 {
+        mode if mode & 0o077 != 0 => Err(CliError::ReadableSecret { path: path.to_owned(), mode }),
+        _ => Ok(()),
     }
 }
 
@@ -77,9 +150,8 @@ pub fn read_secret(source: &SecretSource, files: SecretFiles) -> Result<Secret, 
     let failed = |source: io::Error| CliError::File { action: "cannot read the secret in", path: path.clone(), source };
     // The file that is checked is the one that is read.
     let mut file = std::fs::File::open(path).map_err(failed)?;
-    let mode = file.metadata().map_err(failed)?.permissions().mode() & 0o777;
-    if files == SecretFiles::OwnerOnly && mode & 0o077 != 0 {
-        return Err(CliError::ReadableSecret { path: path.clone(), mode });
+    if files == SecretFiles::OwnerOnly {
+        owner_only(path, &file.metadata().map_err(failed)?)?;
     }
     let mut text = String::new();
     file.read_to_string(&mut text).map_err(failed)?;
@@ -172,7 +244,10 @@ mod tests {
     use garage_types::config::{Config, Overrides, SecretFiles, SecretSource};
     use garage_types::{NodeId, Secret};
 
-    use super::{node_id, own_address, parse_node_id, read_secret};
+    use clap::Parser;
+
+    use super::{check_own_secrets, line_of, load, node_id, own_address, parse_node_id, read_secret};
+    use crate::args::Cli;
     use crate::error::CliError;
 
     fn config(lines: &str) -> Config {
@@ -210,6 +285,45 @@ mod tests {
             read_secret(&SecretSource::File(dir.path().join("none")), SecretFiles::OwnerOnly),
             Err(CliError::File { .. })
         ));
+    }
+
+    #[test]
+    fn node_key_that_others_can_read_stops_the_daemon_unless_that_is_allowed() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = dir.path().join("node_key");
+        let file = dir.path().join("garage.toml");
+        std::fs::write(&file, "").unwrap();
+        let Cli { global, .. } = Cli::try_parse_from(["garage", "status"]).unwrap();
+        let config = Config { metadata_dir: dir.path().to_owned(), ..config("rpc_bind_addr = \"[::]:3901\"") };
+        check_own_secrets(&global, &file, &config).unwrap(); // There is no key yet.
+        std::fs::write(&key, "secret").unwrap();
+        std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
+        check_own_secrets(&global, &file, &config).unwrap();
+        std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).unwrap();
+        let error = check_own_secrets(&global, &file, &config).unwrap_err();
+        assert!(matches!(error, CliError::ReadableSecret { mode: 0o644, .. }), "{error}");
+        let allowed = Config { secret_files: SecretFiles::WorldReadable, ..config };
+        check_own_secrets(&global, &file, &allowed).unwrap();
+    }
+
+    #[test]
+    fn an_error_in_the_configuration_names_its_line() {
+        let text = "metadata_dir = \"/m\"\n# block_size = 1\n block_size= \"10Q\"\ndata_dir = [\n { path = \"/x\" },\n]\n[s3_api]\ns3_region = \"g\"\n";
+        assert_eq!(line_of(text, "block_size"), Some(3));
+        assert_eq!(line_of(text, "s3_api.s3_region"), Some(8));
+        assert_eq!(line_of(text, "data_dir[0].capacity"), Some(4));
+        assert_eq!(line_of(text, "s3_region"), None, "that key is in no section");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("garage.toml");
+        let whole = "metadata_dir = \"/m\"\ndata_dir = \"/d\"\nreplication_factor = 1\nrpc_bind_addr = \"x\"\n";
+        std::fs::write(&path, whole).unwrap();
+        let Cli { global, .. } = Cli::try_parse_from(["garage", "status"]).unwrap();
+        let error = load(&global, path.clone()).unwrap_err();
+        assert_eq!(error.to_string(), format!("configuration file {}, line 4", path.display()));
+        std::fs::write(&path, "metadata_dir = \"/m\"\ndata_dir = = 1\n").unwrap();
+        let error = load(&global, path.clone()).unwrap_err();
+        let said = garage_admin::error::with_causes(&error);
+        assert_eq!(said, format!("configuration file {}: line 2 is not TOML: extra `=`", path.display()));
     }
 
     #[test]

@@ -145,9 +145,9 @@ pub fn banner(banner: &Banner<'_>) -> String {
         return text
             + "\nNext: garage bucket create NAME, garage key create NAME, garage bucket allow NAME --key NAME --read --write\n\n";
     };
-    let secret = secret.expose();
-    text += &format!("  Bucket         {bucket}\n  Key id         {key_id}\n  Secret key     {secret}\n");
+    text += &format!("  Bucket         {bucket}\n  Key id         {key_id}\n  Secret key     {}\n", secret.expose());
     if tcp.is_some() {
+        let (secret, region) = (for_shell(secret.expose()), for_shell(region));
         text += &format!(
             "\nPaste one of these to use it:\n\n\
              aws     export AWS_ACCESS_KEY_ID={key_id} AWS_SECRET_ACCESS_KEY={secret} AWS_DEFAULT_REGION={region} AWS_ENDPOINT_URL={endpoint}\n\
@@ -159,6 +159,12 @@ pub fn banner(banner: &Banner<'_>) -> String {
         );
     }
     text + "\n"
+}
+
+/// A word as a shell reads it back: as it is where no character means anything to a shell.
+fn for_shell(text: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=+,@%".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }
 
 /// A listener on all addresses is reached on the loopback one.
@@ -181,7 +187,7 @@ mod tests {
 
     use garage_node::single::Credentials;
 
-    use super::{Banner, NewConfig, RPC_BIND_DEFAULT, S3_BIND_DEFAULT, banner, configuration, make_secret, prepare};
+    use super::{Banner, NewConfig, RPC_BIND_DEFAULT, S3_BIND_DEFAULT, banner, configuration, for_shell, make_secret, prepare};
     use crate::args::ServerArgs;
     use crate::settings::{rpc_secret, secret_source};
 
@@ -233,6 +239,20 @@ mod tests {
         let given =
             Config { rpc: RpcConfig { secret: Some(SecretSource::Inline(Secret::new("x"))), ..config.rpc.clone() }, ..config };
         assert_eq!(secret_source(&given), Some(SecretSource::Inline(Secret::new("x"))), "what is configured is stronger");
+    }
+
+    #[test]
+    fn lines_to_paste_hold_any_secret() {
+        assert_eq!(for_shell("ab+/cd=="), "ab+/cd==");
+        assert_eq!(for_shell(r#"p@ss w"ord$HOME'q"#), r#"'p@ss w"ord$HOME'\''q'"#);
+        assert_eq!(for_shell(""), "''");
+        let access =
+            Credentials { bucket: "photos".into(), key_id: KeyId::parse("minioadmin").unwrap(), secret: Secret::new("a b") };
+        let config_path = Path::new("/g/garage.toml");
+        let text =
+            banner(&Banner { config_path, s3_address: Some("0.0.0.0:3900"), region: "my region", credentials: Some(&access) });
+        assert!(text.contains("  Secret key     a b\n"), "{text}");
+        assert!(text.contains("AWS_SECRET_ACCESS_KEY='a b' AWS_DEFAULT_REGION='my region' "), "{text}");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The daemon: one node in the real world, from its configuration until it is told to stop.
 
 use std::future::Future;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use garage_block::{DataDirectory, StoreOptions, Usage};
@@ -26,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use crate::addresses;
 use crate::capabilities::{BlockingThreads, system_random};
 use crate::engine::{self, EngineError};
+use crate::lost::{self, LostError, Starting};
 use crate::node::{MeshSettings, Node, NodeError, NodeParts, NodeSettings};
 use crate::real_disk::RealDisk;
 use crate::room::{Ballast, Watched, keep_room, reserve};
@@ -67,17 +69,29 @@ pub enum DaemonError {
     File(#[from] FileError),
     #[error("the operating system gives no random numbers")]
     Random(#[from] getrandom::Error),
-    #[error("the metadata database cannot be opened")]
-    Db(#[from] DbError),
+    #[error("the metadata database cannot be closed")]
+    Close(#[source] DbError),
+    #[error(
+        "the metadata database {} cannot be opened (if it is damaged: other nodes have its rows, or a snapshot in {}; see doc/operations.md)",
+        path.display(), snapshots.display()
+    )]
+    Open {
+        path: PathBuf,
+        snapshots: PathBuf,
+        #[source]
+        source: DbError,
+    },
     #[error(transparent)]
     Engine(#[from] EngineError),
+    #[error(transparent)]
+    Lost(#[from] LostError),
     #[error(transparent)]
     Node(#[from] NodeError),
     #[error(transparent)]
     Single(#[from] SingleError),
-    #[error("the S3 API cannot be served")]
+    #[error("the S3 API cannot be served at `s3_api.api_bind_addr`")]
     BindS3(#[from] BindError),
-    #[error("other nodes and the command line cannot be served")]
+    #[error("other nodes and the command line cannot be served at `rpc_bind_addr`")]
     Mesh(#[from] MeshError),
 }
 
@@ -110,7 +124,22 @@ pub async fn run(
     let incarnation = state::next_start(&*disk, &config.metadata_dir)?;
     let node_id = identity.id();
     let offload = Arc::new(BlockingThreads::of_current_runtime());
-    let db = chosen.open(ballast.clone(), ballast.room.clone(), offload.clone())?;
+    lost::refuse_to_begin_anew(
+        &*disk,
+        &Starting {
+            node: node_id,
+            start: incarnation,
+            replication_factor: usize::from(config.replication.factor),
+            database: &chosen.path,
+            metadata_dir: &config.metadata_dir,
+            snapshots_dir: &config.metadata_snapshots_dir,
+        },
+    )?;
+    let db = chosen.open(ballast.clone(), ballast.room.clone(), offload.clone()).map_err(|source| DaemonError::Open {
+        path: chosen.path.clone(),
+        snapshots: config.metadata_snapshots_dir.clone(),
+        source,
+    })?;
     let spawn: Arc<dyn Spawn> = Arc::new(TokioSpawn);
     let parts = NodeParts {
         identity,
@@ -125,6 +154,7 @@ pub async fn run(
         settings: settings(&config, node_id, incarnation, data_reserve(&*disk, &config.data_dirs)?),
     };
     let node = Node::build(parts).await?;
+    lost::forget_confirmation(&*disk, &config.metadata_dir)?;
     let mut credentials = None;
     if let Setup::SingleNode { default_bucket } = setup {
         single::ensure_layout(&node.layout, node_id, capacity(&*disk, &config.data_dirs)?).await?;
@@ -189,7 +219,7 @@ pub async fn run(
         tracing::error!(%error, "the S3 server ended badly");
     }
     node.mesh.shutdown();
-    db.close().await?;
+    db.close().await.map_err(DaemonError::Close)?;
     drop(lock);
     Ok(())
 }

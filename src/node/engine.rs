@@ -15,11 +15,19 @@ use garage_types::{Offload, Room, chain};
 /// The engines of this build, by their names in the configuration.
 pub const BUILT_IN: &[&str] = Engine::BUILT_IN;
 
+/// An engine that is there when it was asked for at the build.
+const OPTIONAL: &str = "sled";
+
 /// Why the configured database is not opened.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    #[error(transparent)]
-    Db(#[from] DbError),
+    #[error("db_engine cannot be used")]
+    Unknown(#[source] DbError),
+    #[error(
+        "db_engine is {OPTIONAL}, which this build does not have: build garage with `--features {OPTIONAL}`, with which `garage convert-db` also moves such a database to another engine; or write one of {}",
+        BUILT_IN.join(", ")
+    )]
+    NotInThisBuild,
     #[error(transparent)]
     File(#[from] FileError),
     #[error(
@@ -41,7 +49,10 @@ pub struct Chosen {
 /// # Errors
 /// [`EngineError`].
 pub fn choose(disk: &dyn Disk, config: &Config) -> Result<Chosen, EngineError> {
-    let engine = Engine::parse(&config.db_engine)?;
+    let engine = match Engine::parse(&config.db_engine) {
+        Err(_not_built_in) if config.db_engine == OPTIONAL => return Err(EngineError::NotInThisBuild),
+        parsed => parsed.map_err(EngineError::Unknown)?,
+    };
     let path = config.metadata_dir.join(engine.directory_name());
     let exists = |path: &PathBuf| disk.kind(path).map(|kind| kind.is_some()).map_err(FileError::of("look at", path));
     if !exists(&path)? {
@@ -92,10 +103,10 @@ mod tests {
     use std::path::Path;
 
     use garage_types::config::{Config, Overrides};
-    use garage_types::disk;
     use garage_types::memory_disk::MemoryDisk;
+    use garage_types::{chain, disk};
 
-    use super::{EngineError, choose};
+    use super::{BUILT_IN, EngineError, choose};
 
     fn config(engine: &str) -> Config {
         let text = format!(
@@ -124,7 +135,10 @@ mod tests {
 
     #[test]
     fn engine_that_is_not_built_in_is_refused_with_those_that_are() {
-        let error = choose(&MemoryDisk::new(), &config("sqlite")).err().unwrap();
-        assert!(error.to_string().contains("there are: lmdb, redb"), "{error}");
+        let error = |engine: &str| chain(&choose(&MemoryDisk::new(), &config(engine)).err().unwrap());
+        assert!(error("sqlite").contains("there are: lmdb, redb"), "{}", error("sqlite"));
+        if !BUILT_IN.contains(&"sled") {
+            assert!(error("sled").contains("--features sled"), "{}", error("sled"));
+        }
     }
 }

@@ -8,6 +8,7 @@ pub mod capabilities;
 pub mod convert;
 pub mod daemon;
 pub mod engine;
+pub mod lost;
 pub mod node;
 pub mod real_disk;
 pub mod room;

@@ -152,6 +152,7 @@ impl Node {
     pub async fn build(parts: NodeParts) -> Result<Node, NodeError> {
         let NodeParts { identity, network_key, transport, disk, db, clock, random, offload, spawn, settings } = parts;
         let start = settings.store.incarnation;
+        let facts = start_facts(&db, start).await?;
         let setup = LayoutSetup {
             me: identity.id(),
             replication_factor: settings.replication_factor,
@@ -159,9 +160,12 @@ impl Node {
             disk: disk.clone(),
             offload: offload.clone(),
             clock: clock.clone(),
-            start: start_facts(&db, start).await?,
+            start: facts,
         };
         let layout = Arc::new(LayoutManager::open(setup).await?);
+        if settings.replication_factor == 1 && facts.recorded_start.is_some_and(|recorded| recorded < facts.previous_start) {
+            tracing::warn!(node = %identity.id(), "the database is older than the files beside it, and nobody else has its rows: what was acknowledged after it was copied is lost");
+        }
         let blocks = LocalStore::open(disk.clone(), offload.clone(), settings.blocks).await?;
         let live = Arc::new(Live(layout.clone()));
         let may_delete: Arc<dyn MayDelete> = Arc::new(WhenWhole(layout.standing().clone()));

@@ -14,7 +14,7 @@ const ZONE: &str = "dc1";
 pub struct DefaultBucket {
     pub key_id: Option<KeyId>,
     pub secret: Option<Secret>,
-    pub bucket: Option<String>,
+    pub bucket: Option<BucketName>,
 }
 
 /// Access to the store for who has just started it.
@@ -31,7 +31,9 @@ pub enum SingleError {
     Layout(#[from] LayoutError),
     #[error("the default bucket cannot be made")]
     Model(#[from] ModelError),
-    #[error("access key {key_id} exists with another secret; remove the environment variable or delete the key")]
+    #[error(
+        "access key {key_id} exists with another secret: take GARAGE_DEFAULT_SECRET_KEY away, or choose another GARAGE_DEFAULT_ACCESS_KEY"
+    )]
     OtherSecret { key_id: KeyId },
 }
 
@@ -84,8 +86,10 @@ pub async fn ensure_bucket(garage: &Garage, wanted: DefaultBucket) -> Result<Cre
     if !*key.state.may_create_buckets.get() {
         garage.change_key(&key.id, KeyChange { may_create_buckets: Some(true), ..KeyChange::default() }).await?;
     }
-    let name = bucket.unwrap_or_else(|| BUCKET.to_owned());
-    let name = BucketName::parse(&name, garage.punycode()).map_err(ModelError::from)?;
+    let name = match bucket {
+        Some(name) => name,
+        None => BucketName::parse(BUCKET, garage.punycode()).map_err(ModelError::from)?,
+    };
     let id = match garage.resolve_bucket(Some(&key.id), name.as_str()).await {
         Ok(bucket) => bucket.id,
         Err(ModelError::NoSuchBucket(_)) => garage.create_bucket(name.as_str()).await?,

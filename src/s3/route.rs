@@ -93,7 +93,8 @@ const TABLE: &[Row] = &[
     sub(Method::GET, On::Bucket, "versioning", Route::GetBucketVersioning, &[]),
     sub(Method::GET, On::Bucket, "versions", Route::ListObjectVersions, VERSIONS),
     sub(Method::GET, On::Bucket, "cors", Route::NoConfiguration(Code::NoSuchCORSConfiguration), &[]),
-    sub(Method::GET, On::Bucket, "lifecycle", Route::NoConfiguration(Code::NoSuchLifecycleConfiguration), &[]),
+    // `withUpdatedAt` is what mc asks for.
+    sub(Method::GET, On::Bucket, "lifecycle", Route::NoConfiguration(Code::NoSuchLifecycleConfiguration), &["withUpdatedAt"]),
     sub(Method::GET, On::Bucket, "policy", Route::NoConfiguration(Code::NoSuchBucketPolicy), &[]),
     sub(Method::GET, On::Bucket, "tagging", Route::NoConfiguration(Code::NoSuchTagSet), &[]),
     sub(Method::GET, On::Bucket, "website", Route::NoConfiguration(Code::NoSuchWebsiteConfiguration), &[]),
@@ -203,6 +204,7 @@ mod tests {
             ("GET", "/b", Route::ListObjects),
             ("GET", "/b?prefix=a&X-Amz-Signature=0", Route::ListObjects),
             ("GET", "/b?list-type=2&prefix=a", Route::ListObjectsV2),
+            ("GET", "/b?lifecycle=&withUpdatedAt=true", Route::NoConfiguration(Code::NoSuchLifecycleConfiguration)),
             ("POST", "/b?delete", Route::DeleteObjects),
             ("GET", "/b/k?response-content-type=a", Route::GetObject),
             ("HEAD", "/b/k", Route::HeadObject),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 use garage_types::size::parse_duration;
 
 use super::value::{Limit, count_limit, size_limit};
@@ -49,11 +49,12 @@ pub enum BucketCommand {
     /// Withdraw what an access key may do with a bucket
     Deny(PermissionArgs),
     /// Limit what a bucket may hold
+    #[command(group = ArgGroup::new("limits").args(["max_size", "max_objects"]).required(true).multiple(true))]
     SetQuotas {
         /// Name, id or the beginning of an id
         bucket: String,
         /// A size such as 10GiB, or `none`
-        #[arg(long, value_parser = size_limit, value_name = "SIZE", required_unless_present = "max_objects")]
+        #[arg(long, value_parser = size_limit, value_name = "SIZE")]
         max_size: Option<Limit>,
         /// A number, or `none`
         #[arg(long, value_parser = count_limit, value_name = "N")]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 use garage_types::Secret;
 use garage_types::size::parse_duration;
 
@@ -30,13 +30,15 @@ pub enum KeyCommand {
         new_name: String,
     },
     /// Set when an access key expires
+    #[command(group = ArgGroup::new("expiration").args(["expires_in", "never_expires"]).required(true))]
     Set {
         /// Id, the beginning of one, or name
         key: String,
         /// From now, such as 30d
-        #[arg(long, value_parser = parse_duration, value_name = "DURATION", required_unless_present = "never_expires")]
+        #[arg(long, value_parser = parse_duration, value_name = "DURATION")]
         expires_in: Option<Duration>,
-        #[arg(long, conflicts_with = "expires_in")]
+        /// Take its expiration away
+        #[arg(long)]
         never_expires: bool,
     },
     /// Delete an access key, its permissions and its names for buckets

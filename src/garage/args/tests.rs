@@ -108,6 +108,22 @@ fn a_capacity_without_unit_is_refused_with_a_hint() {
 }
 
 #[test]
+fn who_forgets_one_of_several_options_is_told_all() {
+    for (line, options) in [
+        ("bucket set-quotas b", ["--max-size", "--max-objects"]),
+        ("key set k", ["--expires-in", "--never-expires"]),
+        ("block retry-now", ["HASH", "--all"]),
+        ("repair set-aside merge --yes", ["ID", "--all"]),
+    ] {
+        let error = parse(line).unwrap_err();
+        assert!(options.iter().all(|option| error.contains(option)), "{line}: {error}");
+    }
+    for line in ["key set k --expires-in 1d --never-expires", "block retry-now --all 00"] {
+        assert!(parse(line).unwrap_err().contains("cannot be used with"), "{line}");
+    }
+}
+
+#[test]
 fn quotas_need_at_least_one_limit() {
     let Ok(Command::Bucket(BucketCommand::SetQuotas { max_size, max_objects, .. })) =
         parse("bucket set-quotas b --max-size 1GiB")

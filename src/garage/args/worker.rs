@@ -1,6 +1,6 @@
 //! `garage worker …`, `garage repair …` and `garage block …`
 
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 
 #[derive(Debug, Subcommand)]
 pub enum WorkerCommand {
@@ -98,9 +98,10 @@ pub enum SetAsideWhat {
 }
 
 #[derive(Debug, Clone, Args)]
+#[group(required = true, multiple = false)]
 pub struct WhichRows {
     /// Their ids in the list, or the beginnings of them
-    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    #[arg(value_name = "ID")]
     pub ids: Vec<String>,
     /// All of the node's
     #[arg(long)]
@@ -132,9 +133,10 @@ pub enum BlockCommand {
         hash: String,
     },
     /// Try blocks again now that failed
+    #[command(group = ArgGroup::new("which").args(["hashes", "all"]).required(true))]
     RetryNow {
         /// Their names
-        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        #[arg(value_name = "HASH")]
         hashes: Vec<String>,
         /// All that failed
         #[arg(long)]
@@ -146,7 +148,7 @@ pub enum BlockCommand {
         #[arg(long)]
         yes: bool,
         /// Their names
-        #[arg(required = true)]
+        #[arg(required = true, value_name = "HASH")]
         hashes: Vec<String>,
     },
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use garage_admin::buckets::{
-    AddBucketAlias, AllowBucketKey, BucketAlias, BucketInfo, BucketKeyPerm, BucketQuotas, BucketUpdate, CreateBucket,
+    AddBucketAlias, AllowBucketKey, BucketAlias, BucketInfo, BucketKey, BucketKeyPerm, BucketQuotas, BucketUpdate, CreateBucket,
     DeleteBucket, DenyBucketKey, GetBucketInfo, ListBuckets, PermissionChange, RemoveBucketAlias, UpdateBucket,
 };
 use garage_admin::keys::{GetKeyInfo, KeyInfo};
@@ -112,13 +112,19 @@ async fn delete(daemon: &Daemon, pattern: &str, yes: bool, output: Output) -> Re
 fn may_delete(bucket: &BucketInfo, typed: &str) -> Result<(), CliError> {
     let others: Vec<&str> = bucket.global_aliases.iter().map(String::as_str).filter(|alias| *alias != typed).collect();
     let named_by_id = others.len() == bucket.global_aliases.len();
-    let local: Vec<&str> = bucket.keys.iter().flat_map(|key| &key.bucket_local_aliases).map(String::as_str).collect();
+    let of_key = |key: &BucketKey| {
+        let unalias = |name: &String| format!("garage bucket unalias --local {} {name}", key.access_key_id);
+        key.bucket_local_aliases.iter().map(unalias).collect::<Vec<_>>()
+    };
+    let local: Vec<String> = bucket.keys.iter().flat_map(of_key).collect();
     let allowed = if named_by_id { 1 } else { 0 };
     if others.len() > allowed || !local.is_empty() {
-        let names = [others, local].concat().join(", ");
+        let global = others.iter().map(|name| format!("garage bucket unalias {name}"));
+        let commands: Vec<String> = global.chain(local).collect();
         return Err(CliError::Usage(format!(
-            "bucket {} has other names: {names}. Take them away first with garage bucket unalias. Nothing was changed.",
-            bucket.id.short()
+            "bucket {} has other names, which have to go first: {}. Nothing was changed.",
+            bucket.id.short(),
+            commands.join("; ")
         )));
     }
     Ok(())
@@ -209,9 +215,10 @@ mod tests {
         assert!(may_delete(&bucket(&["photos"], &[]), "photos").is_ok());
         assert!(may_delete(&bucket(&["photos"], &[]), "0101").is_ok());
         assert!(may_delete(&bucket(&[], &[]), "0101").is_ok());
-        assert!(may_delete(&bucket(&["photos", "pics"], &[]), "photos").unwrap_err().to_string().contains("other names: pics"));
+        let refused = |bucket: &BucketInfo| may_delete(bucket, "photos").unwrap_err().to_string();
+        assert!(refused(&bucket(&["photos", "pics"], &[])).contains("first: garage bucket unalias pics."));
         assert!(may_delete(&bucket(&["photos", "pics"], &[]), "0101").is_err());
-        assert!(may_delete(&bucket(&["photos"], &["mine"]), "photos").unwrap_err().to_string().contains("mine"));
+        assert!(refused(&bucket(&["photos"], &["mine"])).contains("garage bucket unalias --local GKaa mine"));
     }
 
     #[test]

@@ -72,8 +72,9 @@ pub(super) async fn run(daemon: &Daemon, command: LayoutCommand, output: Output)
 
 async fn stage(daemon: &Daemon, update: UpdateClusterLayout, output: Output) -> Result<(), CliError> {
     let layout = daemon.call(update).await?;
-    output.reply(&layout, |_layout| {
-        "Staged. To see what it would do: garage layout show. To make it so: garage layout apply.\n".to_owned()
+    output.reply(&layout, |layout| {
+        let next = layout.version + 1;
+        format!("Staged. To see what it would do: garage layout show. To make it so: garage layout apply --version {next}\n")
     })
 }
 

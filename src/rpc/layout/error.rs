@@ -47,7 +47,7 @@ pub enum LayoutError {
     SkipOutOfRange { given: u64, oldest: u64, current: u64 },
     #[error(transparent)]
     File(#[from] FileError),
-    #[error("the layout in {} cannot be read", path.display())]
+    #[error("the layout in {} cannot be read: put a copy of it back, or that of another node, which is the same", path.display())]
     Decode {
         path: PathBuf,
         #[source]

@@ -369,6 +369,14 @@ fn warn_of_conflicts(conflicts: &[Conflict]) {
     }
 }
 
+/// The layouts that a metadata directory remembers, without opening them for changes; none when there is no file.
+///
+/// # Errors
+/// As [`LayoutManager::open`].
+pub fn stored(disk: &dyn Disk, metadata_dir: &Path, replication_factor: usize) -> Result<LayoutHistory, LayoutError> {
+    load(disk, &metadata_dir.join(LAYOUT_FILE), replication_factor)
+}
+
 fn load(disk: &dyn Disk, path: &Path, replication_factor: usize) -> Result<LayoutHistory, LayoutError> {
     let Some(bytes) = read_state(disk, path)? else { return Ok(LayoutHistory::new(replication_factor)) };
     let history: LayoutHistory = decode(&bytes).map_err(|source| LayoutError::Decode { path: path.to_owned(), source })?;

@@ -146,7 +146,9 @@ pub(super) fn resolve(text: &str, flags: &Overrides, environment: &Overrides) ->
 fn syntax_error(text: &str, error: &toml::de::Error) -> ConfigError {
     let position = error.span().map_or(0, |span| span.start.min(text.len()));
     let line = text.as_bytes()[..position].iter().filter(|byte| **byte == b'\n').count() + 1;
-    ConfigError::Syntax { line, message: error.message().to_owned() }
+    // What the parser would have liked better is of no help where it is nothing.
+    let message = error.message().trim_end_matches(", expected nothing").to_owned();
+    ConfigError::Syntax { line, message }
 }
 
 /// The stronger levels, beside the file.
