@@ -88,7 +88,7 @@ pub(crate) fn open_directories(disk: &dyn Disk, options: &StoreOptions) -> Resul
         save_layout(disk, &options.metadata_dir, &layout)?;
     }
     for gone in previous.iter().flat_map(DirectoryLayout::directories).filter(|path| !layout.names(path)) {
-        tracing::warn!(path = %gone.display(), "data directory is not configured any more; its blocks will be fetched from other nodes");
+        tracing::warn!(path = %gone.display(), "data directory is not configured any more: blocks in it are fetched from other nodes, and those that nobody else has cannot be read until it is back");
     }
     Ok(layout)
 }

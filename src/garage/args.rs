@@ -9,10 +9,12 @@ pub mod layout;
 pub mod value;
 pub mod worker;
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::builder::Resettable;
+use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use garage_types::config::{Overrides, PeerAddress, SecretFiles, SecretInput};
 use garage_types::{Secret, config};
 
@@ -35,6 +37,21 @@ pub struct Cli {
     pub global: Global,
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// Understands a command line, its program's name first. Of the variables that stand for options, those that are empty count as unset.
+///
+/// # Errors
+/// What is wrong with the command line, or the help that it asks for.
+pub fn parse(words: impl Iterator<Item = OsString>, is_empty: impl Fn(&str) -> bool) -> Result<Cli, clap::Error> {
+    let mut command = Cli::command();
+    for (option, variable) in [("config", "GARAGE_CONFIG_FILE"), ("rpc_host", "GARAGE_RPC_HOST")] {
+        if is_empty(variable) {
+            command = command.mut_arg(option, |arg| arg.env(Resettable::Reset));
+        }
+    }
+    let matches = command.try_get_matches_from_mut(words)?;
+    Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
 }
 
 /// Options of every command. Those with a short form stand before the command, because commands have short options of their own.

@@ -18,11 +18,10 @@ mod waiting;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use clap::Parser;
 use garage_admin::error::with_causes;
 use tracing_subscriber::EnvFilter;
 
-use crate::args::{Cli, Command};
+use crate::args::Command;
 
 /// As other programs do when the command line cannot be understood.
 const EXIT_USAGE: u8 = 2;
@@ -32,7 +31,8 @@ const EXIT_USAGE: u8 = 2;
 const STACK_BYTES: usize = 8 << 20;
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let is_empty = |variable: &str| std::env::var_os(variable).is_some_and(|value| value.is_empty());
+    let cli = match args::parse(std::env::args_os(), is_empty) {
         Ok(cli) => cli,
         Err(error) => return explain(&error),
     };

@@ -1,5 +1,8 @@
 //! `garage server`: the configuration, the log, the signals; the node itself is made elsewhere.
 
+use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -15,7 +18,7 @@ use garage_node::node::Node;
 use garage_node::single::DefaultBucket;
 use garage_node::snapshots::Snapshots;
 use garage_rpc::endpoint::Router;
-use garage_types::config::{Config, Listen};
+use garage_types::config::{Config, DataDirPurpose, Listen};
 use garage_types::names::Punycode;
 use garage_types::offload::offload;
 use garage_types::{BucketName, KeyId, Secret};
@@ -160,7 +163,12 @@ fn facts(config: &Config) -> Facts {
         db_engine: config.db_engine.clone(),
         space: Arc::new(FileSystems {
             metadata: config.metadata_dir.clone(),
-            data: config.data_dirs.iter().map(|dir| dir.path.clone()).collect(),
+            data: config
+                .data_dirs
+                .iter()
+                .filter(|dir| dir.purpose != DataDirPurpose::ReadOnly)
+                .map(|dir| dir.path.clone())
+                .collect(),
         }),
     }
 }
@@ -169,25 +177,32 @@ fn facts(config: &Config) -> Facts {
 #[derive(Clone)]
 struct FileSystems {
     metadata: PathBuf,
+    /// Those that are written to.
     data: Vec<PathBuf>,
 }
 
-/// `None` when the file system does not tell.
-fn space_at(path: &PathBuf) -> Option<Space> {
-    let answer = rustix::fs::statvfs(path);
+/// The device of a file system, and its space; `None` when it does not tell.
+fn space_at(path: &PathBuf) -> Option<(u64, Space)> {
+    let device = || std::fs::metadata(path).map(|found| found.dev());
+    let answer = rustix::fs::statvfs(path).map_err(io::Error::from).and_then(|found| Ok((device()?, found)));
     let answer = answer.inspect_err(|error| tracing::debug!(%error, path = %path.display(), "cannot measure free space"));
-    let stat = answer.ok()?;
-    Some(Space { available: stat.f_bavail * stat.f_frsize, total: stat.f_blocks * stat.f_frsize })
+    let (device, found) = answer.ok()?;
+    Some((device, Space { available: found.f_bavail * found.f_frsize, total: found.f_blocks * found.f_frsize }))
+}
+
+/// The space of several directories, each device counted once; `None` when one does not tell.
+fn together(spaces: impl Iterator<Item = Option<(u64, Space)>>) -> Option<Space> {
+    let by_device = spaces.collect::<Option<BTreeMap<u64, Space>>>()?;
+    by_device.into_values().reduce(|sum, space| Space {
+        available: sum.available.saturating_add(space.available),
+        total: sum.total.saturating_add(space.total),
+    })
 }
 
 impl FileSystems {
     fn spaces(&self) -> Spaces {
-        let add = |sum: Space, space: Space| Space {
-            available: sum.available.saturating_add(space.available),
-            total: sum.total.saturating_add(space.total),
-        };
-        let data = self.data.iter().map(space_at).collect::<Option<Vec<Space>>>();
-        Spaces { data: data.and_then(|spaces| spaces.into_iter().reduce(add)), metadata: space_at(&self.metadata) }
+        let metadata = space_at(&self.metadata).map(|(_device, space)| space);
+        Spaces { data: together(self.data.iter().map(space_at)), metadata }
     }
 }
 
@@ -222,7 +237,9 @@ mod tests {
     use garage_types::config::{Config, Overrides};
     use garage_types::names::Punycode;
 
-    use super::{absent, default_bucket, made_earlier};
+    use garage_admin::nodes::Space;
+
+    use super::{absent, default_bucket, made_earlier, together};
     use crate::args::ServerArgs;
 
     #[test]
@@ -236,6 +253,17 @@ mod tests {
             let error = with(variable, "Not / OK").unwrap_err();
             assert!(error.to_string().starts_with(variable), "{error}");
         }
+    }
+
+    #[test]
+    fn directories_on_one_file_system_have_its_space_once() {
+        let space = |available| Space { available, total: 10 };
+        let sum = |spaces: &[Option<(u64, Space)>]| together(spaces.iter().copied());
+        assert_eq!(
+            sum(&[Some((1, space(5))), Some((1, space(5))), Some((2, space(3)))]),
+            Some(Space { available: 8, total: 20 })
+        );
+        assert_eq!(sum(&[Some((1, space(5))), None]), None);
     }
 
     #[test]

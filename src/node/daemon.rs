@@ -314,11 +314,43 @@ fn data_reserve(disk: &dyn Disk, directories: &[DataDir]) -> Result<u64, FileErr
     Ok(smallest)
 }
 
-/// What a node alone may store: the sizes of the file systems below its data directories.
+/// What a node alone may store: what its directories are given, or the size of the file system below the only one.
 fn capacity(disk: &dyn Disk, directories: &[DataDir]) -> Result<u64, FileError> {
-    let mut total = 0;
+    let mut total: u64 = 0;
     for directory in directories {
-        total += disk.space(&directory.path).map_err(FileError::of("measure", &directory.path))?.total;
+        let bytes = match directory.purpose {
+            DataDirPurpose::ReadOnly => 0,
+            DataDirPurpose::Writable { capacity_bytes: Some(bytes) } => bytes,
+            DataDirPurpose::Writable { capacity_bytes: None } => {
+                disk.space(&directory.path).map_err(FileError::of("measure", &directory.path))?.total
+            }
+        };
+        total = total.saturating_add(bytes);
     }
     Ok(total.max(1 << 20))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use garage_types::config::{DataDir, DataDirPurpose};
+    use garage_types::disk::Disk;
+    use garage_types::memory_disk::MemoryDisk;
+
+    use super::capacity;
+
+    #[test]
+    fn a_node_alone_stores_what_its_directories_are_given() {
+        let disk = MemoryDisk::new();
+        let whole = disk.space(&PathBuf::from("/")).unwrap().total;
+        let of = |purposes: &[DataDirPurpose]| {
+            let directories: Vec<DataDir> =
+                purposes.iter().map(|purpose| DataDir { path: PathBuf::from("/"), purpose: *purpose }).collect();
+            capacity(&disk, &directories).unwrap()
+        };
+        let given = |bytes| DataDirPurpose::Writable { capacity_bytes: Some(bytes) };
+        assert_eq!(of(&[DataDirPurpose::Writable { capacity_bytes: None }]), whole);
+        assert_eq!(of(&[given(1 << 30), given(3 << 30), DataDirPurpose::ReadOnly]), 4 << 30);
+    }
 }
