@@ -185,7 +185,7 @@ impl BlockService {
         let origin = origin.map(|origin| codec::encode(&origin).into());
         let reference = Entry { epoch: EPOCH_OF_OWNER, condition: origin, ..reference };
         let _arrival = self.arriving.add(hash);
-        match self.tables.write(Write { layout, entries: vec![reference], between_owners: false }).await? {
+        match self.tables.write(Write { layout, entries: vec![reference] }).await? {
             Verdict::Won => Ok(BlockStored {}),
             verdict => {
                 Err(RpcError::new(ErrorCode::Internal, format!("a block reference was not merged but answered {verdict:?}")))
@@ -328,7 +328,7 @@ impl Blocks {
         // Known now: what is told late is refused by owners that have forgotten meanwhile that the version was deleted.
         let epoch = self.local.tables.known_epoch(BlockRefTable::ID, &block.hash.into());
         let reference = Entry { epoch, ..BlockRefTable::entry(&BlockRefRow::live(block.hash, version), Mode::Replicate) };
-        let reference = Write { layout: permit.layout().version(), entries: vec![reference], between_owners: false };
+        let reference = Write { layout: permit.layout().version(), entries: vec![reference] };
         let reached = Arc::new(Reached::default());
         let call = |node: NodeId| {
             let message = Message { body: request.clone(), data: block.stored.bytes().clone() };

@@ -63,7 +63,7 @@ async fn list_for_nobody(garage: &Garage, bucket: BucketId, name: &str, version:
     let pieces = vec![Piece::Block { hash: BlockHash::of(b"x"), length: 1 }];
     let row = VersionRow { version, content: VersionContent::Segment(Segment::listing(0, backlink, pieces)) };
     let entries = vec![VersionTable::entry(&row, Mode::Replicate)];
-    garage.local().tables.write(Write { layout: 1, entries, between_owners: false }).await.unwrap();
+    garage.local().tables.write(Write { layout: 1, entries }).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -102,7 +102,7 @@ async fn references_of_versions_that_nothing_lists_are_released_and_those_of_ope
     let refer = async |digit: u8| {
         let row = BlockRefRow::live(body(1, 3).1[0], VersionId::from_bytes([digit; 32]));
         let entries = vec![BlockRefTable::entry(&row, Mode::Replicate)];
-        garage.local().tables.write(Write { layout: 1, entries, between_owners: false }).await.unwrap();
+        garage.local().tables.write(Write { layout: 1, entries }).await.unwrap();
     };
     let mut upload = UploadRow {
         bucket,
@@ -120,7 +120,7 @@ async fn references_of_versions_that_nothing_lists_are_released_and_those_of_ope
         unknown: Unknown::new(),
     });
     let entries = vec![UploadTable::entry(&upload, Mode::Commit)];
-    garage.local().tables.write(Write { layout: 1, entries, between_owners: false }).await.unwrap();
+    garage.local().tables.write(Write { layout: 1, entries }).await.unwrap();
     refer(7).await;
     refer(8).await;
     assert_eq!(repair(&cluster, Repair::BlockRefs).await, "5 (1)");

@@ -220,14 +220,7 @@ impl Cluster {
         let rows = std::mem::take(&mut *rows.lock().expect("nothing panics while holding the rows"));
         let entries = rows.iter().map(|row| BlockRefTable::entry(row, Mode::Replicate)).collect();
         let layout = self.machines[to].node.layout.current().version();
-        self.machines[to]
-            .node
-            .garage
-            .local()
-            .tables
-            .write(Write { layout, entries, between_owners: false })
-            .await
-            .expect("the rows can be stored");
+        self.machines[to].node.garage.local().tables.write(Write { layout, entries }).await.expect("the rows can be stored");
     }
 
     /// Every owner forgets its tombstones, whatever their age.

@@ -64,7 +64,7 @@ fn commit(cluster: &Cluster, upload: &UploadRow) -> Vec<Entry> {
 
 async fn send(cluster: &Cluster, machine: usize, entries: Vec<Entry>) -> Verdict {
     let layout = cluster.garage(machine).cluster().layout().version();
-    cluster.garage(machine).local().tables.write(Write { layout, entries, between_owners: false }).await.unwrap()
+    cluster.garage(machine).local().tables.write(Write { layout, entries }).await.unwrap()
 }
 
 /// The rows of a write up to its commit, at every owner.

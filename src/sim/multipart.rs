@@ -347,7 +347,7 @@ async fn a_reader_of_an_upload_in_parts_that_is_overwritten_gets_all_of_it_or_an
     let timestamp = garage.clock().now();
     let row = ObjectRow { bucket, shard: 0, key: key("k"), timestamp, version, is_null: true, state };
     for entry in [VersionTable::entry(&listed, Mode::Replicate), ObjectTable::entry(&row, Mode::Commit)] {
-        garage.local().tables.write(Write { layout: 1, entries: vec![entry], between_owners: false }).await.unwrap();
+        garage.local().tables.write(Write { layout: 1, entries: vec![entry] }).await.unwrap();
     }
     let object = garage.object(bucket, &key("k")).await.unwrap();
     let (mut prompt, mut late) = (

@@ -154,11 +154,11 @@ async fn a_content_of_many_rows_is_released_row_by_row_even_when_the_power_goes_
     let [version] = &tables.queue_peek(None, 10).await.unwrap()[..] else { panic!("the version alone is queued") };
     // What its owner does when it is told, before anything else of the queue is sent.
     let layout = node.garage.cluster().layout().version();
-    let told = Write { layout, entries: vec![version.entry.clone()], between_owners: false };
+    let told = Write { layout, entries: vec![version.entry.clone()] };
     assert_eq!(tables.write(told).await.unwrap(), Verdict::Won);
     assert_eq!(tables.queue_len().await.unwrap(), 1 + 3, "a row each, not a block each");
     let row = tables.queue_peek(None, 2).await.unwrap().pop().unwrap();
-    assert_eq!(tables.write(Write { layout, entries: vec![row.entry], between_owners: false }).await.unwrap(), Verdict::Won);
+    assert_eq!(tables.write(Write { layout, entries: vec![row.entry] }).await.unwrap(), Verdict::Won);
     assert_eq!(tables.queue_len().await.unwrap(), 1 + 3 + 7);
     world.cut_power();
     node = world.start().await;

@@ -12,7 +12,6 @@
 //! It does not know what an object or a block is: what rows mean is given by the [`schema::Schema`] implementations of `model`.
 
 mod accept;
-mod closed;
 pub mod collect;
 pub mod digest;
 pub mod epochs;

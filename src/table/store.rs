@@ -1,8 +1,7 @@
 //! The rows of this node, and what coordinators may ask of them.
 //!
 //! Must stay true: a request's rows are stored together or not at all; `Won` is answered only after the commit is durable; a caller
-//! whose layout version is no longer live here, or closed to writes, or whose row comes from an earlier garbage collection epoch, is
-//! refused.
+//! whose layout version is no longer live here, or whose row comes from an earlier garbage collection epoch, is refused.
 
 mod builder;
 mod handlers;
@@ -19,7 +18,6 @@ use garage_types::planted::{Bug, is_planted};
 use garage_types::{Clock, Placement};
 use tokio::sync::Notify;
 
-use crate::closed::ClosedVersions;
 use crate::epochs::{EpochTree, Known, Slot};
 use crate::error::TableError;
 use crate::graves::Graves;
@@ -73,7 +71,6 @@ pub(crate) struct Inner {
     /// Epochs of the database that is being rebuilt.
     pub(crate) epochs_aside: Tree,
     pub(crate) state: Tree,
-    pub(crate) closed: ClosedVersions,
     queued: Notify,
 }
 
@@ -100,22 +97,19 @@ impl TableStore {
     /// [`TableError`]; nothing was stored, unless the engine failed at the commit itself.
     pub async fn write(&self, write: Write) -> Result<Verdict, TableError> {
         self.check_layout(write.layout)?;
-        let Write { layout, entries, between_owners } = write;
-        if entries.iter().any(|entry| entry.mode == Mode::Commit) && !is_planted(Bug::RebuildingJudgesCommits) {
+        if write.entries.iter().any(|entry| entry.mode == Mode::Commit) && !is_planted(Bug::RebuildingJudgesCommits) {
             self.check_whole()?;
         }
         let inner = self.0.clone();
         let now = inner.clock.now();
-        let touched: Vec<TableId> = entries.iter().map(|entry| entry.table).collect();
+        let touched: Vec<TableId> = write.entries.iter().map(|entry| entry.table).collect();
         let touch = TouchLate { inner: inner.clone(), tables: touched.clone() };
+        let entries = write.entries;
         // A refusal leaves the transaction by the error path, so that rows admitted before it are dropped with it.
         let written = self
             .0
             .db
             .write(move |tx| {
-                if !between_owners {
-                    touch.inner.closed.check(layout).map_err(Stopped::Failed)?;
-                }
                 let mut tx = RowTransaction { tx, inner: &touch.inner, now };
                 for entry in &entries {
                     if let Err(error) = tx.check_epoch(entry) {

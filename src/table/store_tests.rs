@@ -13,7 +13,6 @@ use serde::{Deserialize, Serialize};
 use crate::error::TableError;
 use crate::schema::{Admission, Admit, Replication, Schema};
 use crate::store::{Builder, LiveLayouts, TableStore};
-use crate::sync::wire::AskDigests;
 use crate::transaction::RowTransaction;
 use crate::wire::{Entry, Mode, Order, Projection, Range, Read, TableId, Verdict, Write};
 
@@ -109,7 +108,7 @@ fn note(name: &str, time: u64, text: &str) -> Note {
 }
 
 fn write(notes: &[Note], mode: Mode) -> Write {
-    Write { layout: 0, entries: notes.iter().map(|note| Notes::entry(note, mode)).collect(), between_owners: false }
+    Write { layout: 0, entries: notes.iter().map(|note| Notes::entry(note, mode)).collect() }
 }
 
 async fn text_of(store: &TableStore, name: &str) -> Option<String> {
@@ -157,33 +156,14 @@ async fn a_request_whose_last_row_is_refused_stores_none_of_them() {
 }
 
 #[tokio::test]
-async fn no_write_under_an_older_layout_comes_after_what_an_owner_was_asked_for() {
-    let Fixture { store, .. } = fixture();
-    let under =
-        |layout, text: &str, between_owners| Write { layout, between_owners, ..write(&[note(text, 1, text)], Mode::Commit) };
-    assert_eq!(store.write(under(6, "before", false)).await.unwrap(), Verdict::Won);
-    let ask = |acknowledged| AskDigests { layout: 0, acknowledged, table: Notes::ID, ranges: Vec::new(), pieces: 1 };
-    store.digests(ask(7)).await.unwrap();
-    let late = store.write(under(6, "late", false)).await;
-    assert!(matches!(late, Err(TableError::StaleLayout { caller: 6, oldest: 7 })), "{late:?}");
-    assert_eq!(store.write(under(7, "under the new", false)).await.unwrap(), Verdict::Won);
-    assert_eq!(store.write(under(6, "handed over", true)).await.unwrap(), Verdict::Won);
-    // Somebody who has not heard of it yet opens nothing again.
-    store.digests(ask(5)).await.unwrap();
-    assert!(store.write(under(6, "late", false)).await.is_err());
-    assert_eq!(text_of(&store, "late").await, None);
-}
-
-#[tokio::test]
 async fn callers_under_a_retired_layout_or_an_old_epoch_are_refused() {
     let Fixture { store, oldest, .. } = fixture();
     oldest.0.store(3, Ordering::SeqCst);
     let stale = store.write(write(&[note("a", 1, "x")], Mode::Commit)).await;
     assert!(matches!(stale, Err(TableError::StaleLayout { caller: 0, oldest: 3 })), "{stale:?}");
     assert!(store.range(range(Order::Forward, 1)).await.is_err());
-    oldest.0.store(0, Ordering::SeqCst);
     let unknown = Entry { table: TableId(99), ..Notes::entry(&note("a", 1, "x"), Mode::Commit) };
-    let unknown = store.write(Write { layout: 3, entries: vec![unknown], between_owners: false }).await;
+    let unknown = store.write(Write { layout: 3, entries: vec![unknown] }).await;
     assert!(matches!(unknown, Err(TableError::UnknownTable(TableId(99)))), "{unknown:?}");
 }
 

@@ -257,7 +257,7 @@ impl<S: Schema> Table<S> {
         let (sets, usual) = self.owners(permit.layout(), placement)?;
         let quorum = quorum.unwrap_or(usual);
         let tables: Vec<TableId> = entries.iter().map(|entry| entry.table).collect();
-        let write = Write { layout: permit.layout().version(), entries, between_owners: false };
+        let write = Write { layout: permit.layout().version(), entries };
         let attempt = |node| {
             let call = self.call(node, write.clone());
             let hearing = heard.map(|heard| heard.begin(self.cluster.mesh().is_up(node) || node == self.cluster.node_id()));

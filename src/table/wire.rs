@@ -69,14 +69,6 @@ pub struct Write {
     pub layout: u64,
     #[serde(rename = "n")]
     pub entries: Vec<Entry>,
-    /// What one owner hands to another while they compare, not a write that begins now.
-    #[serde(rename = "c", default, skip_serializing_if = "is_false")]
-    pub between_owners: bool,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
-fn is_false(flag: &bool) -> bool {
-    !flag
 }
 
 impl Request for Write {

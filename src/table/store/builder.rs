@@ -8,7 +8,6 @@ use garage_types::Clock;
 use tokio::sync::Notify;
 
 use super::{Inner, LiveLayouts, LocalTable, TableStore};
-use crate::closed::ClosedVersions;
 use crate::epochs::{EpochTree, Known};
 use crate::graves::Graves;
 use crate::schema::{Schema, Typed};
@@ -68,7 +67,6 @@ impl Builder {
             layouts,
             tables,
             derived,
-            closed: ClosedVersions::default(),
             queued: Notify::new(),
         };
         Ok(TableStore(Arc::new(inner)))

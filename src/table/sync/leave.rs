@@ -55,7 +55,6 @@ impl Leave {
         while !named.is_empty() {
             let exchange = Exchange {
                 layout: self.around.layout,
-                acknowledged: self.around.acknowledged,
                 table: self.table,
                 range: range.clone().into(),
                 named: named.to_vec(),

@@ -29,10 +29,9 @@ impl TableStore {
         if is_planted(Bug::RebuildingOffersRows) { Ok(()) } else { self.check_whole() }
     }
 
-    pub(crate) async fn digests(&self, request: AskDigests) -> Result<Digests, TableError> {
+    async fn digests(&self, request: AskDigests) -> Result<Digests, TableError> {
         self.check_layout(request.layout)?;
         self.check_offers()?;
-        self.0.closed.close_before(self.db(), request.acknowledged).await?;
         let segments = self.segments(request.table)?;
         let epochs = self.0.epochs;
         let pieces = u64::from(request.pieces.clamp(1, PIECES_MAX));
@@ -54,7 +53,6 @@ impl TableStore {
     async fn exchange(&self, request: Exchange) -> Result<Exchanged, TableError> {
         self.check_layout(request.layout)?;
         self.check_offers()?;
-        self.0.closed.close_before(self.db(), request.acknowledged).await?;
         let rows = self.0.table(request.table)?.rows;
         let epochs = self.0.epochs;
         let read = move |tx: &Snapshot<'_>| {

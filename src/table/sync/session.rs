@@ -12,7 +12,7 @@ use garage_types::{NodeId, Placement};
 use serde_bytes::ByteBuf;
 
 use super::plan::Part;
-use super::wire::{AskDigests, Exchange, Exchanged, KeyedRow, Named, PIECES_MAX, REPLY_BYTES_MAX, Scope, WireRange};
+use super::wire::{AskDigests, Exchange, Exchanged, KeyedRow, Named, PIECES_MAX, REPLY_BYTES_MAX, Scope};
 use crate::epochs::Slot;
 use crate::error::TableError;
 use crate::segments::KeyRange;
@@ -54,9 +54,6 @@ pub struct Surroundings {
     /// The oldest layout version that was live when the round was planned. A peer that has retired it refuses: what this node took
     /// itself for then may be what it is no longer, and its rows may be what the others have forgotten since.
     pub layout: u64,
-    /// Every node that counts had acknowledged layout versions up to this one by then. A peer takes no write under an older one from
-    /// when it is asked: it would come too late for what this node learns from it.
-    pub acknowledged: u64,
 }
 
 /// A range, as one node compares it with another.
@@ -90,10 +87,6 @@ impl Surroundings {
         let reply = self.cluster.mesh().call(node, Message::from(request), timeout).await;
         reply.map(|reply| reply.body).map_err(|source| TableError::Peer { node, source })
     }
-
-    pub(super) fn ask_digests(&self, table: TableId, ranges: Vec<WireRange>, pieces: u32) -> AskDigests {
-        AskDigests { layout: self.layout, acknowledged: self.acknowledged, table, ranges, pieces }
-    }
 }
 
 impl Session {
@@ -126,7 +119,8 @@ impl Session {
             self.left.push(Task::Exchange(range));
             return Ok(());
         }
-        let ask = self.around.ask_digests(self.table, vec![range.clone().into()], PIECES_MAX);
+        let ask =
+            AskDigests { layout: self.around.layout, table: self.table, ranges: vec![range.clone().into()], pieces: PIECES_MAX };
         let reply = self.around.call(self.peer, ask).await?;
         let Some(pieces) = reply.ranges.into_iter().next().filter(|pieces| !pieces.is_empty()) else {
             let source = RpcError::new(ErrorCode::Internal, "a range was asked for, and its digest is missing from the reply");
@@ -153,7 +147,6 @@ impl Session {
         let asked = KeyRange { from: range.from.clone(), to: end };
         let exchange = Exchange {
             layout: self.around.layout,
-            acknowledged: self.around.acknowledged,
             table: self.table,
             range: asked.into(),
             named: page.named,
@@ -225,7 +218,7 @@ pub(super) async fn send_rows(
         return Ok(());
     }
     let entries = rows.into_iter().map(|row| entry(table, row, epoch)).collect::<Result<_, _>>()?;
-    match around.call(peer, Write { layout: around.layout, entries, between_owners: true }).await? {
+    match around.call(peer, Write { layout: around.layout, entries }).await? {
         Verdict::Won => Ok(()),
         verdict => {
             let source = RpcError::new(ErrorCode::Internal, format!("copies of rows were answered {verdict:?}"));

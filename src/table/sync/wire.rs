@@ -43,9 +43,6 @@ impl From<WireRange> for KeyRange {
 pub struct AskDigests {
     #[serde(rename = "l")]
     pub layout: u64,
-    /// Every node that counts has acknowledged layout versions up to this one, as the caller knows.
-    #[serde(rename = "a", default)]
-    pub acknowledged: u64,
     #[serde(rename = "t")]
     pub table: TableId,
     #[serde(rename = "r")]
@@ -103,9 +100,6 @@ pub enum Scope {
 pub struct Exchange {
     #[serde(rename = "l")]
     pub layout: u64,
-    /// As in [`AskDigests`].
-    #[serde(rename = "a", default)]
-    pub acknowledged: u64,
     #[serde(rename = "t")]
     pub table: TableId,
     #[serde(rename = "r")]

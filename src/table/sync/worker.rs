@@ -18,6 +18,7 @@ use super::leave::Leave;
 use super::plan::{OwnRows, Part};
 use super::round::{Job, Round, UnitIndex};
 use super::session::{Moved, Progress, Session, Surroundings};
+use super::wire::AskDigests;
 use crate::epochs::Slot;
 use crate::error::TableError;
 use crate::schema::Replication;
@@ -87,7 +88,7 @@ impl SyncWorker {
             tables: store.tables(),
             layouts: cluster.layout_manager().watch(),
             links: cluster.mesh().watch(),
-            around: Surroundings { store, cluster, layout: 0, acknowledged: 0 },
+            around: Surroundings { store, cluster, layout: 0 },
             random,
             control,
             seen: Vec::new(),
@@ -130,7 +131,6 @@ impl SyncWorker {
         };
         self.seen = layout.live_versions().to_vec();
         self.around.layout = self.seen.first().map_or(0, |key| key.number);
-        self.around.acknowledged = layout.history().min_ack();
         let round = Round::new(&layout, self.me(), own, &self.tables);
         tracing::debug!(node = %self.me().short(), jobs = round.jobs.len(), ?own, "comparing all rows with the other owners");
         self.round = Some(round);
@@ -236,7 +236,8 @@ impl SyncWorker {
         let Some(round) = &self.round else { return Ok(()) };
         let Some((table, _)) = units.first().map(|unit| round.unit(*unit)) else { return Ok(()) };
         let ranges: Vec<_> = units.iter().map(|unit| round.unit(*unit).1.range.clone()).collect();
-        let ask = self.around.ask_digests(table, ranges.iter().cloned().map(Into::into).collect(), 1);
+        let ask =
+            AskDigests { layout: self.around.layout, table, ranges: ranges.iter().cloned().map(Into::into).collect(), pieces: 1 };
         let theirs = self.around.call(peer, ask).await?;
         let own = self.around.store.range_digests(table, ranges.clone()).await?;
         let mut behind = Vec::new();
