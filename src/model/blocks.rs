@@ -106,7 +106,7 @@ pub struct BlockService {
 }
 
 impl BlockService {
-    async fn put(&self, request: PutBlock, block: StoredBlock) -> Result<BlockStored, RpcError> {
+    async fn put(&self, writer: NodeId, request: PutBlock, block: StoredBlock) -> Result<BlockStored, RpcError> {
         // Its reference would take of what deletions need.
         if self.tables.db().room().is_metadata_scarce() {
             return Err(TableError::NoRoom.into());
@@ -114,12 +114,12 @@ impl BlockService {
         // Held until the reference is durable: nobody decides to delete the block in between.
         let locked = self.blocks.lock(request.hash).await;
         locked.write(block).await.map_err(block_error)?;
-        let stored = self.refer_locked(request.layout, request.hash, request.version, request.origin).await;
+        let stored = self.refer_locked(writer, request.layout, request.hash, request.version, request.origin).await;
         drop(locked);
         stored
     }
 
-    async fn refer(&self, request: ReferBlock) -> Result<BlockStored, RpcError> {
+    async fn refer(&self, writer: NodeId, request: ReferBlock) -> Result<BlockStored, RpcError> {
         // Held until the reference is durable: nobody decides to delete the block in between.
         let locked = self.blocks.lock(request.hash).await;
         if !locked.contains().await.map_err(block_error)? {
@@ -128,7 +128,7 @@ impl BlockService {
         if is_planted(Bug::CopyWithoutReference) {
             return Ok(BlockStored {});
         }
-        let stored = self.refer_locked(request.layout, request.hash, request.version, request.origin).await;
+        let stored = self.refer_locked(writer, request.layout, request.hash, request.version, request.origin).await;
         drop(locked);
         stored
     }
@@ -175,6 +175,7 @@ impl BlockService {
 
     async fn refer_locked(
         &self,
+        writer: NodeId,
         layout: u64,
         hash: BlockHash,
         version: VersionId,
@@ -185,7 +186,7 @@ impl BlockService {
         let origin = origin.map(|origin| codec::encode(&origin).into());
         let reference = Entry { epoch: EPOCH_OF_OWNER, condition: origin, ..reference };
         let _arrival = self.arriving.add(hash);
-        match self.tables.write(Write { layout, entries: vec![reference] }).await? {
+        match self.tables.write_for(writer, Write { layout, entries: vec![reference] }).await? {
             Verdict::Won => Ok(BlockStored {}),
             verdict => {
                 Err(RpcError::new(ErrorCode::Internal, format!("a block reference was not merged but answered {verdict:?}")))
@@ -220,20 +221,16 @@ impl Handler<PutBlock> for BlockService {
                     .map_err(|lost| RpcError::new(ErrorCode::Internal, lost.to_string()))?
                     .map_err(|error| RpcError { code: ErrorCode::Corrupt, message: error.to_string() })?;
             }
-            Ok(service.put(body, block).await?.into())
+            Ok(service.put(caller.node, body, block).await?.into())
         }
         .boxed()
     }
 }
 
 impl Handler<ReferBlock> for BlockService {
-    fn handle(
-        &self,
-        _caller: Caller,
-        request: Message<ReferBlock>,
-    ) -> BoxFuture<'static, Result<Message<BlockStored>, RpcError>> {
+    fn handle(&self, caller: Caller, request: Message<ReferBlock>) -> BoxFuture<'static, Result<Message<BlockStored>, RpcError>> {
         let service = self.clone();
-        async move { Ok(service.refer(request.body).await?.into()) }.boxed()
+        async move { Ok(service.refer(caller.node, request.body).await?.into()) }.boxed()
     }
 }
 

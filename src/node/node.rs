@@ -28,7 +28,7 @@ use garage_rpc::peers::PeerAddress;
 use garage_rpc::quorum::ConsistencyMode;
 use garage_table::collect::{AdvanceEpoch, CollectAfter, Collector, DropTombstones, HoldTombstones};
 use garage_table::starts::start_facts;
-use garage_table::store::LiveLayouts;
+use garage_table::store::{LiveLayouts, Vouch};
 use garage_table::sync::wire::{AskDigests, Exchange};
 use garage_table::sync::worker::{SyncControl, SyncWorker};
 use garage_table::wire::{AskEpoch, Range, Read, Write};
@@ -124,6 +124,10 @@ impl LiveLayouts for Live {
 
     fn live(&self) -> Vec<VersionKey> {
         self.0.current().live_versions().to_vec()
+    }
+
+    fn admit(&self, writer: NodeId, version: u64) -> Option<Vouch> {
+        self.0.admit(writer, version).map(|permit| Box::new(permit) as Vouch)
     }
 
     fn is_rebuilding(&self) -> bool {

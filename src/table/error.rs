@@ -27,6 +27,9 @@ pub enum TableError {
     /// The caller's layout is older than the oldest one still live here.
     #[error("the call was made under layout version {caller}, the oldest live one is {oldest}")]
     StaleLayout { caller: u64, oldest: u64 },
+    /// The caller has no role, and goes by an older layout than this node: rows may have been fetched from here for the newer one.
+    #[error("the write was begun under layout version {writer} by a node without a role, the current one is {current}")]
+    OldLayoutOfStranger { writer: u64, current: u64 },
     #[error("the row was sent under garbage collection epoch {caller}, its partition is at {current}")]
     StaleEpoch { caller: u64, current: u64 },
     #[error("the garbage collection epoch of table {table:?}, slot {} cannot be read", slot.0)]
@@ -81,7 +84,9 @@ impl From<TableError> for RpcError {
                 ErrorCode::Unavailable
             }
             TableError::Peer { source, .. } => source.code,
-            TableError::StaleLayout { .. } | TableError::OtherLayout { .. } => ErrorCode::StaleLayout,
+            TableError::StaleLayout { .. } | TableError::OldLayoutOfStranger { .. } | TableError::OtherLayout { .. } => {
+                ErrorCode::StaleLayout
+            }
             TableError::StaleEpoch { .. } => ErrorCode::StaleEpoch,
         };
         RpcError { code, message: chain(&error) }

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use garage_db::{Db, DbError, Direction, Snapshot, Tree};
 use garage_rpc::layout::VersionKey;
 use garage_types::planted::{Bug, is_planted};
-use garage_types::{Clock, Placement};
+use garage_types::{Clock, NodeId, Placement};
 use tokio::sync::Notify;
 
 use crate::epochs::{EpochTree, Known, Slot};
@@ -38,12 +38,20 @@ pub trait LiveLayouts: Send + Sync + 'static {
     /// Every live version.
     fn live(&self) -> Vec<VersionKey>;
 
+    /// What is held while this node stores rows for a writer that goes by the layout `version`; `None`: see [`LayoutManager::admit`].
+    ///
+    /// [`LayoutManager::admit`]: garage_rpc::layout::LayoutManager::admit
+    fn admit(&self, writer: NodeId, version: u64) -> Option<Vouch>;
+
     /// Whether this node's rows are not all there.
     fn is_rebuilding(&self) -> bool;
 
     /// Whether this node has held every tombstone that was collected.
     fn may_collect(&self) -> bool;
 }
+
+/// Held by a write under way; see [`LiveLayouts::admit`].
+pub type Vouch = Box<dyn Send + Sync>;
 
 pub(crate) struct LocalTable {
     pub(crate) rules: Arc<dyn Rules>,
@@ -135,6 +143,20 @@ impl TableStore {
             Err(Stopped::Refused(verdict)) => Ok(verdict),
             Err(Stopped::Failed(error)) => Err(error),
         }
+    }
+
+    /// As [`Self::write`], for a write that another node coordinates.
+    ///
+    /// # Errors
+    /// [`TableError::OldLayoutOfStranger`], and those of [`Self::write`].
+    pub async fn write_for(&self, writer: NodeId, write: Write) -> Result<Verdict, TableError> {
+        let Some(vouch) = self.0.layouts.admit(writer, write.layout) else {
+            let current = self.0.layouts.live().last().map_or(0, |key| key.number);
+            return Err(TableError::OldLayoutOfStranger { writer: write.layout, current });
+        };
+        let written = self.write(write).await;
+        drop(vouch);
+        written
     }
 
     /// Runs a transaction of the caller's own over rows and local trees.

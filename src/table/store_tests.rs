@@ -7,12 +7,12 @@ use garage_db::{Db, MemoryEngine};
 use garage_types::clock::ManualClock;
 use garage_types::codec::Format;
 use garage_types::crdt::{Crdt, Lww};
-use garage_types::{Placement, Timestamp};
+use garage_types::{NodeId, Placement, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::error::TableError;
 use crate::schema::{Admission, Admit, Replication, Schema};
-use crate::store::{Builder, LiveLayouts, TableStore};
+use crate::store::{Builder, LiveLayouts, TableStore, Vouch};
 use crate::transaction::RowTransaction;
 use crate::wire::{Entry, Mode, Order, Projection, Range, Read, TableId, Verdict, Write};
 
@@ -76,6 +76,10 @@ impl LiveLayouts for Oldest {
 
     fn live(&self) -> Vec<garage_rpc::layout::VersionKey> {
         Vec::new()
+    }
+
+    fn admit(&self, _writer: NodeId, version: u64) -> Option<Vouch> {
+        (version >= self.oldest_live()).then(|| Box::new(()) as Vouch)
     }
 
     fn is_rebuilding(&self) -> bool {

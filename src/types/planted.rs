@@ -58,6 +58,8 @@ pub enum Bug {
     SyncedFromOneOwner,
     /// A layout version is acknowledged while writes that ignore it are running.
     AcknowledgedWhileWriting,
+    /// An owner that knows of a newer layout takes writes that a node without a role began under the older one.
+    StrangersAdmitted,
     /// A layout version that was rejected in favour of another one with its number stays live.
     RejectedLayoutApplied,
     /// A layout version made late, under a number that is in use, is not rejected.

@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use garage_types::codec::{decode, encode};
 use garage_types::disk::{Access, read_state, replace_atomically};
 use garage_types::offload::{Offload, offload};
+use garage_types::planted::{Bug, is_planted};
 use garage_types::{Clock, Disk, NodeId};
 use garage_worker::{Changes as ToldChanges, Watch};
 use tokio::sync::Notify;
@@ -161,6 +162,17 @@ impl LayoutManager {
     pub fn begin_write(&self) -> WritePermit {
         let published = self.shared.published.read().unwrap_or_else(PoisonError::into_inner);
         WritePermit { layout: published.layout.clone(), _generation: published.generation.clone() }
+    }
+
+    /// Admits a write to this node that `writer` coordinates by the layout with number `version`, and answers for it as long as the
+    /// permit is held: this node acknowledges no newer layout meanwhile. That is needed for writers without a role, whom nobody asks
+    /// for an acknowledgement. `None` when a newer layout is known here already and the writer has no role in any live one: those who
+    /// receive rows for that layout may have been here, and the write would not reach them.
+    pub fn admit(&self, writer: NodeId, version: u64) -> Option<WritePermit> {
+        let permit = self.begin_write();
+        let layout = permit.layout();
+        let is_awaited = version >= layout.version() || layout.all_nodes().contains(&writer);
+        (is_awaited || is_planted(Bug::StrangersAdmitted)).then_some(permit)
     }
 
     /// Prepares a role; see [`LayoutHistory::stage_role`].

@@ -148,3 +148,38 @@ pub(super) fn writes_are_under_way(stage: Stage) -> BoxFuture<'static, ()> {
     }
     .boxed()
 }
+
+/// As [`writes_are_under_way`], but who deletes has no role, so that no layout waits for its word. A gateway that cannot compare its rows
+/// keeps the old layout alive until the deletions have arrived.
+pub(super) fn a_stranger_writes(stage: Stage) -> BoxFuture<'static, ()> {
+    async move {
+        let [stays, one, other] = stage.shuffled()[..] else { return };
+        let [new, newer, writer, between, waiting] = [0, 1, 2, 3, 4].map(|index| stage.roles + index);
+        let (old, newcomers) = ([stays, one, other], [new, newer]);
+        stage.fill(&[between]).await;
+        stage.cut_between(&[waiting], &old);
+        stage.stage_gateway(between, waiting).await;
+        stage.stage_change(between, &[one, other], &newcomers).await;
+        stage.pause(NOTICED_MS, NOTICED_MS + 2_000).await;
+        stage.note(&format!("what {writer} sends to the owners comes late"));
+        old.iter().for_each(|owner| stage.world.cluster.network.block(writer, *owner));
+        let deletions: Vec<_> = stage.keys().iter().map(|key| stage.begin_delete(writer, key)).collect();
+        stage.pause(1, 200).await;
+        let number = stage.apply_layout(between).await;
+        stage.pause(4_000, 7_000).await;
+        stage.note("it arrives");
+        stage.cut_only(&[new, newer, waiting], &old);
+        for deletion in deletions {
+            deletion.await.expect("a client does not panic");
+        }
+        stage.note(&format!("{waiting} reaches the old owners"));
+        stage.cut_only(&newcomers, &old);
+        let reader = stage.reader(&newcomers, 200);
+        stage.pause(20_000, 40_000).await;
+        stage.read_all(&newcomers).await;
+        drop(reader);
+        stage.world.cluster.network.open_all_links();
+        stage.settled(number).await;
+    }
+    .boxed()
+}

@@ -45,7 +45,7 @@ pub struct Story {
 const THREE: Story =
     Story { name: "", machines: 3, roles: 3, replication_factor: 3, keys: 4, play: databases::lost_while_another_is_away };
 
-pub const STORIES: [Story; 17] = [
+pub const STORIES: [Story; 18] = [
     Story { name: "lost-database", ..THREE },
     Story { name: "two-lost-databases", machines: 5, roles: 5, replication_factor: 5, play: databases::two_are_lost, ..THREE },
     Story { name: "restored-database", play: databases::restored_from_a_copy, ..THREE },
@@ -57,6 +57,7 @@ pub const STORIES: [Story; 17] = [
     Story { name: "one-source", machines: 6, play: layouts::one_stale_source, ..THREE },
     Story { name: "waiting-layout", machines: 7, play: layouts::a_layout_waits_for_one, ..THREE },
     Story { name: "writes-under-way", machines: 7, play: layouts::writes_are_under_way, ..THREE },
+    Story { name: "stranger-writes", machines: 8, play: layouts::a_stranger_writes, ..THREE },
     Story { name: "missed-deletion", play: collections::a_deletion_is_missed, ..THREE },
     Story { name: "one-knows", machines: 4, play: deletions::one_owner_knows, ..THREE },
     Story { name: "unsent-deletions", machines: 4, play: deletions::owners_reach_nobody, ..THREE },

@@ -9,9 +9,9 @@ use super::TableStore;
 use crate::wire::{AskEpoch, EpochIs, Found, Page, Range, Read, Verdict, Write};
 
 impl Handler<Write> for TableStore {
-    fn handle(&self, _caller: Caller, request: Message<Write>) -> BoxFuture<'static, Result<Message<Verdict>, RpcError>> {
+    fn handle(&self, caller: Caller, request: Message<Write>) -> BoxFuture<'static, Result<Message<Verdict>, RpcError>> {
         let store = self.clone();
-        async move { Ok(store.write(request.body).await?.into()) }.boxed()
+        async move { Ok(store.write_for(caller.node, request.body).await?.into()) }.boxed()
     }
 }
 

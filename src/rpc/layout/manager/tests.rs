@@ -128,6 +128,23 @@ async fn a_version_is_acknowledged_when_the_last_write_that_ignores_it_has_ended
 }
 
 #[tokio::test]
+async fn writers_whom_nobody_asks_are_answered_for_and_refused_once_a_newer_layout_is_known() {
+    let manager = open(1, 1, &MemoryDisk::new()).await.unwrap();
+    let (member, stranger) = (node(1), node(7));
+    manager.stage_role(member, role("here")).await.unwrap();
+    manager.apply(1).await.unwrap();
+    let vouch = manager.admit(stranger, 1).expect("there is no newer layout");
+    manager.stage_role(member, role("there")).await.unwrap();
+    manager.apply(2).await.unwrap();
+    assert_eq!(manager.current().history().min_ack(), 1, "the stranger's write is being stored");
+    assert!(manager.admit(stranger, 1).is_none());
+    assert!(manager.admit(stranger, 2).is_some() && manager.admit(member, 1).is_some());
+    drop(vouch);
+    manager.revert().await.unwrap();
+    assert_eq!(manager.current().history().min_ack(), 2);
+}
+
+#[tokio::test]
 async fn two_nodes_learn_from_each_other_and_write_to_both_versions_meanwhile() {
     let (one, two) = (open(1, 1, &MemoryDisk::new()).await.unwrap(), open(2, 1, &MemoryDisk::new()).await.unwrap());
     one.stage_role(node(1), role("here")).await.unwrap();
