@@ -164,6 +164,31 @@ class Cluster:
     def client(self, node):
         return S3Client(node.endpoint, self.access_key, self.secret_key, self.bucket)
 
+    @staticmethod
+    def is_one_layout_live(nodes):
+        """Whether each of these nodes goes by the newest layout version alone."""
+        shown = [json.loads(node.command("layout", "history", "--json")) for node in nodes]
+        return all(sum(version["status"].lower() != "historical" for version in history["versions"]) == 1 for history in shown)
+
+    @staticmethod
+    def behind(nodes):
+        """What each of these nodes, that is not where it should be, says of itself; None while one does not answer."""
+        stats = json.loads(nodes[0].command("stats", "-a", "--json"))["success"]
+        missing = len(nodes) - len(stats)
+        return None if missing > 0 else {node[:16]: answer for node, answer in stats.items() if is_behind(answer)}
+
+    @staticmethod
+    def introduce(node, others):
+        """Starts a node and makes it known to others."""
+        node.start()
+        for other in others:
+            node.command("node", "connect", other.identity())
+
+    @staticmethod
+    def assignment(node, *capacity):
+        """The command that stages a role for a node in its zone."""
+        return ("layout", "assign", "-z", node.zone, *capacity, node.identity().split("@")[0])
+
     def stop(self):
         for node in self.nodes:
             node.stop()
@@ -182,6 +207,13 @@ class Cluster:
             if time.monotonic() > deadline:
                 raise ServerError(f"waited {seconds} s in vain until {what}")
             time.sleep(0.05)
+
+
+def is_behind(stats):
+    """Whether a node still has to fetch or hand over what it knows to be missing."""
+    moves = stats["moves"]
+    return (moves["rebuilding"] or moves["stillCounting"] or moves["blocksToFetch"] + moves["blocksToHandOver"] > 0
+            or moves["blocksFailed"] > 0)
 
 
 def form(nodes, zones, capacity):

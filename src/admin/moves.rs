@@ -41,6 +41,11 @@ pub struct NodeMoves {
     pub rows_set_aside: u64,
     /// Its own database is incomplete.
     pub rebuilding: bool,
+    /// Blocks that it fetched, or gave to others, since it started.
+    #[serde(default)]
+    pub blocks_moved: u64,
+    #[serde(default)]
+    pub bytes_moved: u64,
 }
 
 impl NodeMoves {
@@ -69,6 +74,8 @@ impl NodeMoves {
             deletions_to_send: queued_deletions,
             rows_set_aside: set_aside,
             rebuilding: service.layout().standing().is_rebuilding(),
+            blocks_moved: blocks.moved.blocks,
+            bytes_moved: blocks.moved.bytes,
         })
     }
 

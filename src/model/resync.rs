@@ -22,7 +22,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::background::BackgroundSettings;
-use crate::block_need::{ASKED_MAX, AskNeeds, BlockGiven, GiveBlock, Need};
+use crate::block_need::{ASKED_MAX, AskNeeds, GiveBlock, Need};
 use crate::block_ref::RefCount;
 use crate::error::ModelError;
 use crate::garage::Garage;
@@ -45,7 +45,17 @@ pub(crate) struct Resync {
     pub(crate) wake: Notify,
     rate: Option<Mutex<ByteRate>>,
     moved: Mutex<Moved>,
+    /// Since the node started.
+    total: Mutex<MovedInAll>,
     began: Instant,
+}
+
+/// Blocks that this node fetched, or gave to others, since it started: those that turned out not to be needed as well.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MovedInAll {
+    pub blocks: u64,
+    /// As stored, and as they crossed the network.
+    pub bytes: u64,
 }
 
 /// Blocks moved since resync last had nothing to move.
@@ -63,6 +73,7 @@ impl Resync {
             wake: Notify::new(),
             rate: settings.resync_bandwidth_limit.map(|limit| Mutex::new(ByteRate::new(limit.get()))),
             moved: Mutex::default(),
+            total: Mutex::default(),
             began: Instant::now(),
         }
     }
@@ -83,6 +94,7 @@ pub struct BlocksToMove {
     pub bytes_per_second: Option<u64>,
     /// Estimated.
     pub seconds_left: Option<u64>,
+    pub moved: MovedInAll,
 }
 
 /// What came of a look at a block.
@@ -229,6 +241,9 @@ impl Garage {
         let is_silent = said.iter().any(|answer| matches!(answer, Answer::CannotSay | Answer::Unreachable));
         let kept = Outcome::Again(now.plus_millis(if is_silent { SILENT_MS } else { DISAGREED_MS }), reason);
         let release_delay_ms = self.0.local.block_trees.release_delay_ms;
+        // Nobody is to have it, so there is nothing to be moved. A node that has left is not empty before it is gone all the same.
+        let is_member = self.0.cluster.layout().all_nodes().contains(&self.0.cluster.node_id());
+        let waiting = if is_member { Reason::Released } else { reason };
         let held_here = facts.refs == Refs::Held;
         let judgement = if is_planted(Bug::DeletesReferencedBlock) {
             Judgement::Released { released_for_ms: u64::MAX }
@@ -246,10 +261,10 @@ impl Garage {
             Judgement::Keep => Ok(kept),
             _gone if !self.0.background.may_delete.may_delete_blocks() => Ok(kept),
             Judgement::Released { released_for_ms } if released_for_ms < release_delay_ms => {
-                Ok(Outcome::Again(now.plus_millis(release_delay_ms - released_for_ms), reason))
+                Ok(Outcome::Again(now.plus_millis(release_delay_ms - released_for_ms), waiting))
             }
             Judgement::Released { .. } if facts.refs.released_until().is_some_and(|until| now < until) => {
-                Ok(Outcome::Again(now.plus_millis(release_delay_ms), reason))
+                Ok(Outcome::Again(now.plus_millis(release_delay_ms), waiting))
             }
             Judgement::Released { .. } => {
                 locked.remove().await?;
@@ -344,6 +359,8 @@ impl Garage {
         let locked = self.0.local.blocks.blocks.lock(block).await;
         if self.references(block).await? != Refs::Held {
             // The last reference went meanwhile, and has queued the block.
+            drop(locked);
+            self.moved(bytes).await;
             return Ok(Outcome::Settled);
         }
         locked.write(stored).await?;
@@ -362,9 +379,7 @@ impl Garage {
             let reply = self.0.cluster.mesh().call(owner, message, self.0.cluster.timeouts().bulk).await;
             let given = reply.map_err(|source| ModelError::BlockUnavailable { hash: block, source: Box::new(source) })?.body;
             tracing::debug!(%block, node = %owner, ?given, "gave a block to its new owner");
-            if given == BlockGiven::Stored {
-                self.moved(u64::from(stored.stored_len())).await;
-            }
+            self.moved(u64::from(stored.stored_len())).await;
         }
         Ok(())
     }
@@ -377,6 +392,11 @@ impl Garage {
             moved.since.get_or_insert(self.0.clock.now());
             moved.blocks += 1;
             moved.bytes += bytes;
+        }
+        {
+            let mut total = lock(&resync.total);
+            total.blocks += 1;
+            total.bytes += bytes;
         }
         if let Some(rate) = &resync.rate {
             let wait = lock(rate).pay(bytes, resync.began.elapsed());
@@ -440,6 +460,7 @@ impl Garage {
             bytes_left,
             bytes_per_second,
             seconds_left: bytes_per_second.and_then(|rate| bytes_left.checked_div(rate)),
+            moved: *lock(&self.0.resync.total),
         })
     }
 }

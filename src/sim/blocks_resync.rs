@@ -175,6 +175,33 @@ async fn a_node_that_leaves_gives_its_blocks_to_the_new_owners_before_it_lets_go
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_block_that_nobody_needs_any_more_is_not_counted_as_still_to_be_handed_over() {
+    let cluster = Cluster::of(4, 2).await;
+    cluster.lay_out(&[0, 1]).await;
+    let bucket = cluster.garage(0).create_bucket("pictures").await.unwrap();
+    let (content, blocks) = body(6, 8);
+    store(cluster.garage(0), bucket, "a", content).await;
+    for block in &blocks {
+        until_everywhere(&cluster, *block, &[0, 1]).await;
+    }
+    delete(&cluster, bucket, "a").await;
+    settle_queues(&cluster, &[0, 1]).await;
+    cluster.lay_out(&[0, 1, 2, 3]).await;
+    cluster.finish_layout_change().await;
+    cluster.garage(0).queue_misplaced_blocks().await.unwrap();
+    let queued = cluster.garage(0).resync_queue_counts().await.unwrap();
+    assert!(queued.hand_over > 0, "some have other owners now: {queued:?}");
+    cluster.resync(0).await;
+    let waiting = cluster.garage(0).resync_queue_counts().await.unwrap();
+    assert!(waiting.hand_over == 0 && waiting.released >= queued.hand_over, "{waiting:?}");
+    cluster.clock.advance_millis(HOUR_MS);
+    cluster.resync(0).await;
+    for block in &blocks {
+        assert!(!cluster.holders(*block).await.contains(&0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_block_that_nobody_has_is_listed_with_its_failures_and_tried_again_later_and_on_command() {
     let (cluster, bucket) = three_nodes().await;
     let (content, blocks) = body(4, 1);
