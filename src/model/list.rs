@@ -38,7 +38,7 @@ pub struct Listed {
     pub key: ObjectKey,
     pub timestamp: Timestamp,
     pub version: VersionId,
-    /// Without the bytes of an inline object.
+    /// Without content and headers.
     pub meta: ObjectMeta,
 }
 

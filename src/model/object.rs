@@ -381,10 +381,10 @@ impl Schema for ObjectTable {
     }
 
     fn summary(mut row: ObjectRow) -> ObjectRow {
-        if let ObjectState::Live(meta) = &mut row.state
-            && let Content::Inline(_) = meta.content
-        {
+        // What a listing shows, and what its conditions and limits ask: a thousand of these are a page.
+        if let ObjectState::Live(meta) = &mut row.state {
             meta.content = Content::NotShown;
+            meta.headers.clear();
         }
         row
     }

@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 pub use garage_net::Class;
 
 use crate::error::{ErrorCode, RpcError};
-use crate::wire::{self, Encoded, Received, ReplyEnvelope};
+use crate::wire::{self, Encoded, Received, ReplyEnvelope, RequestEnvelope};
 
 /// A request and, with it, its endpoint. New fields need a serde default, so that older nodes can still be understood.
 pub trait Request: Serialize + DeserializeOwned + Send + Sync + 'static {
@@ -26,6 +26,8 @@ pub trait Request: Serialize + DeserializeOwned + Send + Sync + 'static {
     const ENDPOINT: &'static str;
     /// Which connection carries it.
     const CLASS: Class;
+    /// From how many bytes on a reply comes compressed; `None`: never, as suits what is short or has no repetition.
+    const REPLY_PACKED_FROM: Option<u32> = None;
     type Reply: Serialize + DeserializeOwned + Send + 'static;
 }
 
@@ -104,9 +106,9 @@ impl Router {
     }
 
     /// Decodes, handles and encodes. `None`: no such endpoint here.
-    pub(crate) async fn call_remote(&self, endpoint: &str, caller: Caller, message: &Received) -> Option<Encoded> {
-        let remote = self.0.get(endpoint)?.remote.clone();
-        let reply = survive_panic(endpoint, remote.call(caller, message)).await;
+    pub(crate) async fn call_remote(&self, envelope: &RequestEnvelope, caller: Caller, message: &Received) -> Option<Encoded> {
+        let remote = self.0.get(envelope.endpoint.as_str())?.remote.clone();
+        let reply = survive_panic(&envelope.endpoint, remote.call(caller, message, envelope.packed_from)).await;
         Some(reply.unwrap_or_else(encode_error))
     }
 
@@ -155,20 +157,30 @@ impl RouterBuilder {
 
 /// A handler whose types are hidden, so that one table holds them all.
 trait Remote: Send + Sync {
-    fn call<'a>(&'a self, caller: Caller, message: &'a Received) -> BoxFuture<'a, Result<Encoded, RpcError>>;
+    fn call<'a>(
+        &'a self,
+        caller: Caller,
+        message: &'a Received,
+        packed_from: Option<u32>,
+    ) -> BoxFuture<'a, Result<Encoded, RpcError>>;
     fn local(&self) -> Box<dyn Any + Send + Sync>;
 }
 
 struct Typed<R: Request>(Arc<dyn Handler<R>>);
 
 impl<R: Request> Remote for Typed<R> {
-    fn call<'a>(&'a self, caller: Caller, message: &'a Received) -> BoxFuture<'a, Result<Encoded, RpcError>> {
+    fn call<'a>(
+        &'a self,
+        caller: Caller,
+        message: &'a Received,
+        packed_from: Option<u32>,
+    ) -> BoxFuture<'a, Result<Encoded, RpcError>> {
         async move {
             let body = rmp_serde::from_slice::<R>(message.body()).map_err(|error| {
                 RpcError::new(ErrorCode::BadRequest, format!("malformed request to {}: {error}", R::ENDPOINT))
             })?;
             let reply = self.0.handle(caller, Message { body, data: message.data.clone() }).await?;
-            wire::encode(&ReplyEnvelope { error: None }, &reply.body, reply.data)
+            wire::encode_reply(&reply.body, reply.data, packed_from)
                 .map_err(|error| RpcError::new(ErrorCode::Internal, format!("the reply of {}: {error}", R::ENDPOINT)))
         }
         .boxed()
@@ -183,7 +195,8 @@ pub(crate) fn encode_error(error: RpcError) -> Encoded {
     let mut error = error;
     // A message that quotes somebody's huge input must not make the reply unsendable.
     error.message = error.message.chars().take(ERROR_MESSAGE_CHARS_MAX).collect();
-    wire::encode(&ReplyEnvelope { error: Some(error.into()) }, &(), Bytes::new()).expect("a short error can be encoded")
+    let envelope = ReplyEnvelope { error: Some(error.into()), unpacked: None };
+    wire::encode(&envelope, &(), Bytes::new()).expect("a short error can be encoded")
 }
 
 const ERROR_MESSAGE_CHARS_MAX: usize = 4096;

@@ -11,6 +11,7 @@ pub mod error;
 pub mod layout;
 mod link;
 pub mod mesh;
+mod packing;
 pub mod peers;
 pub mod quorum;
 mod serve;

@@ -73,7 +73,7 @@ impl Link {
     }
 
     pub(crate) async fn call<R: Request>(&self, request: &Message<R>, timeout: Duration) -> Result<Message<R::Reply>, RpcError> {
-        let envelope = RequestEnvelope { endpoint: R::ENDPOINT.to_owned() };
+        let envelope = RequestEnvelope { endpoint: R::ENDPOINT.to_owned(), packed_from: R::REPLY_PACKED_FROM };
         let encoded = wire::encode(&envelope, &request.body, request.data.clone())
             .map_err(|error| RpcError::new(ErrorCode::BadRequest, format!("the request to {}: {error}", R::ENDPOINT)))?;
         let work = async {
@@ -112,10 +112,12 @@ impl Link {
             }
         };
         self.keep(stream);
-        let envelope: ReplyEnvelope = received
-            .envelope()
-            .map_err(|error| RpcError::new(ErrorCode::Internal, format!("the reply of {endpoint}: {error}")))?;
-        envelope.error.map_or(Ok(received), |error| Err(error.into()))
+        let malformed = |error| RpcError::new(ErrorCode::Internal, format!("the reply of {endpoint}: {error}"));
+        let envelope: ReplyEnvelope = received.envelope().map_err(malformed)?;
+        match envelope.error {
+            Some(error) => Err(error.into()),
+            None => received.unpack(envelope.unpacked).map_err(malformed),
+        }
     }
 
     fn keep(&self, stream: MuxStream) {

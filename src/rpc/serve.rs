@@ -82,7 +82,7 @@ async fn serve_call(service: &Service, caller: Caller, stream: &mut MuxStream) -
     let envelope: RequestEnvelope = received.envelope()?;
     let reply = tokio::select! {
         biased;
-        reply = service.dispatch(&envelope.endpoint, caller, &received) => reply,
+        reply = service.dispatch(&envelope, caller, &received) => reply,
         // Nothing is sent before the reply: any event on the stream means that nobody waits any more.
         _gone = stream.read_u8() => return Err(MessageError::Ended),
     };
@@ -90,13 +90,14 @@ async fn serve_call(service: &Service, caller: Caller, stream: &mut MuxStream) -
 }
 
 impl Service {
-    async fn dispatch(&self, endpoint: &str, caller: Caller, received: &Received) -> Encoded {
+    async fn dispatch(&self, envelope: &RequestEnvelope, caller: Caller, received: &Received) -> Encoded {
+        let endpoint = envelope.endpoint.as_str();
         if caller.role == Role::Node
-            && let Some(reply) = self.node.call_remote(endpoint, caller, received).await
+            && let Some(reply) = self.node.call_remote(envelope, caller, received).await
         {
             return reply;
         }
-        if let Some(reply) = self.client.call_remote(endpoint, caller, received).await {
+        if let Some(reply) = self.client.call_remote(envelope, caller, received).await {
             return reply;
         }
         encode_error(if self.node.contains(endpoint) {

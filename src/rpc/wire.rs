@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::error::WireError;
+use crate::packing;
 
 /// Most bytes of envelope and body together.
 pub const HEAD_BYTES_MAX: usize = 16 << 20;
@@ -50,6 +51,9 @@ pub enum MessageError {
 pub(crate) struct RequestEnvelope {
     #[serde(rename = "e")]
     pub endpoint: String,
+    /// A reply whose body is longer than this, in bytes, may come compressed.
+    #[serde(rename = "p", default, skip_serializing_if = "Option::is_none")]
+    pub packed_from: Option<u32>,
 }
 
 /// What precedes a reply; the body is empty when there is an error.
@@ -57,6 +61,9 @@ pub(crate) struct RequestEnvelope {
 pub(crate) struct ReplyEnvelope {
     #[serde(rename = "x", default, skip_serializing_if = "Option::is_none")]
     pub error: Option<WireError>,
+    /// Bytes of the body, which came compressed; absent when it did not.
+    #[serde(rename = "p", default, skip_serializing_if = "Option::is_none")]
+    pub unpacked: Option<u32>,
 }
 
 /// A message ready to be sent.
@@ -101,11 +108,36 @@ impl Lengths {
 
 /// Makes a message. Fails before anything is sent when it is longer than the other side would take.
 pub(crate) fn encode(envelope: &impl Serialize, body: &impl Serialize, data: Bytes) -> Result<Encoded, MessageError> {
+    assemble(envelope, |head| append(head, body), data)
+}
+
+/// Makes the reply to a request that said from which length on it may be compressed.
+pub(crate) fn encode_reply(body: &impl Serialize, data: Bytes, packed_from: Option<u32>) -> Result<Encoded, MessageError> {
+    let Some(packed_from) = packed_from else {
+        return encode(&ReplyEnvelope { error: None, unpacked: None }, body, data);
+    };
+    let mut plain = Vec::new();
+    append(&mut plain, body)?;
+    let length = u32::try_from(plain.len()).ok().filter(|length| *length > packed_from);
+    let packed = length.and_then(|length| Some((packing::pack(&plain)?, length)));
+    let (body, unpacked) = packed.map_or((plain, None), |(packed, length)| (packed, Some(length)));
+    let append_body = |head: &mut Vec<u8>| {
+        head.extend_from_slice(&body);
+        Ok(())
+    };
+    assemble(&ReplyEnvelope { error: None, unpacked }, append_body, data)
+}
+
+fn assemble(
+    envelope: &impl Serialize,
+    append_body: impl FnOnce(&mut Vec<u8>) -> Result<(), MessageError>,
+    data: Bytes,
+) -> Result<Encoded, MessageError> {
     let mut head = Vec::with_capacity(256 + if data.len() <= JOINED_BYTES_MAX { data.len() } else { 0 });
     head.resize(PREFIX_BYTES, 0);
     append(&mut head, envelope)?;
     let envelope_bytes = head.len() - PREFIX_BYTES;
-    append(&mut head, body)?;
+    append_body(&mut head)?;
     let body_bytes = head.len() - PREFIX_BYTES - envelope_bytes;
     let lengths = Lengths { envelope: envelope_bytes, body: body_bytes, data: data.len() }.check()?;
     for (at, length) in [lengths.envelope, lengths.body, lengths.data].into_iter().enumerate() {
@@ -184,6 +216,13 @@ impl Received {
         Ok(rmp_serde::from_slice(&self.head[..self.envelope_bytes])?)
     }
 
+    /// The message with the body as it was before it was compressed to be sent.
+    pub(crate) fn unpack(self, unpacked: Option<u32>) -> Result<Received, MessageError> {
+        let Some(unpacked) = unpacked else { return Ok(self) };
+        let head = packing::unpack(self.body(), unpacked as usize)?;
+        Ok(Received { head, envelope_bytes: 0, data: self.data })
+    }
+
     /// The body, still encoded.
     pub(crate) fn body(&self) -> &[u8] {
         &self.head[self.envelope_bytes..]
@@ -198,10 +237,11 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
     use super::{DATA_BYTES_MAX, HEAD_BYTES_MAX, JOINED_BYTES_MAX, MessageError, Received, ReplyEnvelope, RequestEnvelope};
-    use super::{encode, receive_content, receive_lengths};
+    use super::{encode, encode_reply, receive_content, receive_lengths};
 
     fn request(data: usize) -> super::Encoded {
-        encode(&RequestEnvelope { endpoint: "test/1".into() }, &"body", Bytes::from(vec![7; data])).unwrap()
+        let envelope = RequestEnvelope { endpoint: "test/1".into(), packed_from: None };
+        encode(&envelope, &"body", Bytes::from(vec![7; data])).unwrap()
     }
 
     async fn bytes_of(data: usize) -> Vec<u8> {
@@ -274,6 +314,24 @@ mod tests {
             if let Ok(received) = runtime.block_on(receive(&bytes)) {
                 drop(received.envelope::<RequestEnvelope>());
             }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_long_reply_is_compressed_for_who_can_undo_it() {
+        let body = "key ".repeat(50_000);
+        for (packed_from, is_packed) in [(None, false), (Some(1000), true), (Some(1 << 20), false)] {
+            let (mut near, mut far) = duplex(16 << 20);
+            encode_reply(&body, Bytes::from_static(b"data"), packed_from).unwrap().send(&mut near).await.unwrap();
+            let lengths = receive_lengths(&mut far).await.unwrap();
+            let received = receive_content(&mut far, lengths).await.unwrap();
+            assert_eq!(lengths.total() < body.len() / 10, is_packed, "{packed_from:?}");
+            let envelope: ReplyEnvelope = received.envelope().unwrap();
+            let received = received.unpack(envelope.unpacked).unwrap();
+            assert_eq!(
+                (rmp_serde::from_slice::<String>(received.body()).unwrap(), &received.data[..]),
+                (body.clone(), &b"data"[..])
+            );
         }
     }
 

@@ -163,9 +163,13 @@ pub struct Page {
     pub truncated: bool,
 }
 
+/// Half of what a stream that was used before is sure to send at once: a page of a listing should take one round trip.
+const PAGE_PACKED_FROM: u32 = 64 << 10;
+
 impl Request for Range {
     const ENDPOINT: &'static str = "table.range/1";
     const CLASS: Class = Class::Metadata;
+    const REPLY_PACKED_FROM: Option<u32> = Some(PAGE_PACKED_FROM);
     type Reply = Page;
 }
 
