@@ -7,6 +7,9 @@ use garage_rpc::layout::version::NodeRole;
 use garage_types::NodeId;
 use garage_types::size::format_decimal;
 
+/// With more storage nodes than this, zones are listed instead.
+const NODES_LISTED_MAX: usize = 20;
+
 /// Lines for people; no program may read them.
 pub fn lines(report: &Report, roles: &BTreeMap<NodeId, NodeRole>) -> Vec<String> {
     let mut lines = vec![
@@ -23,11 +26,36 @@ pub fn lines(report: &Report, roles: &BTreeMap<NodeId, NodeRole>) -> Vec<String>
     if report.partition_size_previous.is_some() {
         lines.push(format!("Copies of partitions to transfer: {}", report.copies_to_transfer));
     }
+    if report.zones.iter().map(|zone| zone.nodes.len()).sum::<usize>() > NODES_LISTED_MAX {
+        lines.push(String::new());
+        lines.extend(aligned(&zones(&report.zones)));
+        return lines;
+    }
     for zone in &report.zones {
         lines.push(String::new());
-        lines.extend(zone_lines(zone, roles));
+        lines.extend(aligned(&nodes(zone, roles)));
     }
     lines
+}
+
+/// A line for each zone, where the nodes are too many.
+fn zones(zones: &[ZoneReport]) -> Vec<[String; 5]> {
+    let mut rows = vec![["Zone", "Nodes", "Partitions", "Capacity", "Usable capacity"].map(str::to_owned)];
+    rows.extend(zones.iter().map(|zone| {
+        let new: usize = zone.nodes.iter().map(|node| node.partitions_new).sum();
+        [
+            zone.zone.clone(),
+            zone.nodes.len().to_string(),
+            format!("{} ({} unique, {new} new)", zone.copies, zone.partitions),
+            format_decimal(zone.capacity),
+            usable(zone.usable, zone.capacity),
+        ]
+    }));
+    rows
+}
+
+fn usable(usable: u64, capacity: u64) -> String {
+    format!("{} ({:.1}%)", format_decimal(usable), percent(usable, capacity))
 }
 
 fn partition_size(report: &Report) -> String {
@@ -42,8 +70,8 @@ fn percent(part: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { part as f64 * 100.0 / whole as f64 }
 }
 
-fn zone_lines(zone: &ZoneReport, roles: &BTreeMap<NodeId, NodeRole>) -> Vec<String> {
-    let usable = |usable: u64, capacity: u64| format!("{} ({:.1}%)", format_decimal(usable), percent(usable, capacity));
+/// The nodes of a zone.
+fn nodes(zone: &ZoneReport, roles: &BTreeMap<NodeId, NodeRole>) -> Vec<[String; 5]> {
     let mut rows = vec![[&zone.zone, "Tags", "Partitions", "Capacity", "Usable capacity"].map(str::to_owned)];
     for node in &zone.nodes {
         let tags = roles.get(&node.node).map(|role| role.tags.join(",")).unwrap_or_default();
@@ -62,6 +90,10 @@ fn zone_lines(zone: &ZoneReport, roles: &BTreeMap<NodeId, NodeRole>) -> Vec<Stri
         format_decimal(zone.capacity),
         usable(zone.usable, zone.capacity),
     ]);
+    rows
+}
+
+fn aligned(rows: &[[String; 5]]) -> Vec<String> {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: [usize; 5] = std::array::from_fn(width);
     let line = |row: &[String; 5]| {
@@ -105,6 +137,18 @@ mod tests {
         };
         let roles = BTreeMap::from([(node, NodeRole { zone: "lyon".into(), capacity: Some(capacity), tags: vec!["c".into()] })]);
         let lines = lines(&report, &roles);
+        let many = Report {
+            zones: vec![ZoneReport { nodes: vec![report.zones[0].nodes[0].clone(); 21], ..report.zones[0].clone() }],
+            ..report.clone()
+        };
+        let found = super::lines(&many, &roles);
+        assert_eq!(
+            found[found.len() - 2..],
+            [
+                "Zone  Nodes  Partitions                  Capacity  Usable capacity",
+                "lyon  21     256 (256 unique, 5376 new)  2.0 TB    2.0 TB (100.0%)",
+            ]
+        );
         assert!(lines.contains(&"Partition size: 7.8 GB (before: 3.9 GB)".to_owned()));
         assert!(lines.contains(&"Copies of partitions to transfer: 256".to_owned()));
         assert_eq!(

@@ -5,6 +5,8 @@ pub mod cluster;
 pub mod key;
 pub mod layout;
 pub mod layout_history;
+#[cfg(test)]
+mod many_tests;
 pub mod moves;
 pub mod object;
 pub mod set_aside;
@@ -12,8 +14,15 @@ pub mod stats;
 pub mod worker;
 
 use garage_admin::Date;
+use garage_types::NodeId;
 use garage_types::size::{format_binary, format_decimal};
 use jiff::tz::TimeZone;
+
+/// With more nodes than this, output is by zone, or of those that matter most, where a line for each would be too much.
+pub const MANY_NODES: usize = 20;
+const TAGS_CHARS_MAX: usize = 32;
+/// Of a list of nodes within a sentence.
+const NAMED_MAX: usize = 4;
 
 /// Rows of cells as columns, two spaces apart. Every line ends in a line break.
 pub fn table(rows: &[Vec<String>]) -> String {
@@ -37,9 +46,24 @@ pub fn heading(title: &str) -> String {
     format!("==== {title} ====\n")
 }
 
-/// `[a,b]`
+/// `[a,b]`, cut when there are many.
 pub fn tags(tags: &[String]) -> String {
-    format!("[{}]", tags.join(","))
+    format!("[{}]", cut(&tags.join(","), TAGS_CHARS_MAX))
+}
+
+/// A cell that must not push the others out of sight: cut, with an ellipsis, to so many characters.
+pub fn cut(text: &str, chars_max: usize) -> String {
+    if text.chars().count() <= chars_max {
+        return text.to_owned();
+    }
+    text.chars().take(chars_max.saturating_sub(1)).chain(['…']).collect()
+}
+
+/// `0101010101010101, 0202020202020202 and 7 more`
+pub fn named(nodes: &[NodeId]) -> String {
+    let (shown, rest) = nodes.split_at(nodes.len().min(NAMED_MAX));
+    let shown = shown.iter().map(NodeId::short).collect::<Vec<_>>().join(", ");
+    if rest.is_empty() { shown } else { format!("{shown} and {} more", rest.len()) }
 }
 
 /// `photos, ... (2)`: the first of several, and how many there are.
@@ -98,10 +122,10 @@ pub fn duration(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use garage_admin::Date;
-    use garage_types::Timestamp;
+    use garage_types::{NodeId, Timestamp};
     use jiff::tz::TimeZone;
 
-    use super::{ago, both_sizes, day, first_of, moment, row, share, table};
+    use super::{ago, both_sizes, cut, day, first_of, moment, named, row, share, table};
 
     #[test]
     fn columns_are_two_spaces_apart() {
@@ -124,5 +148,9 @@ mod tests {
         assert_eq!(share(1_400_000_000_000, 2_000_000_000_000), "1.4 TB (70.0%)");
         assert_eq!(share(0, 0), "0 B (0.0%)");
         assert_eq!(first_of(&["photos".into(), "pics".into()]), "photos, ... (2)");
+        assert_eq!((cut("straße", 6), cut("straßen", 6)), ("straße".into(), "straß…".into()));
+        let nodes: Vec<NodeId> = (1..=8).map(|byte| NodeId::from_bytes([byte; 32])).collect();
+        assert_eq!(named(&nodes[..2]), "0101010101010101, 0202020202020202");
+        assert!(named(&nodes).ends_with(", 0404040404040404 and 4 more"));
     }
 }

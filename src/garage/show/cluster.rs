@@ -1,5 +1,7 @@
 //! `garage status`
 
+use std::collections::BTreeSet;
+
 use garage_admin::cluster::{ClusterNode, ClusterStatus, Role};
 use garage_admin::databases::DatabaseAccepted;
 use garage_admin::layout::Layout;
@@ -8,15 +10,25 @@ use garage_admin::waiting::{Stalled, Waiting};
 use garage_types::NodeId;
 use garage_types::size::format_decimal;
 
-use super::{ago, heading, moves, row, share, table, tags};
+use super::{MANY_NODES, NAMED_MAX, ago, cut, heading, moves, named, row, share, table, tags};
+
+/// Of a cell.
+const HOSTNAME_CHARS_MAX: usize = 32;
 
 /// The nodes of the cluster, and what is staged for them.
 pub fn status(status: &ClusterStatus, layout: &Layout) -> String {
+    let mut nodes: Vec<&ClusterNode> = status.nodes.iter().collect();
+    nodes.sort_by(|a, b| place(a).cmp(&place(b)));
+    let (up, failed): (Vec<&ClusterNode>, Vec<&ClusterNode>) = nodes.into_iter().partition(|node| node.is_up);
     let mut text = heading("HEALTHY NODES");
     let mut healthy = vec![row(["ID", "Hostname", "Address", "Tags", "Zone", "Capacity", "DataAvail", "Version"])];
-    healthy.extend(status.nodes.iter().filter(|node| node.is_up).map(|node| healthy_row(node, layout)));
+    healthy.extend(up.iter().map(|node| healthy_row(node, layout)));
     text += &table(&healthy);
-    let failed: Vec<&ClusterNode> = status.nodes.iter().filter(|node| !node.is_up).collect();
+    if status.nodes.len() > MANY_NODES {
+        let zones: BTreeSet<&str> = status.nodes.iter().filter_map(|node| Some(node.role.as_ref()?.zone.as_str())).collect();
+        text +=
+            &format!("\n{} nodes in {} zones: {} healthy, {} failed\n", status.nodes.len(), zones.len(), up.len(), failed.len());
+    }
     if !failed.is_empty() {
         text += "\n";
         text += &heading("FAILED NODES");
@@ -28,9 +40,8 @@ pub fn status(status: &ClusterStatus, layout: &Layout) -> String {
                      garage layout skip-dead-nodes.\n";
         }
     }
-    let moving = moves::moving(
-        status.nodes.iter().filter(|node| node.role.is_some()).filter_map(|node| Some((node.id, node.moves.as_ref()?))),
-    );
+    let with_role = status.nodes.iter().filter(|node| node.role.is_some());
+    let moving = moves::moving(with_role.filter_map(|node| Some((node.id, node.moves.as_ref()?))), MANY_NODES);
     // Those that left long ago and are not there are in the layout's history.
     let departed =
         moves::departed(status.departed.iter().filter(|node| {
@@ -60,22 +71,15 @@ pub fn status(status: &ClusterStatus, layout: &Layout) -> String {
 /// What cannot end by itself, what rebuilds, and which nodes wait for the operator's word.
 fn waiting(status: &ClusterStatus) -> String {
     let mut text = String::new();
-    let list = |nodes: &[NodeId]| nodes.iter().map(NodeId::short).collect::<Vec<_>>().join(", ");
-    for Waiting { what, for_nodes_away, for_nodes_rebuilding } in &status.waiting {
-        let mut needed = Vec::new();
-        if !for_nodes_away.is_empty() {
-            needed.push(format!("{} (not connected)", list(for_nodes_away)));
-        }
-        if !for_nodes_rebuilding.is_empty() {
-            needed.push(format!("{} (rebuilding)", list(for_nodes_rebuilding)));
-        }
-        let needed = needed.join(" and ");
-        text += &match what {
-            Stalled::Rebuilding { node } if needed.is_empty() => {
-                format!(
-                    "\n{} rebuilds its metadata from the other owners, and answers for none of it until that is done.\n",
-                    node.short()
-                )
+    // When many wait for one another, one sentence for each that names all others is of no use to anybody.
+    let stuck = status.waiting.iter().filter(|waiting| !needed(waiting).is_empty()).count();
+    let mut rebuilding = Vec::new();
+    for waiting in &status.waiting {
+        let needed = needed(waiting);
+        text += &match waiting.what {
+            Stalled::Rebuilding { node } if needed.is_empty() || stuck > NAMED_MAX => {
+                rebuilding.push(node);
+                continue;
             }
             Stalled::Rebuilding { node } => format!(
                 "\n{} cannot rebuild its metadata: it waits for {needed}. Bring them back. If they and their databases are gone for good, \
@@ -88,12 +92,63 @@ fn waiting(status: &ClusterStatus) -> String {
             ),
         };
     }
-    let moves = status.nodes.iter().filter_map(|node| Some((node.id, node.moves.as_ref()?)));
-    for (node, moves) in moves.filter(|(_node, moves)| moves.rows_set_aside > 0 && !moves.rebuilding) {
-        text +=
-            &format!("\n{} has {} rows set aside: see garage repair set-aside list there.\n", node.short(), moves.rows_set_aside);
+    text += &match &rebuilding[..] {
+        [] => String::new(),
+        [node] => format!(
+            "\n{} rebuilds its metadata from the other owners, and answers for none of it until that is done.\n",
+            node.short()
+        ),
+        nodes => format!(
+            "\n{} rebuild their metadata from the other owners, and answer for none of it until that is done.\n",
+            named(nodes)
+        ),
+    };
+    if stuck > NAMED_MAX {
+        text += "\nMany wait for nodes that are away or rebuild themselves: see garage status --json. Bring back those that have their \
+                 databases.\nIf these are gone for good, see garage node accept-database.\n";
     }
-    text
+    text + &set_aside(status)
+}
+
+/// Whom something waits for; empty when it ends by itself.
+fn needed(waiting: &Waiting) -> String {
+    let Waiting { for_nodes_away, for_nodes_rebuilding, .. } = waiting;
+    let mut needed = Vec::new();
+    if !for_nodes_away.is_empty() {
+        needed.push(format!("{} (not connected)", named(for_nodes_away)));
+    }
+    if !for_nodes_rebuilding.is_empty() {
+        needed.push(format!("{} (rebuilding)", named(for_nodes_rebuilding)));
+    }
+    needed.join(" and ")
+}
+
+fn set_aside(status: &ClusterStatus) -> String {
+    let rows = |node: &ClusterNode| node.moves.as_ref().filter(|moves| !moves.rebuilding).map_or(0, |moves| moves.rows_set_aside);
+    let nodes: Vec<&ClusterNode> = status.nodes.iter().filter(|node| rows(node) > 0).collect();
+    match &nodes[..] {
+        nodes if nodes.len() > NAMED_MAX => {
+            let ids: Vec<NodeId> = nodes.iter().map(|node| node.id).collect();
+            let all = nodes.iter().map(|node| rows(node)).fold(0, u64::saturating_add);
+            format!("\n{} have {all} rows set aside: see garage repair set-aside list there.\n", named(&ids))
+        }
+        nodes => {
+            let line = |node: &&ClusterNode| {
+                format!("\n{} has {} rows set aside: see garage repair set-aside list there.\n", node.id.short(), rows(node))
+            };
+            nodes.iter().map(line).collect()
+        }
+    }
+}
+
+/// Where a node stands in the list: with its zone; those without a role come last.
+fn place(node: &ClusterNode) -> (bool, &str, Option<&str>, NodeId) {
+    let zone = node.role.as_ref().map(|role| role.zone.as_str());
+    (zone.is_none(), zone.unwrap_or_default(), node.hostname.as_deref(), node.id)
+}
+
+fn hostname(node: &ClusterNode) -> String {
+    node.hostname.as_ref().map_or_else(|| "?".to_owned(), |name| cut(name, HOSTNAME_CHARS_MAX))
 }
 
 fn healthy_row(node: &ClusterNode, layout: &Layout) -> Vec<String> {
@@ -106,7 +161,7 @@ fn healthy_row(node: &ClusterNode, layout: &Layout) -> Vec<String> {
     };
     vec![
         node.id.short(),
-        node.hostname.clone().unwrap_or_else(|| "?".to_owned()),
+        hostname(node),
         node.addr.clone().unwrap_or_else(|| "N/A".to_owned()),
         tags,
         zone,
@@ -120,7 +175,7 @@ fn failed_row(node: &ClusterNode, layout: &Layout) -> Vec<String> {
     let (tags, zone) = tags_and_zone(node.role.as_ref());
     vec![
         node.id.short(),
-        node.hostname.clone().unwrap_or_else(|| "?".to_owned()),
+        hostname(node),
         tags,
         zone,
         capacity(node, layout),

@@ -1,16 +1,22 @@
 //! `garage layout …`
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
 use garage_admin::layout::{Layout, LayoutParameters, LayoutPreview, RoleChange, RoleInfo, ZoneRedundancy};
-use garage_admin::layout_plan::LayoutPlan;
+use garage_admin::layout_plan::{LayoutPlan, NodePlan};
 use garage_types::size::format_decimal;
 
-use super::{duration, heading, row, share, table, tags};
+use super::{MANY_NODES, duration, heading, row, share, table, tags};
 
 /// The layout now; when something is staged, also that, and what would come of it.
 pub fn show(layout: &Layout, preview: Option<&LayoutPreview>) -> String {
     let mut text = heading("CURRENT CLUSTER LAYOUT");
     if layout.roles.is_empty() {
         text += "No node has a role yet: see garage status for the nodes, then garage layout assign.\n";
+    } else if preview.is_some() && layout.roles.len() > MANY_NODES {
+        // What changes is to be seen, not what there is.
+        text += &zones(layout);
     } else {
         text += &roles(layout);
     }
@@ -40,7 +46,26 @@ pub(super) fn roles(layout: &Layout) -> String {
             role.usable_capacity.zip(role.capacity).map_or_else(String::new, |(usable, capacity)| share(usable, capacity));
         vec![role.id.short(), tags(&role.tags), role.zone.clone(), capacity, usable]
     };
-    rows.extend(layout.roles.iter().map(role));
+    let mut roles: Vec<&RoleInfo> = layout.roles.iter().collect();
+    roles.sort_by_key(|role| (&role.zone, role.id));
+    rows.extend(roles.into_iter().map(role));
+    format!("{}\nZone redundancy: {}\n", table(&rows), redundancy(&layout.parameters))
+}
+
+/// The zones, where the nodes are too many.
+fn zones(layout: &Layout) -> String {
+    let mut zones: BTreeMap<&str, Vec<&RoleInfo>> = BTreeMap::new();
+    for role in &layout.roles {
+        zones.entry(&role.zone).or_default().push(role);
+    }
+    let mut rows = vec![row(["Zone", "Storage nodes", "Gateways", "Capacity", "Usable capacity"])];
+    rows.extend(zones.into_iter().map(|(zone, roles)| {
+        let capacity = roles.iter().filter_map(|role| role.capacity).fold(0, u64::saturating_add);
+        let usable = roles.iter().filter_map(|role| role.usable_capacity).fold(0, u64::saturating_add);
+        let storing = roles.iter().filter(|role| role.capacity.is_some()).count();
+        let gateways = roles.len() - storing;
+        vec![zone.to_owned(), storing.to_string(), gateways.to_string(), format_decimal(capacity), share(usable, capacity)]
+    }));
     format!("{}\nZone redundancy: {}\n", table(&rows), redundancy(&layout.parameters))
 }
 
@@ -73,7 +98,7 @@ fn next(layout: &Layout, preview: &LayoutPreview) -> String {
         );
     }
     if let Some(new) = &preview.new_layout {
-        text += &roles(new);
+        text += &if new.roles.len() > MANY_NODES { zones(new) } else { roles(new) };
     }
     text += &format!("\n{}\n", preview.message.join("\n"));
     if let Some(plan) = &preview.plan {
@@ -95,8 +120,14 @@ fn moves(plan: &LayoutPlan) -> String {
         (_, Some(bytes)) => format!("{partitions} (~{})", format_decimal(bytes)),
         (_, None) => partitions.to_string(),
     };
+    let mut nodes: Vec<&NodePlan> = plan.nodes.iter().collect();
+    let partitions = |node: &NodePlan| node.receives_partitions + node.sends_partitions + node.gives_up_partitions;
+    if nodes.len() > MANY_NODES {
+        nodes.sort_by_key(|node| (Reverse(partitions(node)), node.id));
+    }
+    let (listed, rest) = nodes.split_at(nodes.len().min(MANY_NODES));
     let mut rows = vec![row(["ID", "Receives", "Sends", "Gives up"])];
-    rows.extend(plan.nodes.iter().map(|node| {
+    rows.extend(listed.iter().map(|node| {
         vec![
             node.id.short(),
             cell(node.receives_partitions, node.receives_bytes),
@@ -105,6 +136,9 @@ fn moves(plan: &LayoutPlan) -> String {
         ]
     }));
     let mut text = format!("\n{}{}", heading("PARTITIONS TO MOVE"), table(&rows));
+    if let Some(most) = rest.iter().map(|node| partitions(node)).max() {
+        text += &format!("and {} more nodes with at most {most} each\n", rest.len());
+    }
     if plan.partitions_without_source > 0 {
         text += &format!(
             "\nWarning: {} copies cannot be fetched now, because no node that has them is connected.\n",

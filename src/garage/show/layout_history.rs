@@ -35,7 +35,8 @@ pub fn history(history: &LayoutHistoryInfo) -> String {
         Some(known) => trackers(known) + "\n" + &advice(history),
     };
     let has_left = |node: &NodeId| history.departed.iter().any(|left| left.id == *node);
-    let moving = moves::moving(history.moves.iter().filter(|(node, _moves)| !has_left(node)).map(|(node, moves)| (*node, moves)));
+    let staying = history.moves.iter().filter(|(node, _moves)| !has_left(node)).map(|(node, moves)| (*node, moves));
+    let moving = moves::moving(staying, usize::MAX);
     if moving.is_empty() && history.update_trackers.is_none() {
         text += "All blocks are where it wants them, as far as the nodes that can be asked tell.\n";
     }

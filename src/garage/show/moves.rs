@@ -6,10 +6,14 @@ use garage_types::size::format_decimal;
 
 use super::{duration, heading, row, table};
 
-/// What nodes with a role have still to receive or to hand over; empty when nobody has anything.
-pub fn moving<'a>(nodes: impl Iterator<Item = (NodeId, &'a NodeMoves)>) -> String {
+/// What nodes with a role have still to receive or to hand over; empty when nobody has anything. Those with the most come first, and
+/// only `lines_max` of them are listed.
+pub fn moving<'a>(nodes: impl Iterator<Item = (NodeId, &'a NodeMoves)>, lines_max: usize) -> String {
+    let mut nodes: Vec<_> = nodes.filter(|(_id, moves)| moves.is_moving()).collect();
+    nodes.sort_by_key(|(id, moves)| (std::cmp::Reverse(moves.bytes_left_estimated), *id));
+    let (listed, rest) = nodes.split_at(nodes.len().min(lines_max));
     let mut rows = vec![row(["ID", "To fetch", "To hand over", "Failed", "Size", "Rate", "Time left"])];
-    rows.extend(nodes.filter(|(_id, moves)| moves.is_moving()).map(|(id, moves)| {
+    rows.extend(listed.iter().map(|(id, moves)| {
         let to_hand_over = match (moves.blocks_to_hand_over, moves.partitions_to_hand_over) {
             (blocks, 0) => format!("{blocks} blocks"),
             (blocks, partitions) => format!("{blocks} blocks, rows of {partitions} partitions"),
@@ -24,7 +28,15 @@ pub fn moving<'a>(nodes: impl Iterator<Item = (NodeId, &'a NodeMoves)>) -> Strin
             time_left(moves),
         ]
     }));
-    if rows.len() == 1 { String::new() } else { heading("DATA STILL TO BE MOVED") + &table(&rows) }
+    if nodes.is_empty() {
+        return String::new();
+    }
+    let mut text = heading("DATA STILL TO BE MOVED") + &table(&rows);
+    if !rest.is_empty() {
+        let bytes = rest.iter().map(|(_id, moves)| moves.bytes_left_estimated).fold(0, u64::saturating_add);
+        text += &format!("and {} more nodes, about {}: see garage layout history\n", rest.len(), format_decimal(bytes));
+    }
+    text
 }
 
 /// The nodes without a role that stored data, and whether they may be switched off; empty when there are none.
@@ -48,6 +60,10 @@ pub fn of_node(moves: &NodeMoves) -> String {
             size(moves),
             time_left(moves)
         );
+    }
+    if moves.blocks_moved > 0 {
+        let size = format_decimal(moves.bytes_moved);
+        text += &format!("  blocks moved since it started:  {} ({size})\n", moves.blocks_moved);
     }
     if moves.partitions_to_hand_over > 0 {
         text += &format!("  partitions with rows that belong to other nodes:  {}\n", moves.partitions_to_hand_over);
@@ -136,15 +152,23 @@ mod tests {
     #[test]
     fn what_is_to_be_moved_has_a_rate_and_an_end() {
         let (idle, busy) = (NodeMoves::default(), busy());
-        let text = moving([(id(1), &idle), (id(2), &busy)].into_iter());
+        let text = moving([(id(1), &idle), (id(2), &busy)].into_iter(), usize::MAX);
         let expected = "==== DATA STILL TO BE MOVED ====\n\
             ID                To fetch   To hand over  Failed  Size           Rate       Time left\n\
             0202020202020202  12 blocks  3 blocks      0       about 15.0 MB  50.0 KB/s  about 5 minutes\n";
         assert_eq!(text, expected);
-        assert_eq!(moving([(id(1), &idle)].into_iter()), "", "nothing to tell");
+        assert_eq!(moving([(id(1), &idle)].into_iter(), usize::MAX), "", "nothing to tell");
         let counting = NodeMoves { still_counting: true, ..NodeMoves::default() };
-        assert!(moving([(id(1), &counting)].into_iter()).contains("still counting"));
+        assert!(moving([(id(1), &counting)].into_iter(), usize::MAX).contains("still counting"));
+        let more = NodeMoves { bytes_left_estimated: 20_000_000, ..busy.clone() };
+        let text = moving([(id(1), &busy), (id(2), &more), (id(3), &busy)].into_iter(), 1);
+        assert!(
+            text.ends_with("\nand 2 more nodes, about 30.0 MB: see garage layout history\n") && text.contains("0202020202020202")
+        );
+        assert!(!text.contains("0101010101010101"), "{text}");
         assert_eq!(of_node(&idle), "");
+        let moved = NodeMoves { blocks_moved: 7, bytes_moved: 7_000_000, ..NodeMoves::default() };
+        assert_eq!(of_node(&moved), "  blocks moved since it started:  7 (7.0 MB)\n");
         assert!(of_node(&busy).contains("12 to this node, 3 to others (about 15.0 MB, about 5 minutes)"));
         let waiting = NodeMoves { bytes_per_second: None, seconds_left_estimated: None, ..busy };
         assert!(of_node(&waiting).contains("nothing moved yet"));
