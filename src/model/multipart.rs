@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::BytesMut;
 use futures_channel::oneshot;
 use futures_util::FutureExt;
+use futures_util::future::{join, join3};
 use garage_table::table::Query;
 use garage_table::wire::{Order, Projection};
 use garage_types::codec::Unknown;
@@ -162,10 +163,12 @@ impl Garage {
         let UploadName { bucket, key, id } = put.upload;
         won(self.0.parts.commit(&row).await?)?;
         let origin = self.origin(bucket, &key, Some(PartName { upload: id, number: put.number }));
-        let prepared = match self.refer_all(source, &origin, attempt.version).await {
-            Ok(_content) => self.stored_part(id, put.number, source.meta.size, source.meta.etag.clone(), checksum).await,
-            Err(error) => Err(error),
-        };
+        let referred = self.refer_all(source, &origin, attempt.version);
+        let (referred, later) = join(referred, self.later_than_parts(id, put.number)).await;
+        let prepared = referred.and_then(|_content| {
+            let timestamp = self.0.clock.now().max(later?);
+            Ok(StoredPart { timestamp, size: source.meta.size, etag: source.meta.etag.clone(), checksum })
+        });
         self.commit_prepared(&row, &attempt, prepared).await
     }
 
@@ -205,28 +208,18 @@ impl Garage {
         // As for whole objects, the row that tells of the attempt goes beside its blocks.
         let begin = async { won(self.0.parts.commit(&row).await?) };
         let store = pipeline::store(self.clone(), plan, BytesMut::new(), source);
-        let (begun, stored) = futures_util::future::join(begin, store).await;
-        let prepared = match begun.and(stored) {
-            Ok(StoredBody { digested, .. }) => {
-                self.stored_part(id, put.number, digested.length, digested.etag(), digested.checksum).await
-            }
-            Err(error) => Err(error),
-        };
+        let (begun, stored, later) = join3(begin, store, self.later_than_parts(id, put.number)).await;
+        let prepared = begun.and(stored).and_then(|StoredBody { digested, .. }| {
+            let timestamp = self.0.clock.now().max(later?);
+            Ok(StoredPart { timestamp, size: digested.length, etag: digested.etag(), checksum: digested.checksum })
+        });
         self.commit_prepared(&row, &attempt, prepared).await
     }
 
-    async fn stored_part(
-        &self,
-        upload: UploadId,
-        number: u32,
-        size: u64,
-        etag: String,
-        checksum: Checksum,
-    ) -> Result<StoredPart, ModelError> {
+    /// A time later than that of every part acknowledged under this number before this call, whatever the clocks say.
+    async fn later_than_parts(&self, upload: UploadId, number: u32) -> Result<Timestamp, ModelError> {
         let newest = newest_parts(self.part_attempts(upload, number, Some(number)).await?);
-        let newest = newest.first().map_or(Timestamp::ZERO, |part| part.stored.timestamp.next());
-        // Later than what it replaces, whatever the clocks say.
-        Ok(StoredPart { timestamp: self.0.clock.now().max(newest), size, etag, checksum })
+        Ok(newest.first().map_or(Timestamp::ZERO, |part| part.stored.timestamp.next()))
     }
 
     /// Makes a stored part count.

@@ -68,8 +68,8 @@ pub struct UploadChecksum {
     pub kind: ChecksumKind,
 }
 
-/// An intent to end a multipart upload, durable at a write quorum before its holder looks for others: of two holders at least one
-/// sees the other and withdraws, so at most one completes, and none completes what another aborts.
+/// An intent to end a multipart upload, held once a write quorum of the owners has it durably. An owner refuses an intent that one it has
+/// stored excludes; so at most one completes, and none completes what another aborts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Claim {
     #[serde(rename = "p")]
@@ -414,7 +414,7 @@ mod tests {
     use garage_types::codec::Unknown;
     use garage_types::{BucketId, NodeId, ObjectKey, Timestamp, UploadId, VersionId};
 
-    use super::{Claim, MultipartUpload, Purpose, SimpleUpload, UploadRow, UploadState, refusal, released_version};
+    use super::{Claim, Completion, MultipartUpload, Purpose, SimpleUpload, UploadRow, UploadState, refusal, released_version};
     use crate::object::Refusal;
 
     #[test]
@@ -447,6 +447,26 @@ mod tests {
         assert_eq!(refusal(&UploadState::Done, &closed), Some(Refusal::NoSuchUpload));
         assert_eq!(refusal(&closed, &UploadState::Aborted), None);
         assert_eq!(refusal(&UploadState::Aborted, &closed), None);
+    }
+
+    #[test]
+    fn an_owner_takes_no_claim_beside_one_that_excludes_it() {
+        let upload = |byte, purpose, withdrawn| {
+            let claim = Claim { purpose, coordinator: NodeId::from_bytes([4; 32]), incarnation: 1, withdrawn };
+            let claims = [(VersionId::from_bytes([byte; 32]), claim)].into();
+            UploadState::Multipart(Box::new(MultipartUpload { claims, ..MultipartUpload::default() }))
+        };
+        let complete = || {
+            let timestamp = Timestamp::from_millis(1);
+            Purpose::Complete(Completion { timestamp, size: 1, etag: String::new(), checksum: None, parts: 1 })
+        };
+        let busy = Some(Refusal::UploadBusy);
+        assert_eq!(refusal(&upload(1, complete(), false), &upload(2, complete(), false)), busy);
+        assert_eq!(refusal(&upload(1, Purpose::Abort, false), &upload(2, complete(), false)), busy);
+        assert_eq!(refusal(&upload(1, complete(), false), &upload(2, Purpose::Abort, false)), busy);
+        assert_eq!(refusal(&upload(1, Purpose::Abort, false), &upload(2, Purpose::Abort, false)), None);
+        assert_eq!(refusal(&upload(1, complete(), false), &upload(1, complete(), false)), None, "the same, told again");
+        assert_eq!(refusal(&upload(1, complete(), true), &upload(2, complete(), false)), None, "it was given up");
     }
 
     #[test]

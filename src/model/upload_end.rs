@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use futures_channel::oneshot;
 use futures_util::FutureExt;
-use futures_util::future::try_join_all;
+use futures_util::future::{join, join3, try_join_all};
 use garage_table::Schema;
 use garage_table::wire::{Mode, Verdict};
 use garage_types::codec::{self, Unknown};
@@ -38,6 +38,13 @@ pub struct CompleteUpload {
     pub upload: UploadName,
     pub whole: ListedWhole,
     pub preconditions: Preconditions,
+}
+
+/// What was read before a completion began.
+struct Known {
+    parts: Vec<Part>,
+    /// Than everything that was acknowledged under the key.
+    later: Timestamp,
 }
 
 /// A completion that holds its claim: what it takes to make it visible.
@@ -118,11 +125,16 @@ impl Garage {
     }
 
     async fn complete(&self, complete: CompleteUpload) -> Result<Written, ModelError> {
-        let row = match self.upload_row(&complete.upload).await? {
+        let UploadName { bucket, key, id } = &complete.upload;
+        // None of these needs another's answer, and each sees what was acknowledged before this request came.
+        let (row, attempts, later) =
+            join3(self.upload_row(&complete.upload), self.part_attempts(*id, 0, None), self.later_than_known(*bucket, key)).await;
+        let row = match row? {
             Some(row) if row.multipart().is_some() => row,
             ended => return self.completed_before(&complete.upload, &complete.whole, ended).await,
         };
-        let error = match self.complete_open(&row, &complete).await {
+        let known = Known { parts: newest_parts(attempts?), later: later? };
+        let error = match self.complete_open(&row, &complete, known).await {
             Err(error @ (ModelError::NoSuchUpload | ModelError::Complete(_))) => error,
             done => return done,
         };
@@ -133,16 +145,15 @@ impl Garage {
         }
     }
 
-    async fn complete_open(&self, row: &UploadRow, complete: &CompleteUpload) -> Result<Written, ModelError> {
+    async fn complete_open(&self, row: &UploadRow, complete: &CompleteUpload, known: Known) -> Result<Written, ModelError> {
         let multipart = row.multipart().ok_or(ModelError::NoSuchUpload)?.clone();
         let put = final_put(row, &multipart, complete.preconditions.clone());
         self.check_conditions_available(&put)?;
-        let parts = newest_parts(self.part_attempts(complete.upload.id, 0, None).await?);
-        let assembled = assemble(&complete.whole, &parts, multipart.checksum)?;
+        let assembled = assemble(&complete.whole, &known.parts, multipart.checksum)?;
         let version = VersionId::random(&*self.0.random);
         let _working = self.0.local.working.on(version);
         let completion = Completion {
-            timestamp: self.later_than_known(put.bucket, &put.key).await?.max(self.0.clock.now()),
+            timestamp: known.later.max(self.0.clock.now()),
             size: assembled.size,
             etag: assembled.etag.clone(),
             checksum: assembled.checksum.clone(),
@@ -194,47 +205,27 @@ impl Garage {
         Ok(ModelError::Conflict("the upload is being completed by another request; try again".to_owned()))
     }
 
-    /// Lists the parts under the final version, then claims the upload: a claim that is found can be carried out.
+    /// Lists the parts under the final version and claims the upload, side by side: nothing follows before both are durable.
     ///
-    /// A crash between the two leaves rows that nothing names; they hold nothing, since their parts belong to the upload.
+    /// A crash on the way may leave rows that nothing names, which hold nothing, since their parts belong to the upload; or a claim
+    /// without all of its list, which the owners take back.
     async fn list_and_claim(&self, finish: &Finish<'_>, assembled: &Assembled) -> Result<(), ModelError> {
         let rows = final_rows(finish.version, &backlink(finish.row), &assembled.parts);
-        let listed = try_join_all(rows.iter().map(|row| self.0.versions.merge(row))).await;
-        let claimed = match listed {
-            Ok(_all) => self.claim(finish.row, finish.version, Purpose::Complete(finish.completion.clone())).await,
-            Err(error) => Err(error.into()),
-        };
-        if claimed.is_err() {
-            self.withdraw_list(finish).await;
-        }
-        claimed
-    }
-
-    /// Writes an intent at a write quorum, then reads at a quorum: whoever sees another's, withdraws its own.
-    async fn claim(&self, row: &UploadRow, id: VersionId, purpose: Purpose) -> Result<(), ModelError> {
-        let held = self.0.uploads.commit(&self.claim_row(row, id, &purpose, Hold::Held)?).await;
-        let result = match held.map_err(ModelError::from).and_then(won) {
-            Ok(()) => self.check_alone(row, id, &purpose).await,
-            Err(error) => Err(error),
-        };
+        let purpose = Purpose::Complete(finish.completion.clone());
+        let list = try_join_all(rows.iter().map(|row| self.0.versions.merge(row)));
+        let (claimed, listed) = join(self.claim(finish.row, finish.version, &purpose), list).await;
+        let result = claimed.and(listed.map(drop).map_err(ModelError::from));
         if result.is_err() {
-            self.withdraw_claim(row, id, &purpose).await;
+            self.withdraw(finish).await;
         }
         result
     }
 
-    async fn check_alone(&self, row: &UploadRow, id: VersionId, purpose: &Purpose) -> Result<(), ModelError> {
-        let name = name_of(row);
-        match self.upload_row(&name).await? {
-            Some(now) => match now.multipart() {
-                Some(multipart) if !multipart.forbids(&id, purpose) => Ok(()),
-                Some(_) => {
-                    Err(ModelError::Conflict("the upload is being completed or aborted by another request; try again".to_owned()))
-                }
-                None => Err(ModelError::NoSuchUpload),
-            },
-            None => Err(ModelError::NoSuchUpload),
-        }
+    /// Writes an intent at a write quorum. An owner that knows of another's, or of an end, refuses it in the transaction that would
+    /// store it; and of two write quorums one owner is in both. So of two that exclude each other at most one is held.
+    async fn claim(&self, row: &UploadRow, id: VersionId, purpose: &Purpose) -> Result<(), ModelError> {
+        let held = self.0.uploads.commit(&self.claim_row(row, id, purpose, Hold::Held)?).await;
+        held.map_err(ModelError::from).and_then(won)
     }
 
     fn claim_row(&self, row: &UploadRow, id: VersionId, purpose: &Purpose, hold: Hold) -> Result<UploadRow, ModelError> {
@@ -318,7 +309,10 @@ impl Garage {
         let row = self.upload_row(name).await?.filter(|row| row.multipart().is_some()).ok_or(ModelError::NoSuchUpload)?;
         let id = VersionId::random(&*self.0.random);
         let _working = self.0.local.working.on(id);
-        self.claim(&row, id, Purpose::Abort).await?;
+        if let Err(error) = self.claim(&row, id, &Purpose::Abort).await {
+            self.withdraw_claim(&row, id, &Purpose::Abort).await;
+            return Err(error);
+        }
         let aborted = self.0.uploads.commit(&row.with_state(UploadState::Aborted)).await;
         aborted.map_err(ModelError::from).and_then(won)
     }
@@ -335,7 +329,10 @@ impl Garage {
         }
         let forbidden = multipart.forbids(&id, purpose);
         match purpose {
-            Purpose::Abort if !forbidden => won(self.0.uploads.commit(&now.with_state(UploadState::Aborted)).await?),
+            Purpose::Abort if !forbidden => {
+                self.hold_for_another(row, id).await?;
+                won(self.0.uploads.commit(&now.with_state(UploadState::Aborted)).await?)
+            }
             Purpose::Abort => Ok(self.0.uploads.merge(&self.claim_row(&now, id, purpose, Hold::Withdrawn)?).await?),
             Purpose::Complete(completion) => {
                 let put = final_put(&now, multipart, Preconditions::default());
@@ -346,10 +343,20 @@ impl Garage {
                 if nothing_stored || forbidden || listed != completion.parts as usize {
                     return self.take_back(&finish).await;
                 }
+                self.hold_for_another(row, id).await?;
                 // What it had to fulfil was judged before it could be stored anywhere; now it must not be given up for that.
                 self.finish(&finish, None).await.map(drop)
             }
         }
+    }
+
+    /// Holds a claim whose holder is gone: it may have reached only some owners, and others may be claiming the upload at this moment.
+    async fn hold_for_another(&self, row: &UploadRow, id: VersionId) -> Result<(), ModelError> {
+        let multipart = row.multipart().ok_or(ModelError::NoSuchUpload)?.clone();
+        let claims =
+            multipart.claims.get(&id).map(|claim| BTreeMap::from([(id, claim.clone())])).ok_or(ModelError::NoSuchUpload)?;
+        let held = row.with_state(UploadState::Multipart(Box::new(MultipartUpload { claims, ..multipart })));
+        won(self.0.uploads.commit(&held).await?)
     }
 
     /// Takes back a completion that some owner may have stored: only once all have withdrawn the claim, and none has stored it, nor will.

@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
+use garage_model::digest::{ChecksumAlgorithm, Digests};
 use garage_model::object::ObjectMeta;
 use garage_types::Random;
 use tokio::time::Instant;
@@ -181,6 +182,19 @@ impl History {
         state.operations.push((key.to_owned(), Operation { action: Action::Read(value), begun, ended }));
     }
 
+    /// What a page that was asked for at `begun` says of a key, by the ETag it has there. A listing names no write; of several with
+    /// the same bytes it may be any.
+    pub fn saw_listed(&self, key: &str, etag: Option<&str>, begun: u64) {
+        let Some(etag) = etag else { return self.saw(key, None, begun) };
+        let mut candidates =
+            self.writes_to(key).into_iter().filter(|write| self.body(*write).is_some_and(|body| fits(etag, &body)));
+        match (candidates.next(), candidates.next()) {
+            (None, _) => self.violation(format!("{key} is listed with the ETag {etag}, which nobody wrote")),
+            (Some(write), None) => self.saw(key, Some(write), begun),
+            (Some(_), Some(_)) => {}
+        }
+    }
+
     /// Judges all keys; what cannot be explained is a violation.
     pub fn judge(&self) {
         let mut by_key: BTreeMap<String, Vec<Operation>> = BTreeMap::new();
@@ -215,6 +229,19 @@ impl History {
             }
         }
     }
+}
+
+fn etag_of(bytes: &[u8]) -> (String, [u8; 16]) {
+    let mut digests = Digests::new(ChecksumAlgorithm::Crc64Nvme);
+    digests.update(bytes);
+    let digested = digests.finish();
+    (digested.etag(), digested.md5)
+}
+
+/// Whether an object of these bytes can have this ETag: put in one piece, or completed of one part.
+pub fn fits(etag: &str, body: &[u8]) -> bool {
+    let (plain, md5) = etag_of(body);
+    etag == plain || etag == format!("{}-1", etag_of(&md5).0)
 }
 
 /// The write that an object comes from.

@@ -10,12 +10,15 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use garage_http::sigv4::signer::Signer;
 use garage_model::Garage;
+use garage_model::complete::{ListedPart, ListedWhole};
 use garage_model::digest::ChecksumAlgorithm;
 use garage_model::get::Object;
 use garage_model::key::Permissions;
 use garage_model::list::ListQuery;
+use garage_model::multipart::{CreateUpload, PutPart, UploadName};
 use garage_model::pipeline::InMemory;
 use garage_model::put::{Preconditions, PutObject};
+use garage_model::upload_end::CompleteUpload;
 use garage_rpc::layout::NodeRole;
 use garage_types::random::SeededRandom;
 use garage_types::{BucketId, ObjectKey, Random};
@@ -168,6 +171,40 @@ fn large_objects_take_few_round_trips() {
             assert_eq!(round_trips(places.first_bytes(node, "one")).await, first_byte, "GetObject of 1 MiB through {name}");
             assert_eq!(round_trips(places.first_bytes(node, "ten")).await, first_byte, "GetObject of 10 MiB through {name}");
         }
+    });
+}
+
+#[test]
+fn an_upload_in_parts_ends_in_three_round_trips() {
+    in_virtual_time(async {
+        let places = Places::start(None).await;
+        let owner = places.owner();
+        let create = || {
+            let (bucket, key) = (places.bucket, ObjectKey::parse("in parts").unwrap());
+            owner.create_multipart(CreateUpload { bucket, key, headers: BTreeMap::new(), checksum: None, owner: None })
+        };
+        let name = |id| UploadName { bucket: places.bucket, key: ObjectKey::parse("in parts").unwrap(), id };
+        let put_part = |upload: &UploadName, number| {
+            let put = PutPart { upload: upload.clone(), number, checksum: None };
+            owner.upload_part(put, Box::new(InMemory::new(places.body(5 * MIB))))
+        };
+        assert_eq!(round_trips(create()).await, 1.0, "CreateMultipartUpload");
+        let upload = name(create().await.unwrap());
+        // Whether there is the upload; the blocks and what is known of the part; then the part counts.
+        assert_eq!(round_trips(put_part(&upload, 1)).await, 3.0, "UploadPart");
+        let mut parts = Vec::new();
+        for number in 1..=3 {
+            let written = put_part(&upload, number).await.unwrap();
+            parts.push(ListedPart { number, etag: written.etag, checksums: Vec::new() });
+        }
+        let whole = ListedWhole { parts, ..ListedWhole::default() };
+        let complete = CompleteUpload { upload, whole, preconditions: Preconditions::default() };
+        // What there is; the list and the claim; the object.
+        let taken = round_trips(async { owner.complete_multipart(complete).await.unwrap() }).await;
+        assert_eq!(taken, 3.0, "CompleteMultipartUpload");
+        assert_eq!(places.head(&owner, "in parts").await.meta.size, 15 * MIB as u64);
+        let upload = name(create().await.unwrap());
+        assert_eq!(round_trips(async { owner.abort_multipart(&upload).await.unwrap() }).await, 3.0, "AbortMultipartUpload");
     });
 }
 

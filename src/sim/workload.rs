@@ -325,7 +325,7 @@ impl World {
             let mut found = BTreeMap::new();
             for item in &listing.items {
                 match item {
-                    ListItem::Object(listed) => found.insert(listed.key.to_string(), write_of(&listed.meta)),
+                    ListItem::Object(listed) => found.insert(listed.key.to_string(), listed.meta.etag.clone()),
                     ListItem::CommonPrefix(_) => None,
                 };
             }
@@ -337,7 +337,7 @@ impl World {
             }
             let covered = |key: &&str| **key > *behind && end.as_ref().is_none_or(|end| *key <= end.as_str());
             for key in self.used_keys().iter().filter(|key| covered(key)) {
-                self.history.saw(key, found.get(*key).copied().flatten(), begun);
+                self.history.saw_listed(key, found.get(*key).map(String::as_str), begun);
             }
             let (Some(end), Some(last)) = (end, listing.items.last()) else { return Ok(()) };
             start = last.next_start();

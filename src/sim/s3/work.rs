@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use garage_http::sigv4::signer::Signer;
-use garage_model::digest::{ChecksumAlgorithm, Digests};
 use garage_model::key::Permissions;
 use garage_types::Random;
 use hyper::{Method, StatusCode};
@@ -16,7 +15,7 @@ use super::uploads::Upload;
 use crate::cluster::frontend;
 use crate::cluster::machine::Machine;
 use crate::cluster::network::CLIENTS_FROM;
-use crate::history::WRITE_HEADER;
+use crate::history::{WRITE_HEADER, fits};
 use crate::workload::World;
 use crate::world::{BLOCK_SIZE, INLINE_MAX};
 
@@ -71,19 +70,6 @@ pub(super) struct Turn<'t> {
 
 pub(super) fn path_of(key: &str) -> String {
     format!("/{BUCKET}/{key}")
-}
-
-fn etag_of(bytes: &[u8]) -> (String, [u8; 16]) {
-    let mut digests = Digests::new(ChecksumAlgorithm::Crc64Nvme);
-    digests.update(bytes);
-    let digested = digests.finish();
-    (digested.etag(), digested.md5)
-}
-
-/// Whether an object of these bytes can have this ETag: put in one piece, or completed of one part.
-fn fits(etag: &str, body: &[u8]) -> bool {
-    let (plain, md5) = etag_of(body);
-    etag == plain || etag == format!("{}-1", etag_of(&md5).0)
 }
 
 impl Work {
@@ -371,24 +357,11 @@ impl Work {
             }
             let covered = |key: &&&str| ***key > *behind && end.as_ref().is_none_or(|end| **key <= end.as_str());
             for key in self.world.used_keys().iter().filter(covered) {
-                self.listed(turn, key, found.get(key).map(String::as_str), begun);
+                self.world.history.saw_listed(key, found.get(key).map(String::as_str), begun);
             }
             let (Some(end), Some(token)) = (end, reply.element("NextContinuationToken")) else { return };
             query = format!("list-type=2&max-keys={limit}&continuation-token={token}");
             behind = end;
-        }
-    }
-
-    /// Records what a page says of a key. A listing names no write; of several with the same bytes it may be any.
-    fn listed(&self, turn: &Turn<'_>, key: &str, etag: Option<&str>, begun: u64) {
-        let history = &self.world.history;
-        let Some(etag) = etag else { return history.saw(key, None, begun) };
-        let writes = history.writes_to(key);
-        let mut candidates = writes.into_iter().filter(|write| history.body(*write).is_some_and(|body| fits(etag, &body)));
-        match (candidates.next(), candidates.next()) {
-            (None, _) => self.violation(turn, &format!("{key} is listed with the ETag {etag}, which nobody wrote")),
-            (Some(write), None) => history.saw(key, Some(write), begun),
-            (Some(_), Some(_)) => {}
         }
     }
 }
