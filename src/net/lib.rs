@@ -15,6 +15,7 @@ pub mod handshake;
 pub mod identity;
 pub mod memory;
 pub mod mux;
+mod pings;
 pub mod race;
 pub mod secure_stream;
 pub mod stream;

@@ -18,6 +18,7 @@ use yamux::ConnectionError;
 
 use crate::error::NetError;
 use crate::establish::{Class, Established, Purpose, Side};
+use crate::pings::{Filtered, Pings};
 use crate::secure_stream::SecureStream;
 use crate::stream::{Lane, Spread};
 
@@ -48,7 +49,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 pub enum Windows {
     /// With the measured bandwidth and delay, so that one stream can fill a long link.
     Grow,
-    /// Not at all. The growth follows the real clock, which a simulation must not.
+    /// Not at all, and what it would follow is not measured: that goes by the real clock, which a simulation must not.
     Fixed,
 }
 
@@ -81,7 +82,12 @@ impl Established {
             Side::Caller => yamux::Mode::Client,
             Side::Called => yamux::Mode::Server,
         };
-        let inner = yamux::Connection::new(self.stream.compat(), config(self.purpose.class, windows), mode);
+        let pings = match windows {
+            Windows::Grow => Pings::All,
+            Windows::Fixed => Pings::First,
+        };
+        let stream = Filtered::new(self.stream.compat(), pings);
+        let inner = yamux::Connection::new(stream, config(self.purpose.class, windows), mode);
         let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
         let (incoming_sender, incoming) = mpsc::channel(LANES_MAX);
         let spread = Spread::of(self.purpose.class);
@@ -139,7 +145,7 @@ struct Opening {
 }
 
 struct Driver {
-    inner: yamux::Connection<Compat<SecureStream>>,
+    inner: yamux::Connection<Filtered<Compat<SecureStream>>>,
     spread: Spread,
     commands: mpsc::Receiver<Command>,
     opening: VecDeque<Opening>,
