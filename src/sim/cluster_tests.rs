@@ -101,7 +101,7 @@ fn trace_of(scenario: &str, seed: u64) -> Vec<String> {
 
 #[test]
 fn a_seed_replays_a_run_exactly() {
-    // Not `s3`: its runs are longer, and the multiplexer pings every ten seconds of real time, so that slow ones do not repeat.
+    // Not `s3`, only because its runs are longer.
     for name in ["everything", "five"] {
         let (first, second) = (trace_of(name, 7), trace_of(name, 7));
         assert!(first.len() > 50, "{name}: a trace of {} lines", first.len());
