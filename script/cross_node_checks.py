@@ -17,6 +17,17 @@ TRY_AGAIN = 409
 RETRIES_MAX = 6
 
 
+def until_taken(chance, send):
+    """As SDKs do: where several owners decide, a small write overtaken by another's may be refused for now, and is sent again."""
+    for attempt in range(RETRIES_MAX):
+        try:
+            return send()
+        except S3Error as error:
+            if error.status != 503 or attempt + 1 == RETRIES_MAX:
+                raise
+            time.sleep(chance.random() * 0.05 * 2 ** attempt)
+
+
 class CrossNode:
     def __init__(self, cluster):
         self.cluster = cluster
@@ -151,14 +162,7 @@ class CrossNode:
                 assert answer.headers["etag"] == f'"{hashlib.md5(answer.body).hexdigest()}"'
 
     def put_until_taken(self, index, key, body):
-        """As SDKs do: a small write overtaken by another's may be refused for now."""
-        for attempt in range(RETRIES_MAX):
-            try:
-                return self.through(index).request("PUT", key, body=body)
-            except S3Error as error:
-                if error.status != 503 or attempt + 1 == RETRIES_MAX:
-                    raise
-                time.sleep(self.random.random() * 0.05 * 2 ** attempt)
+        until_taken(self.random, lambda: self.through(index).request("PUT", key, body=body))
 
     def conditional_writes_are_refused_rather_than_guessed(self):
         self.through(0).request("PUT", "cross/conditional", body=b"old")
