@@ -241,11 +241,13 @@ fn gather(
     receiver: &mut mpsc::Receiver<Message>,
     queue: &mut VecDeque<Box<dyn Member>>,
 ) {
+    // No more are taken than one transaction has.
+    let members = awaited.members.min(GROUP_MEMBERS_MAX);
     let before = queue.len();
-    if before >= awaited.members || committed.elapsed() >= awaited.within {
+    if before >= members || committed.elapsed() >= awaited.within {
         return;
     }
-    while queue.len() < awaited.members && !receiver.is_closed() && committed.elapsed() < awaited.within {
+    while queue.len() < members && !receiver.is_closed() && committed.elapsed() < awaited.within {
         thread::sleep((awaited.within / 16).max(PAUSE_MIN));
         take_all(receiver, queue);
     }

@@ -2,6 +2,7 @@
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use tokio::task::JoinHandle;
 
 use super::Stage;
 
@@ -114,6 +115,24 @@ pub(super) fn a_layout_waits_for_one(stage: Stage) -> BoxFuture<'static, ()> {
     .boxed()
 }
 
+/// What was begun under one layout, and the number of the one that was applied meanwhile.
+struct Overtaken {
+    deletions: Vec<JoinHandle<()>>,
+    number: u64,
+}
+
+/// Deletions of all keys are held up on their way from `writer` to the old owners, until the staged layout is applied.
+async fn a_layout_overtakes_deletions(stage: &Stage, writer: usize, old: &[usize], between: usize) -> Overtaken {
+    stage.note(&format!("what {writer} sends to the owners comes late"));
+    old.iter().for_each(|owner| stage.world.cluster.network.block(writer, *owner));
+    let deletions = stage.keys().iter().map(|key| stage.begin_delete(writer, key)).collect();
+    stage.pause(1, 200).await;
+    let number = stage.apply_layout(between).await;
+    stage.pause(4_000, 7_000).await;
+    stage.note("it arrives");
+    Overtaken { deletions, number }
+}
+
 /// Deletions are on their way from a gateway to the old owners while a layout brings two new ones, who receive what the old ones have.
 /// Then the deletions arrive, and old and new owners do not reach each other any more.
 pub(super) fn writes_are_under_way(stage: Stage) -> BoxFuture<'static, ()> {
@@ -128,13 +147,7 @@ pub(super) fn writes_are_under_way(stage: Stage) -> BoxFuture<'static, ()> {
         stage.stage_change(between, &[one, other], &newcomers).await;
         stage.pause(1_000, 2_000).await;
         stage.all_connected().await;
-        stage.note(&format!("what {writer} sends to the owners comes late"));
-        old.iter().for_each(|owner| stage.world.cluster.network.block(writer, *owner));
-        let deletions: Vec<_> = stage.keys().iter().map(|key| stage.begin_delete(writer, key)).collect();
-        stage.pause(1, 200).await;
-        let number = stage.apply_layout(between).await;
-        stage.pause(4_000, 7_000).await;
-        stage.note("it arrives");
+        let Overtaken { deletions, number } = a_layout_overtakes_deletions(&stage, writer, &old, between).await;
         stage.cut_only(&newcomers, &old);
         let reader = stage.reader(&newcomers, 200);
         for deletion in deletions {
@@ -161,13 +174,7 @@ pub(super) fn a_stranger_writes(stage: Stage) -> BoxFuture<'static, ()> {
         stage.stage_gateway(between, waiting).await;
         stage.stage_change(between, &[one, other], &newcomers).await;
         stage.pause(NOTICED_MS, NOTICED_MS + 2_000).await;
-        stage.note(&format!("what {writer} sends to the owners comes late"));
-        old.iter().for_each(|owner| stage.world.cluster.network.block(writer, *owner));
-        let deletions: Vec<_> = stage.keys().iter().map(|key| stage.begin_delete(writer, key)).collect();
-        stage.pause(1, 200).await;
-        let number = stage.apply_layout(between).await;
-        stage.pause(4_000, 7_000).await;
-        stage.note("it arrives");
+        let Overtaken { deletions, number } = a_layout_overtakes_deletions(&stage, writer, &old, between).await;
         stage.cut_only(&[new, newer, waiting], &old);
         for deletion in deletions {
             deletion.await.expect("a client does not panic");
