@@ -30,8 +30,9 @@ use crate::resync_queue::{Queued, Reason};
 
 /// Blocks looked at in one go.
 pub(crate) const RESYNC_BATCH: usize = 100;
-/// No block is moved after this in one go; the others wait for the next.
-const MOVING_MAX: Duration = Duration::from_secs(2);
+/// No block is moved after this in one go; the others wait for the next. Short, because other owners fetch what they need by themselves
+/// meanwhile: what was asked about them longer ago would be moved twice.
+const MOVING_MAX: Duration = Duration::from_millis(250);
 /// When a block is looked at again that had to stay because an owner was silent or could not say.
 const SILENT_MS: u64 = 10 * 60 * 1000;
 /// The same when all owners answered and one does not know yet what another does: a few blocks for a short while.

@@ -11,7 +11,7 @@ use crate::scenario::Flaw;
 /// A flaw, the scenario or story that shows it, and a seed from which it shows soon.
 type Known = (Flaw, &'static str, u64);
 
-const KNOWN: [Known; 33] = [
+const KNOWN: [Known; 34] = [
     (Flaw::Planted(Bug::WriteQuorumOfOne), "everything", 0),
     (Flaw::Planted(Bug::NoReadBack), "crowd", 19),
     (Flaw::Planted(Bug::LostQueueRow), "calm", 0),
@@ -27,6 +27,7 @@ const KNOWN: [Known; 33] = [
     (Flaw::Planted(Bug::EpochIgnored), "late-copy", 0),
     (Flaw::Planted(Bug::ForgottenRowsOffered), "returner", 0),
     (Flaw::Planted(Bug::RebuiltFromOneOwner), "lost-database", 0),
+    (Flaw::Planted(Bug::LateWritesMissed), "late-second-copy", 10),
     (Flaw::Planted(Bug::RebuildingJudgesCommits), "lost-database", 2),
     (Flaw::Planted(Bug::OldDatabaseBelieved), "restored-database", 0),
     (Flaw::Planted(Bug::RebuildingOffersRows), "two-lost-databases", 0),

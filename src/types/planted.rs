@@ -36,6 +36,8 @@ pub enum Bug {
     RebuildingOffersRows,
     /// A node is held to be rebuilt once it has the rows of one owner.
     RebuiltFromOneOwner,
+    /// A node is held to be rebuilt while writes may be under way that count on the rows it lost.
+    LateWritesMissed,
     /// Tombstones are collected without those owners that cannot be reached.
     CollectedWithoutAllOwners,
     /// Tombstones are collected that only the collecting owner is known to hold.

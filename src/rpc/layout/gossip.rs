@@ -2,14 +2,18 @@
 //!
 //! What must stay true: histories only ever merge, so the order and number of messages do not matter.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use garage_types::{NodeId, Random};
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
+use tokio::time::Instant;
 
 use super::history::LayoutHistory;
 use super::manager::LayoutManager;
@@ -101,19 +105,89 @@ async fn merge(manager: &LayoutManager, encoded: &[u8]) -> Result<(), RpcError> 
     merged.map(drop).map_err(|error| RpcError::new(ErrorCode::Internal, format!("a layout could not be taken in: {error}")))
 }
 
+/// What a peer is to be asked or told next.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct News {
+    /// What this node knows.
+    tell: bool,
+    /// Whether it knows something else.
+    compare: bool,
+}
+
+impl News {
+    const CHANGED: News = News { tell: true, compare: false };
+    const DOUBTFUL: News = News { tell: false, compare: true };
+
+    fn and(self, other: News) -> News {
+        News { tell: self.tell || other.tell, compare: self.compare || other.compare }
+    }
+}
+
+/// Exchanges with peers: one at a time with each, so that one that hangs delays none of the others.
+#[derive(Debug, Default)]
+struct Exchanges {
+    /// Those under way, with what is to follow each.
+    under_way: BTreeMap<NodeId, Option<News>>,
+}
+
+impl Exchanges {
+    /// Returns what is to be begun now: nothing while an exchange with the peer is under way.
+    fn want(&mut self, peer: NodeId, news: News) -> Option<News> {
+        match self.under_way.entry(peer) {
+            Entry::Vacant(entry) => {
+                entry.insert(None);
+                Some(news)
+            }
+            Entry::Occupied(mut entry) => {
+                let next = entry.get_mut();
+                *next = Some(next.unwrap_or_default().and(news));
+                None
+            }
+        }
+    }
+
+    /// An exchange ended. Returns what is to follow it now.
+    fn ended(&mut self, peer: NodeId) -> Option<News> {
+        match self.under_way.remove(&peer).flatten() {
+            Some(news) => self.want(peer, news),
+            None => None,
+        }
+    }
+}
+
 /// Keeps this node's layout equal to its peers'. Never returns.
 pub async fn keep_equal(mesh: Mesh, manager: Arc<LayoutManager>, random: Arc<dyn Random>) {
     let mut changes = manager.watch();
     let mut links = mesh.watch();
+    let mut exchanges = Exchanges::default();
+    let mut under_way = FuturesUnordered::new();
+    let mut compare_at = next_comparison(&*random);
     loop {
-        let compare_at = Duration::from_millis(PERIOD_MS + random.below(PERIOD_MS));
-        tokio::select! {
+        let news = tokio::select! {
             biased;
-            () = changes.changed() => tell(&mesh, &manager).await,
-            () = links.changed() => compare(&mesh, &manager).await,
-            () = tokio::time::sleep(compare_at) => compare(&mesh, &manager).await,
+            () = changes.changed() => News::CHANGED,
+            () = links.changed() => News::DOUBTFUL,
+            Some(peer) = under_way.next() => {
+                if let Some(news) = exchanges.ended(peer) {
+                    under_way.push(exchange(&mesh, &manager, peer, news));
+                }
+                continue;
+            }
+            () = tokio::time::sleep_until(compare_at) => {
+                compare_at = next_comparison(&*random);
+                News::DOUBTFUL
+            }
+        };
+        for peer in peers_up(&mesh) {
+            if let Some(news) = exchanges.want(peer, news) {
+                under_way.push(exchange(&mesh, &manager, peer, news));
+            }
         }
     }
+}
+
+fn next_comparison(random: &dyn Random) -> Instant {
+    Instant::now() + Duration::from_millis(PERIOD_MS + random.below(PERIOD_MS))
 }
 
 fn peers_up(mesh: &Mesh) -> Vec<NodeId> {
@@ -121,30 +195,51 @@ fn peers_up(mesh: &Mesh) -> Vec<NodeId> {
     up.map(|peer| peer.id).collect()
 }
 
-async fn tell(mesh: &Mesh, manager: &LayoutManager) {
+/// Returns the peer once it has been told and asked, or could not be.
+async fn exchange(mesh: &Mesh, manager: &LayoutManager, peer: NodeId, news: News) -> NodeId {
+    if news.tell
+        && let Err(error) = tell(mesh, manager, peer).await
+    {
+        tracing::warn!(%peer, %error, "a peer could not be told of the layout; it will be compared later");
+    }
+    if news.compare
+        && let Err(error) = compare(mesh, manager, peer).await
+    {
+        tracing::warn!(%peer, %error, "the layout could not be compared with a peer's");
+    }
+    peer
+}
+
+async fn tell(mesh: &Mesh, manager: &LayoutManager, peer: NodeId) -> Result<(), RpcError> {
     let history = codec::encode(&**manager.current().history());
-    let calls = peers_up(mesh).into_iter().map(|peer| {
-        let message = Message::new(MergeLayout::new(history.clone()));
-        async move { (peer, mesh.call(peer, message, TIMEOUT).await) }
-    });
-    for (peer, result) in futures_util::future::join_all(calls).await {
-        if let Err(error) = result {
-            tracing::warn!(%peer, %error, "a peer could not be told of the layout; it will be compared later");
-        }
+    mesh.call(peer, Message::new(MergeLayout::new(history)), TIMEOUT).await.map(drop)
+}
+
+async fn compare(mesh: &Mesh, manager: &LayoutManager, peer: NodeId) -> Result<(), RpcError> {
+    let digest = manager.current().history().state_digest();
+    match mesh.call(peer, Message::new(CompareLayouts { digest }), TIMEOUT).await?.body {
+        LayoutDiffers { history: Some(history) } => merge(manager, &history).await,
+        LayoutDiffers { history: None } => Ok(()),
     }
 }
 
-async fn compare(mesh: &Mesh, manager: &LayoutManager) {
-    for peer in peers_up(mesh) {
-        let digest = manager.current().history().state_digest();
-        let reply = mesh.call(peer, Message::new(CompareLayouts { digest }), TIMEOUT).await;
-        let outcome = match reply {
-            Ok(Message { body: LayoutDiffers { history: Some(history) }, .. }) => merge(manager, &history).await,
-            Ok(_same) => Ok(()),
-            Err(error) => Err(error),
-        };
-        if let Err(error) = outcome {
-            tracing::warn!(%peer, %error, "the layout could not be compared with a peer's");
-        }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_that_hangs_hears_all_that_came_meanwhile_once_and_others_at_once() {
+        let (hangs, other) = (NodeId::from_bytes([1; 32]), NodeId::from_bytes([2; 32]));
+        let mut exchanges = Exchanges::default();
+        assert_eq!(exchanges.want(hangs, News::CHANGED), Some(News::CHANGED));
+        assert_eq!(exchanges.want(hangs, News::CHANGED), None);
+        assert_eq!(exchanges.want(other, News::CHANGED), Some(News::CHANGED));
+        assert_eq!(exchanges.ended(other), None);
+        assert_eq!(exchanges.want(hangs, News::DOUBTFUL), None);
+        assert_eq!(exchanges.ended(hangs), Some(News { tell: true, compare: true }));
+        assert_eq!(exchanges.want(hangs, News::DOUBTFUL), None, "that is under way");
+        assert_eq!(exchanges.ended(hangs), Some(News::DOUBTFUL));
+        assert_eq!(exchanges.ended(hangs), None);
+        assert_eq!(exchanges.want(hangs, News::CHANGED), Some(News::CHANGED));
     }
 }

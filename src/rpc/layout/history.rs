@@ -173,6 +173,15 @@ impl LayoutHistory {
         self.live().flat_map(|version| version.roles().keys().copied()).collect()
     }
 
+    /// Whether all who succeed the live version with this number wait until `writer` has acknowledged the successor. They know that
+    /// version and the next; a role that a still newer one gives counts for nothing, since others may not have heard of it.
+    pub fn awaits(&self, writer: NodeId, version: u64) -> bool {
+        let is_asked = |live: &Arc<LayoutVersion>| {
+            (version..=version.saturating_add(1)).contains(&live.number()) && live.roles().contains_key(&writer)
+        };
+        self.live().any(is_asked)
+    }
+
     /// Numbers that several live versions have.
     pub fn conflicts(&self) -> Vec<Conflict> {
         let mut by_number: BTreeMap<u64, Vec<LayoutDigest>> = BTreeMap::new();

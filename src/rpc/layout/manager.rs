@@ -166,12 +166,12 @@ impl LayoutManager {
 
     /// Admits a write to this node that `writer` coordinates by the layout with number `version`, and answers for it as long as the
     /// permit is held: this node acknowledges no newer layout meanwhile. That is needed for writers without a role, whom nobody asks
-    /// for an acknowledgement. `None` when a newer layout is known here already and the writer has no role in any live one: those who
-    /// receive rows for that layout may have been here, and the write would not reach them.
+    /// for an acknowledgement. `None` when a newer layout is known here already and not everyone who knows it asks the writer: those
+    /// who receive rows for that layout may have been here, and the write would not reach them.
     pub fn admit(&self, writer: NodeId, version: u64) -> Option<WritePermit> {
         let permit = self.begin_write();
         let layout = permit.layout();
-        let is_awaited = version >= layout.version() || layout.all_nodes().contains(&writer);
+        let is_awaited = version >= layout.version() || layout.history().awaits(writer, version);
         (is_awaited || is_planted(Bug::StrangersAdmitted)).then_some(permit)
     }
 

@@ -122,3 +122,36 @@ pub(super) fn restored_from_a_copy(stage: Stage) -> BoxFuture<'static, ()> {
     }
     .boxed()
 }
+
+/// An owner answers a write, loses its database and is rebuilt before a second owner hears of the write: with the answer of the lost
+/// database that would be a quorum, and one copy.
+pub(super) fn lost_before_the_second_copy(stage: Stage) -> BoxFuture<'static, ()> {
+    async move {
+        let [lost, slow, third] = stage.shuffled()[..] else { return };
+        let writer = stage.roles;
+        stage.fill(&[lost, slow, third]).await;
+        stage.pause(1, 3_000).await;
+        stage.note(&format!("what {writer} writes reaches {lost} at once, {slow} late and {third} not at all"));
+        stage.world.cluster.network.block(writer, slow);
+        stage.cut(writer, third);
+        let writes: Vec<_> = stage.keys().iter().map(|key| stage.begin_put(writer, key)).collect();
+        stage.pause(50, 500).await;
+        comes_back_empty(&stage, lost).await;
+        stage.pause(2_000, 8_000).await;
+        stage.note("what was written arrives");
+        stage.cut_only(&[writer], &[third]);
+        for write in writes {
+            write.await.expect("a client does not panic");
+        }
+        stage.pause(1, 300).await;
+        stage.note(&format!("{slow} is away"));
+        stage.cut_only(&[slow], &[lost, third, writer]);
+        let reader = stage.reader(&[lost, third], 200);
+        stage.pause(10_000, 40_000).await;
+        stage.read_all(&[lost, third]).await;
+        stage.world.cluster.network.open_all_links();
+        stage.pause(1, 10_000).await;
+        drop(reader);
+    }
+    .boxed()
+}

@@ -45,10 +45,11 @@ pub struct Story {
 const THREE: Story =
     Story { name: "", machines: 3, roles: 3, replication_factor: 3, keys: 4, play: databases::lost_while_another_is_away };
 
-pub const STORIES: [Story; 18] = [
+pub const STORIES: [Story; 19] = [
     Story { name: "lost-database", ..THREE },
     Story { name: "two-lost-databases", machines: 5, roles: 5, replication_factor: 5, play: databases::two_are_lost, ..THREE },
     Story { name: "restored-database", play: databases::restored_from_a_copy, ..THREE },
+    Story { name: "late-second-copy", machines: 4, play: databases::lost_before_the_second_copy, ..THREE },
     Story { name: "absent-owner", play: collections::an_owner_is_absent, ..THREE },
     Story { name: "late-copy", play: collections::a_copy_comes_late, ..THREE },
     Story { name: "late-reader", machines: 4, play: collections::a_reader_comes_late, ..THREE },
@@ -168,6 +169,12 @@ impl Stage {
 
     async fn put(&self, number: usize, key: &str) {
         self.world.put(&format!("story on {number}"), self.machine(number), key).await;
+    }
+
+    /// As [`Stage::put`], beside what follows.
+    fn begin_put(&self, number: usize, key: &'static str) -> JoinHandle<()> {
+        let stage = self.clone();
+        tokio::spawn(async move { stage.put(number, key).await })
     }
 
     /// A client that reads one key.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use garage_rpc::cluster::Cluster;
 use garage_rpc::layout::{ClusterLayout, Standing, VersionKey};
+use garage_types::planted::{Bug, is_planted};
 use garage_types::{NodeId, Random, chain};
 use garage_worker::{Status, Step, StepError, Watch, Worker};
 use tokio::sync::Notify;
@@ -31,6 +32,8 @@ const PERIOD: Duration = Duration::from_secs(30 * 60);
 const RETRY: Duration = Duration::from_secs(5);
 /// It takes twice as long each time, up to some five minutes.
 const RETRY_DOUBLINGS_MAX: u32 = 6;
+/// In calls: writes that were under way when this node started have ended by then, those included that were sent a second time.
+const LATE_WRITE_CALLS: u32 = 2;
 
 /// Lets others ask for a round.
 #[derive(Clone, Debug, Default)]
@@ -66,6 +69,8 @@ pub struct SyncWorker {
     seen: Vec<VersionKey>,
     next_at: Instant,
     round: Option<Round>,
+    round_began: Instant,
+    started: Instant,
     active: Option<Active>,
     moved: Moved,
     rounds: u64,
@@ -94,6 +99,8 @@ impl SyncWorker {
             seen: Vec::new(),
             next_at: Instant::now(),
             round: None,
+            round_began: Instant::now(),
+            started: Instant::now(),
             active: None,
             moved: Moved::default(),
             rounds: 0,
@@ -134,7 +141,15 @@ impl SyncWorker {
         let round = Round::new(&layout, self.me(), own, &self.tables);
         tracing::debug!(node = %self.me().short(), jobs = round.jobs.len(), ?own, "comparing all rows with the other owners");
         self.round = Some(round);
+        self.round_began = Instant::now();
         true
+    }
+
+    /// Whether the present round compares all that counts on the rows which this node lost. A write that began before may still wait
+    /// for a second owner, who stores it after this node asked for its rows: with the answer of the lost database that is a quorum.
+    fn is_after_late_writes(&self) -> bool {
+        let ended = self.started + self.around.cluster.timeouts().metadata * LATE_WRITE_CALLS;
+        self.round_began >= ended || is_planted(Bug::LateWritesMissed)
     }
 
     /// Gives a round up that was planned for other layout versions than those that are live by now.
@@ -288,7 +303,8 @@ impl SyncWorker {
         let missed_some = round.failed.iter().any(|peer| self.around.cluster.mesh().is_up(*peer));
         // An operator may have declared the database whole meanwhile: then it is compared first.
         let is_rebuilding = round.own == OwnRows::Rebuilding && manager.standing().is_rebuilding();
-        if is_rebuilding && proof.complete && !self.around.store.is_accepting().await? {
+        let is_rebuilt = is_rebuilding && proof.complete && self.is_after_late_writes();
+        if is_rebuilt && !self.around.store.is_accepting().await? {
             self.around.store.record_rebuilt().await?;
             manager.rebuilt().await.map_err(TableError::Layout)?;
             tracing::info!(node = %self.me(), rows = self.moved.received, "the metadata is rebuilt; this node answers again");

@@ -145,6 +145,19 @@ async fn writers_whom_nobody_asks_are_answered_for_and_refused_once_a_newer_layo
 }
 
 #[tokio::test]
+async fn a_role_that_not_everyone_has_heard_of_lets_no_older_write_in() {
+    let manager = open(1, 1, &MemoryDisk::new()).await.unwrap();
+    for (number, joining) in [(1, node(1)), (2, node(2)), (3, node(3))] {
+        manager.stage_role(joining, role("here")).await.unwrap();
+        manager.apply(number).await.unwrap();
+    }
+    assert_eq!(manager.current().live_versions().len(), 3, "the others have acknowledged nothing");
+    assert!(manager.admit(node(2), 1).is_some(), "who knows of version 2 waits for its members");
+    assert!(manager.admit(node(3), 1).is_none(), "who knows of version 2 only does not ask the members of version 3");
+    assert!(manager.admit(node(3), 2).is_some());
+}
+
+#[tokio::test]
 async fn two_nodes_learn_from_each_other_and_write_to_both_versions_meanwhile() {
     let (one, two) = (open(1, 1, &MemoryDisk::new()).await.unwrap(), open(2, 1, &MemoryDisk::new()).await.unwrap());
     one.stage_role(node(1), role("here")).await.unwrap();
