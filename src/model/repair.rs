@@ -24,7 +24,7 @@ use crate::in_use::{Listing, VersionUse};
 use crate::part::{Outcome, PartEntry, PartRow, PartTable, ended_key};
 use crate::resync_queue::{Queued, Reason};
 use crate::upload::UploadState;
-use crate::version::{Backlink, VersionContent, VersionRow, VersionTable};
+use crate::version::{Backlink, VersionContent, VersionTable, endings_of_unused};
 
 /// After how long what seemed to belong to nobody is looked at again, before it is released. Longer than any call between nodes.
 pub const SECOND_LOOK_MS: u64 = 10 * 60 * 1000;
@@ -211,7 +211,9 @@ impl RepairWorker {
             let Some((version, backlink)) = suspects.pop_first() else { return Ok(Job::Ended) };
             let released = async {
                 if self.garage.version_use(version, &backlink).await? == VersionUse::None {
-                    self.garage.0.versions.merge(&VersionRow::deleted(version)).await?;
+                    for ending in endings_of_unused(version, self.garage.segments(version).await?) {
+                        self.garage.0.versions.merge(&ending).await?;
+                    }
                     self.repaired += 1;
                     tracing::info!(%version, bucket = %backlink.bucket, key = %backlink.key, "released a version that belongs to nobody");
                 }

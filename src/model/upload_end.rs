@@ -8,7 +8,8 @@
 //!   one. Where one owner decides alone nothing was stored yet, and the commit is repeated with a later timestamp. Elsewhere some
 //!   owners may have stored the row, and a second row of the version would break "one row at one timestamp": the completion is then
 //!   taken to have happened just before the write that overlaps it, which it could as well have;
-//! - a list that was not committed is withdrawn: its rows are emptied without releasing what they named.
+//! - a list that was not committed is withdrawn: its rows are emptied without releasing what they named. That is done only once every
+//!   owner has refused the completion for good: whoever knows of the claim, and not that it was withdrawn, may carry it out.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,6 +19,7 @@ use futures_util::future::{join, join3, try_join_all};
 use garage_table::Schema;
 use garage_table::wire::{Mode, Verdict};
 use garage_types::codec::{self, Unknown};
+use garage_types::planted::{Bug, is_planted};
 use garage_types::{Timestamp, UploadId, VersionId};
 
 use crate::combine;
@@ -48,14 +50,15 @@ struct Known {
 }
 
 /// A completion that holds its claim: what it takes to make it visible.
-struct Finish<'a> {
-    row: &'a UploadRow,
+#[derive(Clone)]
+struct Finish {
+    row: UploadRow,
     put: PutObject,
     version: VersionId,
     completion: Completion,
 }
 
-impl Finish<'_> {
+impl Finish {
     fn meta(&self) -> ObjectMeta {
         ObjectMeta {
             size: self.completion.size,
@@ -101,11 +104,7 @@ fn final_rows(version: VersionId, backlink: &Backlink, parts: &[Part]) -> Vec<Ve
 /// The same rows taken back.
 fn withdrawn_rows(version: VersionId, backlink: &Backlink, parts: u32) -> Vec<VersionRow> {
     let segments = (parts as usize).div_ceil(SEGMENT_PIECES_MAX) as u32;
-    let row = |index| {
-        let segment = Segment { withdrawn: true, ..Segment::listing(index, backlink.clone(), Vec::new()) };
-        VersionRow { version, content: VersionContent::Segment(segment) }
-    };
-    (0..segments).map(row).collect()
+    (0..segments).map(|index| VersionRow::withdrawn(version, index, backlink.clone())).collect()
 }
 
 impl Garage {
@@ -159,7 +158,7 @@ impl Garage {
             checksum: assembled.checksum.clone(),
             parts: assembled.parts.len() as u32,
         };
-        let finish = Finish { row, put, version, completion };
+        let finish = Finish { row: row.clone(), put, version, completion };
         self.list_and_claim(&finish, &assembled).await?;
         match self.condition(&finish.put, finish.completion.size).await {
             Ok(condition) => self.finish(&finish, condition).await,
@@ -209,11 +208,11 @@ impl Garage {
     ///
     /// A crash on the way may leave rows that nothing names, which hold nothing, since their parts belong to the upload; or a claim
     /// without all of its list, which the owners take back.
-    async fn list_and_claim(&self, finish: &Finish<'_>, assembled: &Assembled) -> Result<(), ModelError> {
-        let rows = final_rows(finish.version, &backlink(finish.row), &assembled.parts);
+    async fn list_and_claim(&self, finish: &Finish, assembled: &Assembled) -> Result<(), ModelError> {
+        let rows = final_rows(finish.version, &backlink(&finish.row), &assembled.parts);
         let purpose = Purpose::Complete(finish.completion.clone());
         let list = try_join_all(rows.iter().map(|row| self.0.versions.merge(row)));
-        let (claimed, listed) = join(self.claim(finish.row, finish.version, &purpose), list).await;
+        let (claimed, listed) = join(self.claim(&finish.row, finish.version, &purpose), list).await;
         let result = claimed.and(listed.map(drop).map_err(ModelError::from));
         if result.is_err() {
             self.withdraw(finish).await;
@@ -248,22 +247,32 @@ impl Garage {
         }
     }
 
-    async fn withdraw_list(&self, finish: &Finish<'_>) {
-        for row in withdrawn_rows(finish.version, &backlink(finish.row), finish.completion.parts) {
+    async fn withdraw_list(&self, finish: &Finish) {
+        for row in withdrawn_rows(finish.version, &backlink(&finish.row), finish.completion.parts) {
             if let Err(error) = self.0.versions.merge(&row).await {
                 tracing::warn!(version = %finish.version, %error, "a list of parts could not be withdrawn");
             }
         }
     }
 
-    /// For a completion of which no owner has stored anything.
-    async fn withdraw(&self, finish: &Finish<'_>) {
-        self.withdraw_claim(finish.row, finish.version, &Purpose::Complete(finish.completion.clone())).await;
-        self.withdraw_list(finish).await;
+    /// For a completion of which no owner has stored anything: others may claim the upload from here on. Its list is taken back beside
+    /// what follows, since that takes all owners; where one is away the list stays, and holds nothing.
+    async fn withdraw(&self, finish: &Finish) {
+        self.withdraw_claim(&finish.row, finish.version, &Purpose::Complete(finish.completion.clone())).await;
+        if is_planted(Bug::ListWithdrawnEarly) {
+            self.withdraw_list(finish).await;
+        }
+        let (garage, finish) = (self.clone(), finish.clone());
+        let take_back = async move {
+            if let Err(error) = garage.take_back(&finish).await {
+                tracing::debug!(upload = %finish.row.id, %error, "the list of an upload that was not completed stays");
+            }
+        };
+        self.0.cluster.spawn().spawn("take back a completion", take_back.boxed());
     }
 
     /// Makes a claimed completion visible.
-    async fn finish(&self, finish: &Finish<'_>, condition: Option<Condition>) -> Result<Written, ModelError> {
+    async fn finish(&self, finish: &Finish, condition: Option<Condition>) -> Result<Written, ModelError> {
         let mut timestamp = finish.completion.timestamp;
         for _attempt in 0..ATTEMPTS_MAX {
             let alone = self.0.cluster.decides_alone(&finish.row.index().placement());
@@ -290,8 +299,8 @@ impl Garage {
         Err(ModelError::Conflict("too many other writes to the same key at this moment; try again".to_owned()))
     }
 
-    async fn finish_unsure(&self, finish: &Finish<'_>, error: ModelError, alone: bool) -> Result<Written, ModelError> {
-        if alone && let Ok(Some(row)) = self.upload_row(&name_of(finish.row)).await {
+    async fn finish_unsure(&self, finish: &Finish, error: ModelError, alone: bool) -> Result<Written, ModelError> {
+        if alone && let Ok(Some(row)) = self.upload_row(&name_of(&finish.row)).await {
             if row.state == (UploadState::Completed { version: finish.version }) {
                 return Ok(finish.written(finish.completion.timestamp));
             }
@@ -336,10 +345,10 @@ impl Garage {
             Purpose::Abort => Ok(self.0.uploads.merge(&self.claim_row(&now, id, purpose, Hold::Withdrawn)?).await?),
             Purpose::Complete(completion) => {
                 let put = final_put(&now, multipart, Preconditions::default());
-                let finish = Finish { row: &now, put, version: id, completion: completion.clone() };
+                let finish = Finish { put, version: id, completion: completion.clone(), row: now };
                 let listed: usize = self.segments(id).await?.iter().map(|segment| segment.pieces.len()).sum();
                 // Where one owner decides, an upload that is open still means that nothing was stored.
-                let nothing_stored = self.0.cluster.decides_alone(&now.index().placement());
+                let nothing_stored = self.0.cluster.decides_alone(&finish.row.index().placement());
                 if nothing_stored || forbidden || listed != completion.parts as usize {
                     return self.take_back(&finish).await;
                 }
@@ -360,9 +369,9 @@ impl Garage {
     }
 
     /// Takes back a completion that some owner may have stored: only once all have withdrawn the claim, and none has stored it, nor will.
-    async fn take_back(&self, finish: &Finish<'_>) -> Result<(), ModelError> {
+    async fn take_back(&self, finish: &Finish) -> Result<(), ModelError> {
         let purpose = Purpose::Complete(finish.completion.clone());
-        let withdrawn = self.claim_row(finish.row, finish.version, &purpose, Hold::Withdrawn)?;
+        let withdrawn = self.claim_row(&finish.row, finish.version, &purpose, Hold::Withdrawn)?;
         match self.0.uploads.commit_at_all(&withdrawn).await? {
             Verdict::Won => {
                 self.withdraw_list(finish).await;

@@ -113,11 +113,30 @@ impl Segment {
     pub fn listing(index: u32, backlink: Backlink, pieces: Vec<Piece>) -> Self {
         Segment { index, backlink, pieces, deleted: false, withdrawn: false }
     }
+
+    fn lists_parts(&self) -> bool {
+        self.pieces.iter().any(|piece| matches!(piece, Piece::Part { .. }))
+    }
+}
+
+/// What ends a version of which these are the rows, and which nothing has. Blocks that it lists are its own and are released. Parts are
+/// not: an object that was completed after this list was made may have them; or else they are versions that nothing has themselves.
+pub(crate) fn endings_of_unused(version: VersionId, segments: Vec<Segment>) -> Vec<VersionRow> {
+    if !segments.iter().any(Segment::lists_parts) {
+        return vec![VersionRow::deleted(version)];
+    }
+    segments.into_iter().map(|segment| VersionRow::withdrawn(version, segment.index, segment.backlink)).collect()
 }
 
 impl VersionRow {
     pub fn deleted(version: VersionId) -> Self {
         VersionRow { version, content: VersionContent::Deleted }
+    }
+
+    /// Takes a list of parts back without releasing them.
+    pub(crate) fn withdrawn(version: VersionId, index: u32, backlink: Backlink) -> Self {
+        let segment = Segment { withdrawn: true, ..Segment::listing(index, backlink, Vec::new()) };
+        VersionRow { version, content: VersionContent::Segment(segment) }
     }
 
     /// The deletion of this row of a deleted version, if there is anything to release.

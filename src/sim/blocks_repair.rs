@@ -5,14 +5,17 @@ use std::collections::BTreeMap;
 use garage_db::{DbError, Transaction};
 use garage_model::Garage;
 use garage_model::block_ref::{BlockRefRow, BlockRefTable, RefCount};
+use garage_model::complete::{ListedPart, ListedWhole};
 use garage_model::copy::CopyObject;
 use garage_model::digest::ChecksumAlgorithm;
 use garage_model::get::Object;
 use garage_model::multipart::{CreateUpload, PutPart, UploadName};
+use garage_model::part::Part;
 use garage_model::pipeline::InMemory;
 use garage_model::put::{Preconditions, PutObject};
 use garage_model::repair::{Repair, SECOND_LOOK_MS};
 use garage_model::upload::{SimpleUpload, UploadRow, UploadState, UploadTable};
+use garage_model::upload_end::CompleteUpload;
 use garage_model::version::{Backlink, Piece, Segment, VersionContent, VersionRow, VersionTable};
 use garage_table::Schema;
 use garage_table::wire::{Mode, Write};
@@ -92,6 +95,36 @@ async fn versions_that_belong_to_nobody_are_released_and_those_of_objects_and_up
     for kind in [Repair::MultipartUploads, Repair::BlockRefs, Repair::BlockCounts] {
         assert!(repair(&cluster, kind).await.ends_with("(0)"), "{kind:?}");
     }
+}
+
+/// A completion that broke off listed the parts, and claimed nothing; the next one made an object of them.
+#[tokio::test(start_paused = true)]
+async fn parts_on_a_list_that_belongs_to_nobody_stay_in_their_object() {
+    let (cluster, bucket) = one_node().await;
+    let garage = cluster.garage(0);
+    let create = CreateUpload { bucket, key: key("parts"), headers: BTreeMap::new(), checksum: None, owner: None };
+    let upload = UploadName { bucket, key: key("parts"), id: garage.create_multipart(create).await.unwrap() };
+    let put = PutPart { upload: upload.clone(), number: 1, checksum: None };
+    let part = garage.upload_part(put, Box::new(InMemory::new(body(2, 3).0))).await.unwrap();
+    let listed = garage.list_parts(&upload, 0, 10).await.unwrap().parts;
+    let piece = |part: &Part| Piece::Part { number: 1, version: part.version, length: part.stored.size, checksum: None };
+    let backlink = Backlink { bucket, key: key("parts") };
+    let list = Segment::listing(0, backlink, listed.iter().map(piece).collect());
+    let row = VersionRow { version: VersionId::from_bytes([7; 32]), content: VersionContent::Segment(list) };
+    let entries = vec![VersionTable::entry(&row, Mode::Replicate)];
+    garage.local().tables.write(Write { layout: 1, entries }).await.unwrap();
+    let parts = vec![ListedPart { number: 1, etag: part.etag, checksums: Vec::new() }];
+    let whole = ListedWhole { parts, size: None, checksum: None, kind: None };
+    let complete = CompleteUpload { upload, whole, preconditions: Preconditions::default() };
+    garage.complete_multipart(complete).await.unwrap();
+    assert!(repair(&cluster, Repair::Versions).await.ends_with("(1)"));
+    while garage.send_queue().await.unwrap() > 0 {}
+    cluster.clock.advance_millis(3_600_000);
+    cluster.resync(0).await;
+    for block in body(2, 3).1 {
+        assert_eq!(cluster.holders(block).await, [0]);
+    }
+    assert_eq!(repair(&cluster, Repair::Versions).await, "2 (0)");
 }
 
 #[tokio::test(start_paused = true)]

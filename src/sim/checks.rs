@@ -10,13 +10,13 @@ use garage_model::block_ref::{BlockRefRow, BlockRefTable};
 use garage_model::bucket::BucketTable;
 use garage_model::counters::Counts;
 use garage_model::object::{ObjectRow, ObjectTable};
-use garage_model::part::PartTable;
+use garage_model::part::{PartEntry, PartTable};
 use garage_model::upload::{UploadRow, UploadState, UploadTable};
 use garage_model::version::VersionTable;
 use garage_table::digest::SetDigest;
 use garage_table::segments::KeyRange;
 use garage_table::{Replication, Schema};
-use garage_types::{BlockHash, NodeId, Placement};
+use garage_types::{BlockHash, NodeId, Placement, VersionId};
 
 use crate::cluster::machine::Machine;
 use crate::layouts;
@@ -270,7 +270,25 @@ pub async fn after_deleting_all(world: &World) {
         let live: Vec<BlockRefRow> = rows::<BlockRefTable>(machine).await.into_iter().filter(|row| !row.deleted).collect();
         if !live.is_empty() {
             let count = live.len();
-            world.history.violation(format!("machine {}: {count} references that nothing needs: {:?}", machine.number, live[0]));
+            let known = rows_about(machine, live[0].version).await;
+            let number = machine.number;
+            world.history.violation(format!("machine {number}: {count} references that nothing needs: {:?}; {known:?}", live[0]));
         }
     }
+}
+
+/// What a machine knows of a version and of the upload that it is a part of.
+async fn rows_about(machine: &Machine, version: VersionId) -> Vec<String> {
+    let parts = rows::<PartTable>(machine).await;
+    let upload = parts.iter().find_map(|row| match &row.entry {
+        PartEntry::Attempt(attempt) if attempt.version == version => Some(row.upload.short()),
+        PartEntry::Attempt(_) | PartEntry::Ended(_) => None,
+    });
+    let names: Vec<String> = std::iter::once(version.short()).chain(upload).collect();
+    let mut found: Vec<String> = parts.iter().map(|row| format!("{row:?}")).collect();
+    found.extend(rows::<UploadTable>(machine).await.iter().map(|row| format!("{row:?}")));
+    found.extend(rows::<VersionTable>(machine).await.iter().map(|row| format!("{row:?}")));
+    found.extend(rows::<ObjectTable>(machine).await.iter().map(|row| format!("{row:?}")));
+    found.retain(|row| names.iter().any(|name| row.contains(name)));
+    found
 }
