@@ -70,8 +70,15 @@ pub enum OpenError {
     Lost(#[from] garage_types::offload::Lost),
 }
 
-/// Checks and prepares all data directories; returns their layout, saved.
-pub(crate) fn open_directories(disk: &dyn Disk, options: &StoreOptions) -> Result<DirectoryLayout, OpenError> {
+/// The data directories, ready for use.
+pub(crate) struct OpenDirectories {
+    pub layout: DirectoryLayout,
+    /// Blocks that were here may be gone: an operator said of a directory in use that it is empty, or took one out of the configuration.
+    pub lacks_blocks: bool,
+}
+
+/// Checks and prepares all data directories, and saves their layout.
+pub(crate) fn open_directories(disk: &dyn Disk, options: &StoreOptions) -> Result<OpenDirectories, OpenError> {
     let state_file = options.metadata_dir.join(LAYOUT_FILE);
     let previous = read_layout(disk, &state_file)?;
     let found = options
@@ -81,7 +88,12 @@ pub(crate) fn open_directories(disk: &dyn Disk, options: &StoreOptions) -> Resul
         .collect::<Result<Vec<Found>, OpenError>>()?;
     let layout = DirectoryLayout::update(previous.as_ref(), &options.directories, &found)?;
 
+    let mut lacks_blocks = false;
     for directory in layout.directories() {
+        if previous.as_ref().is_some_and(|previous| previous.names(directory)) && !was_prepared(disk, directory)? {
+            tracing::warn!(path = %directory.display(), "data directory was made anew by an operator: what it had is fetched from other nodes");
+            lacks_blocks = true;
+        }
         prepare(disk, directory, options.node)?;
     }
     if previous.as_ref() != Some(&layout) {
@@ -89,8 +101,9 @@ pub(crate) fn open_directories(disk: &dyn Disk, options: &StoreOptions) -> Resul
     }
     for gone in previous.iter().flat_map(DirectoryLayout::directories).filter(|path| !layout.names(path)) {
         tracing::warn!(path = %gone.display(), "data directory is not configured any more: blocks in it are fetched from other nodes, and those that nobody else has cannot be read until it is back");
+        lacks_blocks = true;
     }
-    Ok(layout)
+    Ok(OpenDirectories { layout, lacks_blocks })
 }
 
 /// Replaces the recorded layout.
@@ -119,6 +132,12 @@ fn look_at(disk: &dyn Disk, directory: &Path, node: NodeId, previous: Option<&Di
         Some(owner) => Err(OpenError::OtherNode { path: directory.to_owned(), owner, node }),
         None => Err(OpenError::MarkerMalformed { path }),
     }
+}
+
+/// Whether this node made the directory ready: an operator who declares one to be empty writes the marker only.
+fn was_prepared(disk: &dyn Disk, directory: &Path) -> Result<bool, FileError> {
+    let entries = disk.list(directory).map_err(FileError::of("list", directory))?;
+    Ok(entries.iter().any(|entry| entry.kind == FileKind::Directory && entry.name == TEMPORARY))
 }
 
 /// Makes the directory, its marker and an empty directory for temporary files.

@@ -13,7 +13,7 @@ use garage_types::{BlockHash, Disk};
 use crate::directories::{DirectoryLayout, Slice};
 use crate::directory::{BlockDirectory, Removed};
 use crate::error::{BlockError, CopyError};
-use crate::open::{OpenError, StoreOptions, open_directories, save_layout};
+use crate::open::{OpenDirectories, OpenError, StoreOptions, open_directories, save_layout};
 use crate::store::{DirectorySpace, Page, Relocated, Written};
 use crate::stored::StoredBlock;
 
@@ -26,6 +26,7 @@ pub(crate) struct Shelves {
     /// In the order in which the layout counts them.
     directories: Vec<BlockDirectory>,
     layout: RwLock<Arc<DirectoryLayout>>,
+    lacks_blocks: bool,
 }
 
 /// The directories of one block.
@@ -36,7 +37,7 @@ struct Places<'a> {
 
 impl Shelves {
     pub(crate) fn open(disk: Arc<dyn Disk>, options: &StoreOptions) -> Result<Self, OpenError> {
-        let layout = open_directories(&*disk, options)?;
+        let OpenDirectories { layout, lacks_blocks } = open_directories(&*disk, options)?;
         let directory = |path: &std::path::Path| {
             BlockDirectory::new(disk.clone(), path.to_owned(), options.durability, options.reserve_bytes)
         };
@@ -44,8 +45,13 @@ impl Shelves {
             directories: layout.directories().map(directory).collect(),
             layout: RwLock::new(Arc::new(layout)),
             metadata_dir: options.metadata_dir.clone(),
+            lacks_blocks,
             disk,
         })
+    }
+
+    pub(crate) fn lacks_blocks(&self) -> bool {
+        self.lacks_blocks
     }
 
     pub(crate) fn contains(&self, hash: BlockHash) -> Result<bool, BlockError> {

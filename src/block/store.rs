@@ -91,6 +91,12 @@ impl LocalStore {
         })))
     }
 
+    /// Whether blocks may be gone that were here: a directory was made anew by an operator, or taken out of the configuration, before
+    /// this start.
+    pub fn lacks_blocks(&self) -> bool {
+        self.0.shelves.lacks_blocks()
+    }
+
     /// Waits until nobody else changes this block. "Is it present? then commit a reference" and "is it unreferenced? then delete it"
     /// both hold the lock from the question to the end. Who takes several does so in the order of their hashes.
     pub async fn lock(&self, hash: BlockHash) -> LockedBlock {

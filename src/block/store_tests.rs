@@ -374,7 +374,31 @@ async fn an_unmounted_disk_is_an_error_and_not_a_first_start() {
     assert!(!files.contains(&PathBuf::from("/b/garage-marker")), "nothing was changed");
     // The way out that the message offers.
     disk.create(Path::new("/b/garage-marker"), &[NODE.to_string().as_bytes()], Access::Everyone).unwrap();
-    open(&disk, options(vec![writable("/a"), writable("/b")])).await.unwrap();
+    assert!(
+        !open(&disk, options(vec![writable("/a"), writable("/b")])).await.unwrap().lacks_blocks(),
+        "it was mounted after all"
+    );
+    // The same on an empty disk.
+    let empty = new_disk();
+    for directory in ["/a", "/b"] {
+        empty.create_directory(Path::new(directory)).unwrap();
+    }
+    for path in ["/meta/data_layout", "/a/garage-marker", "/b/garage-marker"] {
+        empty.create(Path::new(path), &[&disk.read(Path::new(path)).unwrap()], Access::Everyone).unwrap();
+    }
+    assert!(open(&empty, options(vec![writable("/a"), writable("/b")])).await.unwrap().lacks_blocks());
+    assert!(!open(&empty, options(vec![writable("/a"), writable("/b")])).await.unwrap().lacks_blocks());
+}
+
+#[tokio::test]
+async fn blocks_are_missed_where_a_directory_in_use_is_made_anew_or_left_out() {
+    let disk = new_disk();
+    let opened = async |directories| open(&disk, options(directories)).await.unwrap().lacks_blocks();
+    assert!(!opened(vec![writable("/a")]).await, "a first start");
+    assert!(!opened(vec![writable("/a"), writable("/b")]).await, "one more");
+    assert!(!opened(vec![writable("/a"), writable("/b")]).await);
+    assert!(opened(vec![writable("/a")]).await, "one less");
+    assert!(!opened(vec![writable("/a")]).await, "that was noticed before");
 }
 
 #[tokio::test]

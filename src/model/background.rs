@@ -109,4 +109,12 @@ impl Background {
             may_delete,
         })
     }
+
+    /// Has every block looked at, as after a change of the layout: those that are missing are fetched.
+    ///
+    /// # Errors
+    /// [`StateFileError`].
+    pub async fn look_at_all_blocks(&self) -> Result<(), StateFileError> {
+        self.walked.change(|walked| *walked = Walked::default()).await
+    }
 }

@@ -17,6 +17,8 @@ use crate::resync_queue::{Queued, Reason};
 
 /// Blocks looked at in one step.
 const STEP_BLOCKS: usize = 500;
+/// Over this time the blocks that are to be handed over come up.
+const HAND_OVER_SPREAD_MS: u64 = 5_000;
 /// Of the hash space, in which positions are given.
 const WHOLE: u64 = 1 << 16;
 
@@ -131,12 +133,18 @@ async fn worth_a_look(garage: &Garage, block: BlockHash, count: Option<RefCount>
 fn file_worth_a_look(garage: &Garage, block: BlockHash, count: Option<RefCount>) -> Option<Queued> {
     let now = garage.0.clock.now();
     match count {
-        _ if !owns(garage, block) => Some(Queued::new(now, block, Reason::HandOver)),
+        _ if !owns(garage, block) => Some(Queued::new(now.plus_millis(hand_over_after_ms(block)), block, Reason::HandOver)),
         // Seen with its count already.
         Some(_) => None,
         // Nobody knows since when nothing refers to it.
         None => Some(Queued::new(now.plus_millis(garage.0.local.block_trees.release_delay_ms), block, Reason::Released)),
     }
+}
+
+/// Its new owners fetch blocks by themselves meanwhile, in the order of their hashes. Handed over in another order they rarely meet.
+fn hand_over_after_ms(block: BlockHash) -> u64 {
+    let [.., last] = block.as_bytes();
+    u64::from(*last) * HAND_OVER_SPREAD_MS / 256
 }
 
 impl Garage {

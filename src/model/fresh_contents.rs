@@ -86,7 +86,7 @@ impl Garage {
         }
         let mut live = Vec::new();
         for due in due {
-            if self.is_referred_to_here(due.reference.block, version).await? {
+            if self.is_referred_to(due.reference.block, version).await? {
                 live.push(due.reference.block);
             }
         }
@@ -107,10 +107,16 @@ impl Garage {
         }
     }
 
-    async fn is_referred_to_here(&self, block: BlockHash, version: VersionId) -> Result<bool, ModelError> {
-        let layout = self.0.cluster.layout().version();
-        let sort_key = version.as_bytes().to_vec().into();
-        let read = Read { layout, table: table_ids::BLOCK_REF, placement: block.into(), sort_key };
+    /// As this node knows, or, once the block belongs to others, as they do: they received the reference without its origin, so that
+    /// nobody but this node looks at it.
+    async fn is_referred_to(&self, block: BlockHash, version: VersionId) -> Result<bool, ModelError> {
+        let (layout, sort_key) = (self.0.cluster.layout(), version.as_bytes().to_vec());
+        if !layout.is_owner(self.0.cluster.node_id(), block.into()) {
+            let references = Table::<BlockRefTable>::new(self.0.local.tables.clone(), self.0.cluster.clone());
+            return Ok(references.get(block.into(), sort_key).await?.is_some_and(|row| !row.deleted));
+        }
+        let layout = layout.version();
+        let read = Read { layout, table: table_ids::BLOCK_REF, placement: block.into(), sort_key: sort_key.into() };
         let row = self.0.local.tables.read(read).await?.row;
         Ok(row.map(|row| BlockRefTable::decode(&row)).transpose()?.is_some_and(|row| !row.deleted))
     }

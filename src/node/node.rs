@@ -186,6 +186,9 @@ impl Node {
         let directory = StateDirectory { disk: disk.clone(), offload: offload.clone(), path: settings.metadata_dir.clone() };
         let background =
             Background::open(&directory, settings.background, may_delete, Scrub::new(clock.now(), random.u64())).await?;
+        if local.blocks.blocks.lacks_blocks() {
+            background.look_at_all_blocks().await?;
+        }
 
         settle_start(&local.tables, layout.standing(), identity.id(), start).await?;
         {

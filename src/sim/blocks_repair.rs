@@ -124,7 +124,7 @@ async fn parts_on_a_list_that_belongs_to_nobody_stay_in_their_object() {
     for block in body(2, 3).1 {
         assert_eq!(cluster.holders(block).await, [0]);
     }
-    assert_eq!(repair(&cluster, Repair::Versions).await, "2 (0)");
+    assert_eq!(repair(&cluster, Repair::Versions).await, "3 (0)");
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt};
 use garage_model::complete::{CompleteError, ListedPart, ListedWhole};
 use garage_model::copy::CopyObject;
 use garage_model::digest::ChecksumAlgorithm;
@@ -35,6 +36,21 @@ pub const KEYS: [&str; 40] = [
 
 /// How long a client waits before it hangs up.
 const PATIENCE: Duration = Duration::from_secs(45);
+
+/// How often an upload is aborted once all machines run: a claim whose holder is gone is settled within minutes.
+const ABORTS_MAX: u32 = 40;
+const ABORT_PAUSE: Duration = Duration::from_secs(10);
+
+/// Aborts an upload until it has ended; returns whether it has.
+pub async fn until_ended<'a>(abort: impl Fn() -> BoxFuture<'a, bool>) -> bool {
+    for _try in 0..ABORTS_MAX {
+        if abort().await {
+            return true;
+        }
+        tokio::time::sleep(ABORT_PAUSE).await;
+    }
+    false
+}
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
@@ -448,11 +464,19 @@ impl World {
                 let upload = upload.lock().unwrap();
                 (upload.name.clone(), upload.ended)
             };
-            if ended {
-                continue;
+            let abort = || {
+                let name = name.clone();
+                async move {
+                    let result = machine.run(PATIENCE, |garage| async move { garage.abort_multipart(&name).await }).await;
+                    self.history.note(format!("abort at the end -> {}", shown(&result)));
+                    matches!(result, Ok(Ok(()) | Err(ModelError::NoSuchUpload)))
+                }
+                .boxed()
+            };
+            let has_ended = ended || until_ended(abort).await;
+            if !has_ended {
+                self.history.violation(format!("the upload of {} cannot be ended although all machines run", name.key));
             }
-            let result = machine.run(PATIENCE, |garage| async move { garage.abort_multipart(&name).await }).await;
-            self.history.note(format!("abort at the end -> {}", shown(&result)));
         }
     }
 }

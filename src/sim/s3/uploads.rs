@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use garage_types::Random;
 use hyper::{Method, StatusCode};
 
 use super::client::{NoReply, Request};
 use super::work::{Turn, Work, path_of};
 use crate::history::{Begun, WRITE_HEADER};
+use crate::workload::until_ended;
 
 /// An upload as the clients know it.
 pub struct Upload {
@@ -157,22 +159,27 @@ impl Work {
 
     pub(super) async fn abort(&self, turn: &Turn<'_>) {
         if let Some(upload) = self.some_upload() {
-            self.abort_one(turn, &upload).await;
+            let _has_ended = self.abort_one(turn, &upload).await;
         }
     }
 
-    async fn abort_one(&self, turn: &Turn<'_>, upload: &Mutex<Upload>) {
+    /// Returns whether the upload has ended now.
+    async fn abort_one(&self, turn: &Turn<'_>, upload: &Mutex<Upload>) -> bool {
         let (what, request) = {
             let mut upload = upload.lock().unwrap();
             upload.endings += 1;
             let request = Request::new(Method::DELETE, path_of(upload.key)).query(upload.query());
             (format!("abort {}", upload.write), request)
         };
-        let result = self.send(turn, &what, request).await;
-        if result.is_ok_and(|reply| reply.status == StatusCode::NO_CONTENT) {
-            let mut upload = upload.lock().unwrap();
-            upload.ended = true;
-            self.world.history.aborted(upload.write);
+        match self.send(turn, &what, request).await.map(|reply| reply.status) {
+            Ok(StatusCode::NO_CONTENT) => {
+                let mut upload = upload.lock().unwrap();
+                upload.ended = true;
+                self.world.history.aborted(upload.write);
+                true
+            }
+            Ok(status) => status == StatusCode::NOT_FOUND,
+            Err(_no_reply) => false,
         }
     }
 
@@ -180,9 +187,9 @@ impl Work {
     pub(super) async fn abort_all(&self, turn: &Turn<'_>) {
         let uploads = self.uploads.lock().unwrap().clone();
         for upload in uploads {
-            let ended = upload.lock().unwrap().ended;
-            if !ended {
-                self.abort_one(turn, &upload).await;
+            let has_ended = upload.lock().unwrap().ended || until_ended(|| self.abort_one(turn, &upload).boxed()).await;
+            if !has_ended {
+                self.violation(turn, "an upload cannot be ended although all machines run");
             }
         }
     }
