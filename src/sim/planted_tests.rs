@@ -42,7 +42,7 @@ const KNOWN: [Known; 35] = [
     (Flaw::Planted(Bug::AcknowledgedWhileWriting), "writes-under-way", 0),
     (Flaw::Planted(Bug::StrangersAdmitted), "stranger-writes", 0),
     (Flaw::Planted(Bug::ReleasedTooEarly), "one-knows", 0),
-    (Flaw::Planted(Bug::ListWithdrawnEarly), "s3", 11),
+    (Flaw::Planted(Bug::ListWithdrawnEarly), "broken-completion", 0),
     (Flaw::Planted(Bug::QueueRowTakenOffUnsent), "unsent-deletions", 0),
     (Flaw::Planted(Bug::TombstonesNotHeld), "missed-deletion", 0),
     (Flaw::Planted(Bug::EpochNotAdvanced), "late-copy", 1),
