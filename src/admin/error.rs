@@ -170,6 +170,7 @@ fn class_of_layout(error: &LayoutError) -> Class {
         | LayoutError::NoRole { .. }
         | LayoutError::RedundancyOutOfRange { .. }
         | LayoutError::NothingToSkip
+        | LayoutError::NobodyIsDead
         | LayoutError::NotAcknowledged { .. }
         | LayoutError::SkipOutOfRange { .. } => INVALID_REQUEST,
         LayoutError::ReplicationFactor { .. }

@@ -79,10 +79,17 @@ async fn stage(daemon: &Daemon, update: UpdateClusterLayout, output: Output) -> 
 }
 
 async fn skip_dead_nodes(daemon: &Daemon, args: &SkipArgs, output: Output) -> Result<(), CliError> {
-    let SkipArgs { version, allow_missing_data } = *args;
+    let SkipArgs { version, allow_missing_data, yes: _ } = *args;
+    may_skip(args)?;
     let skipped = daemon.call(ClusterLayoutSkipDeadNodes { version, allow_missing_data }).await?;
     something_skipped(&skipped, args)?;
     output.reply(&skipped, layout_history::skipped)
+}
+
+fn may_skip(args: &SkipArgs) -> Result<(), CliError> {
+    let what = "with --allow-missing-data, what only the nodes that are not connected have is lost, and what others have yet to receive \
+        is not found until it has come";
+    super::confirmed(args.yes || !args.allow_missing_data, what)
 }
 
 /// # Errors
@@ -96,7 +103,7 @@ fn something_skipped(skipped: &SkippedNodes, args: &SkipArgs) -> Result<(), CliE
         "wait for the nodes that are connected, see `garage layout history`"
     } else {
         "no dead node holds up the others now. Wait for those that are connected; or, if a dead node had metadata still to \
-         receive, take its role away with `garage layout remove`, or accept the loss with --allow-missing-data"
+         receive, take its role away with `garage layout remove`, or accept the loss with --allow-missing-data --yes"
     };
     Err(CliError::Usage(format!("nothing was changed: {instead}")))
 }
@@ -219,7 +226,7 @@ mod tests {
     use garage_admin::layout_history::SkippedNodes;
     use garage_types::NodeId;
 
-    use super::{assignment, may_revert, parameters, something_skipped, version_to_apply};
+    use super::{assignment, may_revert, may_skip, parameters, something_skipped, version_to_apply};
     use crate::args::layout::{AssignArgs, RevertArgs, SkipArgs};
 
     fn id(byte: u8) -> NodeId {
@@ -338,11 +345,21 @@ mod tests {
         assert!(parameters(None).is_err());
     }
 
+    fn skip(allow_missing_data: bool, yes: bool) -> SkipArgs {
+        SkipArgs { version: 4, allow_missing_data, yes }
+    }
+
+    #[test]
+    fn missing_data_are_accepted_by_a_word_of_its_own() {
+        assert!(may_skip(&skip(false, false)).is_ok() && may_skip(&skip(true, true)).is_ok());
+        assert!(may_skip(&skip(true, false)).unwrap_err().to_string().contains("is lost"));
+    }
+
     #[test]
     fn a_skip_that_changed_nothing_says_what_to_do_instead() {
         let outcome = |ack_updated, allow_missing_data| {
             let skipped = SkippedNodes { ack_updated, sync_updated: vec![], sync_ack_updated: vec![] };
-            something_skipped(&skipped, &SkipArgs { version: 4, allow_missing_data }).map_err(|error| error.to_string())
+            something_skipped(&skipped, &skip(allow_missing_data, true)).map_err(|error| error.to_string())
         };
         assert!(outcome(vec![], false).unwrap_err().contains("--allow-missing-data"));
         assert!(outcome(vec![], true).unwrap_err().contains("wait for the nodes"));

@@ -6,7 +6,7 @@ use garage_admin::layout_history::{LayoutConflict, LayoutHistoryInfo, SkippedNod
 use garage_types::NodeId;
 
 use super::layout::roles;
-use super::{heading, moves, row, table};
+use super::{heading, moves, named, row, table};
 
 /// Past and live versions.
 pub fn history(history: &LayoutHistoryInfo) -> String {
@@ -57,17 +57,19 @@ fn trackers(trackers: &BTreeMap<NodeId, TrackerInfo>) -> String {
     heading("UPDATE TRACKERS") + &table(&rows)
 }
 
-/// What to do when it takes too long.
+/// What to do when it takes too long. A skip is told of only where somebody may be dead: it costs what nodes have yet to receive.
 fn advice(history: &LayoutHistoryInfo) -> String {
     let version = history.current_version;
-    let mut text =
-        "Metadata are moving to where the current version wants them. A node whose numbers stay behind is down or slow: \
-                    see garage status.\n"
-            .to_owned();
+    let mut text = "Metadata are moving to where the current version wants them.\n".to_owned();
+    if history.disconnected.is_empty() {
+        return text
+            + "Every node is connected: the move goes on by itself. A node whose numbers stay behind is slow or rebuilds: see garage status.\n";
+    }
+    text += &format!("Not connected: {}. Bring them back, and it goes on.\n", named(&history.disconnected));
     if history.min_ack >= version {
         text += &format!(
             "If nodes are gone for good, take their roles away with garage layout remove. If they had metadata that nobody else has,\n\
-             accept the loss:  garage layout skip-dead-nodes --version {version} --allow-missing-data\n"
+             accept the loss:  garage layout skip-dead-nodes --version {version} --allow-missing-data --yes\n"
         );
     } else {
         text += &format!("If nodes are gone for good, go on without them:  garage layout skip-dead-nodes --version {version}\n");
@@ -138,6 +140,7 @@ mod tests {
                 NodeId::from_bytes([0xa; 32]),
                 TrackerInfo { ack: 5, sync: 4, sync_ack: 4 },
             )])),
+            disconnected: vec![NodeId::from_bytes([0xa; 32])],
             conflicts: vec![],
             moves: BTreeMap::new(),
             departed: vec![],
@@ -170,7 +173,10 @@ mod tests {
                         Node              Ack  Sync  Sync_ack\n\
                         0a0a0a0a0a0a0a0a  #5   #4    #4\n";
         assert!(text.starts_with(expected), "{text}");
-        assert!(text.contains("skip-dead-nodes --version 5 --allow-missing-data"));
+        assert!(text.contains("skip-dead-nodes --version 5 --allow-missing-data --yes\n"), "{text}");
+        assert!(text.contains("Not connected: 0a0a0a0a0a0a0a0a."), "{text}");
+        let healthy = history(&LayoutHistoryInfo { disconnected: vec![], ..info() });
+        assert!(healthy.contains("goes on by itself") && !healthy.contains("skip-dead-nodes"), "{healthy}");
         let unknown = history(&LayoutHistoryInfo { min_ack: 4, ..info() });
         assert!(unknown.contains("skip-dead-nodes --version 5\n") && !unknown.contains("--allow-missing-data"));
     }
