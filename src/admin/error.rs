@@ -35,6 +35,11 @@ pub enum AdminError {
     IncompleteRole { node: garage_types::NodeId, missing: &'static str },
     #[error("node {node}: remove stands alone, without zone, tags or capacity")]
     AmbiguousRole { node: garage_types::NodeId },
+    #[error(
+        "node {} is configured with replication_factor = {found}, this node with {configured}: neither takes in a layout of the other. \
+         Put it right in the configuration file that is wrong, and restart that node", node.short()
+    )]
+    OtherReplicationFactor { node: garage_types::NodeId, found: usize, configured: usize },
     #[error("the secret of the key {id} is too easily guessed: it needs at least {} characters", crate::keys::SECRET_LENGTH_MIN)]
     ShortSecret { id: KeyId },
     #[error("{name} is not a name of bucket {bucket}")]
@@ -107,6 +112,7 @@ impl AdminError {
             | AdminError::Exclusive { .. }
             | AdminError::IncompleteRole { .. }
             | AdminError::AmbiguousRole { .. }
+            | AdminError::OtherReplicationFactor { .. }
             | AdminError::ShortSecret { .. }
             | AdminError::NotItsName { .. }
             | AdminError::BlockPattern { .. }

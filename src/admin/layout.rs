@@ -5,8 +5,10 @@ use garage_rpc::layout::version::{LayoutParameters as Parameters, LayoutVersion,
 use garage_types::NodeId;
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::connected_nodes;
 use crate::error::{AdminError, ApiError};
 use crate::layout_plan::{LayoutPlan, layout_plan};
+use crate::nodes::check_replication_factors;
 use crate::operations::{AdminService, Operation};
 use crate::report;
 
@@ -199,6 +201,9 @@ impl Operation for UpdateClusterLayout {
     async fn run(self, service: &AdminService) -> Result<Layout, AdminError> {
         let check = |change: &RoleChange| change.check().map(|checked| (change.id, checked));
         let changes = self.roles.iter().map(check).collect::<Result<Vec<_>, _>>()?;
+        let connected = connected_nodes(service);
+        let assigned = changes.iter().filter(|(node, change)| connected.contains(node) && matches!(change, Change::Assign(_)));
+        check_replication_factors(service, assigned.map(|(node, _role)| *node).collect()).await?;
         for (node, change) in changes {
             match change {
                 Change::Assign(role) => service.layout().stage_role(node, role).await?,

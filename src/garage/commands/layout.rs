@@ -269,6 +269,7 @@ mod tests {
             data_partition: None,
             metadata_partition: None,
             moves: None,
+            replication_factor: None,
         }
     }
 
@@ -284,8 +285,14 @@ mod tests {
     }
 
     fn plan(args: &AssignArgs) -> Result<Vec<RoleChange>, String> {
-        let status =
-            ClusterStatus { layout_version: 3, nodes: vec![], layout_conflicts: vec![], departed: vec![], waiting: vec![] };
+        let status = ClusterStatus {
+            layout_version: 3,
+            replication_factor: 3,
+            nodes: vec![],
+            layout_conflicts: vec![],
+            departed: vec![],
+            waiting: vec![],
+        };
         assignment(args, &layout(), &status).map(|update| update.roles).map_err(|error| error.to_string())
     }
 
@@ -318,6 +325,7 @@ mod tests {
     fn a_node_that_replaces_another_one_inherits_its_role() {
         let status = ClusterStatus {
             layout_version: 3,
+            replication_factor: 3,
             nodes: vec![stranger(9)],
             layout_conflicts: vec![],
             departed: vec![],

@@ -192,6 +192,7 @@ mod tests {
             data_partition: available.map(|available| Space { available, total: 2 * available }),
             metadata_partition: None,
             moves: None,
+            replication_factor: None,
         }
     }
 
@@ -215,6 +216,7 @@ mod tests {
         };
         let status = |third| ClusterStatus {
             layout_version: 1,
+            replication_factor: 3,
             nodes: vec![node(1, Some(25_600)), node(2, Some(6400)), node(3, third)],
             layout_conflicts: vec![],
             departed: vec![],
@@ -260,8 +262,14 @@ mod tests {
             staged_role_changes: vec![],
             staged_parameters: None,
         };
-        let status =
-            ClusterStatus { layout_version: 0, nodes: vec![], layout_conflicts: vec![], departed: vec![], waiting: vec![] };
+        let status = ClusterStatus {
+            layout_version: 0,
+            replication_factor: 3,
+            nodes: vec![],
+            layout_conflicts: vec![],
+            departed: vec![],
+            waiting: vec![],
+        };
         let text = stats(&nodes, &status, &layout);
         for part in [
             "==== NODE [0101010101010101] ====\n",
