@@ -82,6 +82,15 @@ pub struct StatusConflict {
     pub digests: Vec<String>,
 }
 
+/// The layouts in conflict, by their digests.
+pub(crate) fn status_conflicts(history: &LayoutHistory) -> Vec<StatusConflict> {
+    let conflict = |found: Conflict| {
+        let digests = found.digests.iter().map(LayoutDigest::hex).collect();
+        StatusConflict { version: found.number, digests }
+    };
+    history.conflicts().into_iter().map(conflict).collect()
+}
+
 /// A node as the mesh sees it, this one included.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Seen {
@@ -124,15 +133,11 @@ fn status_of(seen: &BTreeMap<NodeId, Seen>, told: &BTreeMap<NodeId, NodeStatus>,
             replication_factor: told.and_then(|told| told.replication_factor),
         }
     };
-    let conflict = |found: Conflict| {
-        let digests = found.digests.iter().map(LayoutDigest::hex).collect();
-        StatusConflict { version: found.number, digests }
-    };
     ClusterStatus {
         layout_version: history.current_number(),
         replication_factor: history.replication_factor(),
         nodes: listed.into_iter().map(node).collect(),
-        layout_conflicts: history.conflicts().into_iter().map(conflict).collect(),
+        layout_conflicts: status_conflicts(history),
         departed: departed(layout, &moves_of(told)),
         waiting: Vec::new(),
     }

@@ -5,7 +5,7 @@ use garage_rpc::layout::version::{LayoutParameters as Parameters, LayoutVersion,
 use garage_types::NodeId;
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::connected_nodes;
+use crate::cluster::{StatusConflict, connected_nodes, status_conflicts};
 use crate::error::{AdminError, ApiError};
 use crate::layout_plan::{LayoutPlan, layout_plan};
 use crate::nodes::check_replication_factors;
@@ -116,6 +116,16 @@ pub struct Layout {
     pub staged_role_changes: Vec<RoleChange>,
     /// Only when different.
     pub staged_parameters: Option<LayoutParameters>,
+    /// Different live layouts with one number, of which the roles are those of one: an operator has to choose.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conflicts: Vec<StatusConflict>,
+}
+
+impl Layout {
+    /// Whether there is anything to apply.
+    pub fn has_staged(&self) -> bool {
+        !self.staged_role_changes.is_empty() || self.staged_parameters.is_some()
+    }
 }
 
 /// The part of a [`Layout`] that a version fixes.
@@ -140,6 +150,7 @@ pub(crate) fn version_as_layout(version: &LayoutVersion) -> Layout {
         partition_size,
         staged_role_changes: Vec::new(),
         staged_parameters: None,
+        conflicts: Vec::new(),
     }
 }
 
@@ -153,6 +164,7 @@ pub fn layout_of(history: &LayoutHistory) -> Layout {
             partition_size: 0,
             staged_role_changes: Vec::new(),
             staged_parameters: None,
+            conflicts: Vec::new(),
         },
         |version| version_as_layout(version),
     );
@@ -169,6 +181,7 @@ pub fn layout_of(history: &LayoutHistory) -> Layout {
     layout.staged_role_changes = history.staging().roles().map(staged).collect();
     let parameters = history.staging().parameters().map(LayoutParameters::from);
     layout.staged_parameters = parameters.filter(|staged| *staged != layout.parameters);
+    layout.conflicts = status_conflicts(history);
     layout
 }
 
@@ -340,6 +353,19 @@ mod tests {
         assert!(nothing.check().unwrap_err().to_string().contains("needs a zone"));
         let both = RoleChange { remove: true, zone: Some("z".into()), ..nothing };
         assert!(both.check().unwrap_err().to_string().contains("remove stands alone"));
+    }
+
+    #[test]
+    fn a_layout_that_contradicts_another_one_says_so() {
+        let (mut one, mut other) = (LayoutHistory::new(1), LayoutHistory::new(1));
+        for (history, byte) in [(&mut one, 1), (&mut other, 2)] {
+            history.stage_role(Timestamp::from_millis(1), node(byte), role(Some(1_000_000))).unwrap();
+            history.apply(1).unwrap();
+        }
+        assert!(layout_of(&one).conflicts.is_empty());
+        one.merge(&other).unwrap();
+        let conflicts = layout_of(&one).conflicts;
+        assert_eq!((conflicts.len(), conflicts[0].version, conflicts[0].digests.len()), (1, 1, 2));
     }
 
     #[test]

@@ -28,6 +28,9 @@ pub enum VersionStatus {
 #[serde(rename_all = "camelCase")]
 pub struct VersionInfo {
     pub version: u64,
+    /// 64 hexadecimal digits, which tell it from others with its number; `None` from older versions.
+    #[serde(default)]
+    pub digest: Option<String>,
     pub status: VersionStatus,
     pub storage_nodes: usize,
     pub gateway_nodes: usize,
@@ -84,6 +87,7 @@ pub struct LayoutHistoryInfo {
 pub fn history_of(history: &LayoutHistory, connected: &BTreeSet<NodeId>) -> LayoutHistoryInfo {
     let versions = history.summaries().into_iter().map(|summary| VersionInfo {
         version: summary.key.number,
+        digest: Some(summary.key.digest.hex()),
         status: match summary.status {
             Status::Current => VersionStatus::Current,
             Status::Draining => VersionStatus::Draining,
@@ -228,7 +232,10 @@ mod tests {
         one.apply(1).unwrap();
         other.apply(1).unwrap();
         one.merge(&other).unwrap();
-        let conflicts = history_of(&one, &BTreeSet::new()).conflicts;
+        let shown = history_of(&one, &BTreeSet::new());
+        assert_eq!(shown.versions.len(), 2);
+        assert_ne!(shown.versions[0].digest, shown.versions[1].digest);
+        let conflicts = shown.conflicts;
         assert_eq!((conflicts.len(), conflicts[0].version, conflicts[0].layouts.len()), (1, 1, 2));
         let [first, second] = [0, 1].map(|at| &conflicts[0].layouts[at]);
         assert_ne!(first.layout.roles[0].id, second.layout.roles[0].id);

@@ -73,6 +73,10 @@ pub(super) async fn run(daemon: &Daemon, command: LayoutCommand, output: Output)
 async fn stage(daemon: &Daemon, update: UpdateClusterLayout, output: Output) -> Result<(), CliError> {
     let layout = daemon.call(update).await?;
     output.reply(&layout, |layout| {
+        if !layout.conflicts.is_empty() {
+            return "Staged. Before it can be applied, choose between the layouts in conflict: garage layout resolve\n"
+                .to_owned();
+        }
         let next = layout.version + 1;
         format!("Staged. To see what it would do: garage layout show. To make it so: garage layout apply --version {next}\n")
     })
@@ -110,8 +114,7 @@ fn something_skipped(skipped: &SkippedNodes, args: &SkipArgs) -> Result<(), CliE
 
 async fn show_layout(daemon: &Daemon, output: Output) -> Result<(), CliError> {
     let layout = daemon.call(GetClusterLayout).await?;
-    let is_staged = !layout.staged_role_changes.is_empty() || layout.staged_parameters.is_some();
-    let preview = if is_staged { Some(daemon.call(PreviewClusterLayoutChanges).await?) } else { None };
+    let preview = if layout.has_staged() { Some(daemon.call(PreviewClusterLayoutChanges).await?) } else { None };
     output.reply(&ShownLayout { layout, preview }, |shown| show::show(&shown.layout, shown.preview.as_ref()))
 }
 
@@ -252,6 +255,7 @@ mod tests {
             partition_size: 0,
             staged_role_changes: vec![staged(2, None), RoleChange::removal(id(3))],
             staged_parameters: None,
+            conflicts: vec![],
         }
     }
 

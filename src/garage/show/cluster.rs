@@ -53,15 +53,8 @@ pub fn status(status: &ClusterStatus, layout: &Layout) -> String {
     }
     text += &other_factors(status);
     text += &waiting(status);
-    for conflict in &status.layout_conflicts {
-        let digests: Vec<&str> = conflict.digests.iter().map(|digest| digest.get(..16).unwrap_or(digest)).collect();
-        text += &format!(
-            "\nDifferent layouts are in force as version {}: {}. Choose one: see garage layout resolve.\n",
-            conflict.version,
-            digests.join(" and ")
-        );
-    }
-    if !layout.staged_role_changes.is_empty() || layout.staged_parameters.is_some() {
+    text += &super::layout::conflicts(&status.layout_conflicts);
+    if layout.has_staged() {
         text += "\n";
         text += &super::layout::staged(layout);
         text += "\nTo see what the changes would do: garage layout show\n";
@@ -310,6 +303,7 @@ mod tests {
             partition_size: 0,
             staged_role_changes: vec![removal],
             staged_parameters: None,
+            conflicts: vec![],
         };
         let conflict = StatusConflict { version: 1, digests: vec!["a".repeat(64), "b".repeat(64)] };
         let cluster = ClusterStatus {

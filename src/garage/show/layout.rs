@@ -3,14 +3,18 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
+use garage_admin::cluster::StatusConflict;
 use garage_admin::layout::{Layout, LayoutParameters, LayoutPreview, RoleChange, RoleInfo, ZoneRedundancy};
 use garage_admin::layout_plan::{LayoutPlan, NodePlan};
 use garage_types::size::format_decimal;
 
-use super::{MANY_NODES, duration, heading, row, share, table, tags};
+use super::{MANY_NODES, duration, heading, layout_history, row, share, table, tags};
 
 /// The layout now; when something is staged, also that, and what would come of it.
 pub fn show(layout: &Layout, preview: Option<&LayoutPreview>) -> String {
+    if !layout.conflicts.is_empty() {
+        return in_conflict(layout);
+    }
     let mut text = heading("CURRENT CLUSTER LAYOUT");
     if layout.roles.is_empty() {
         text += "No node has a role yet: see garage status for the nodes, then garage layout assign.\n";
@@ -28,6 +32,30 @@ pub fn show(layout: &Layout, preview: Option<&LayoutPreview>) -> String {
         text += &next(layout, preview);
     }
     text
+}
+
+/// None of the layouts is the current one, and nothing can be applied.
+fn in_conflict(layout: &Layout) -> String {
+    let mut text = conflicts(&layout.conflicts).trim_start().to_owned();
+    if layout.has_staged() {
+        text += "\n";
+        text += &staged(layout);
+        text += "\nThis can be applied once one of the layouts is chosen.\n";
+    }
+    text
+}
+
+/// Which layouts contradict each other; a line for each number.
+pub(super) fn conflicts(conflicts: &[StatusConflict]) -> String {
+    let line = |conflict: &StatusConflict| {
+        let digests: Vec<&str> = conflict.digests.iter().map(|digest| layout_history::short(digest)).collect();
+        format!(
+            "\nDifferent layouts are in force as version {}: {}. Choose one: see garage layout resolve.\n",
+            conflict.version,
+            digests.join(" and ")
+        )
+    };
+    conflicts.iter().map(line).collect()
 }
 
 fn redundancy(parameters: &LayoutParameters) -> String {
@@ -157,6 +185,7 @@ fn moves(plan: &LayoutPlan) -> String {
 
 #[cfg(test)]
 mod tests {
+    use garage_admin::cluster::StatusConflict;
     use garage_admin::layout::{Layout, LayoutParameters, LayoutPreview, RoleChange, RoleInfo, ZoneRedundancy};
     use garage_admin::layout_plan::{LayoutPlan, NodePlan};
     use garage_types::NodeId;
@@ -182,6 +211,7 @@ mod tests {
             partition_size: 1,
             staged_role_changes: vec![staged, RoleChange::removal(id(2))],
             staged_parameters: Some(LayoutParameters { zone_redundancy: ZoneRedundancy::AtLeast(2) }),
+            conflicts: vec![],
         }
     }
 
@@ -249,6 +279,21 @@ mod tests {
             assert!(text.contains(part), "{text}\nshould have\n{part}");
         }
         assert!(!show(&layout, None).contains("STAGED"));
+    }
+
+    #[test]
+    fn no_layout_in_conflict_is_shown_as_the_current_one() {
+        let conflicts = vec![StatusConflict { version: 3, digests: vec!["a".repeat(64), "b".repeat(64)] }];
+        let layout = Layout { conflicts, ..layout() };
+        let preview = LayoutPreview { error: Some("conflict".into()), message: vec![], new_layout: None, plan: None };
+        let text = show(&layout, Some(&preview));
+        assert!(
+            text.starts_with("Different layouts are in force as version 3: aaaaaaaaaaaaaaaa and bbbbbbbbbbbbbbbb. Choose one"),
+            "{text}"
+        );
+        assert!(text.contains("STAGED") && !text.contains("CURRENT") && !text.contains("layout apply"), "{text}");
+        let nothing_staged = Layout { staged_role_changes: vec![], staged_parameters: None, ..layout };
+        assert!(!show(&nothing_staged, None).contains("STAGED"));
     }
 
     #[test]

@@ -11,9 +11,13 @@ use super::{heading, moves, named, row, table};
 /// Past and live versions.
 pub fn history(history: &LayoutHistoryInfo) -> String {
     let mut text = heading("LAYOUT HISTORY");
+    let count = |number| history.versions.iter().filter(|version| version.version == number).count();
+    let is_ambiguous = history.versions.iter().any(|version| count(version.version) > 1);
     let mut rows = vec![row(["Version", "Status", "Storage nodes", "Gateway nodes"])];
     rows.extend(history.versions.iter().map(|version| {
+        let is_in_conflict = history.conflicts.iter().any(|conflict| conflict.version == version.version);
         let status = match version.status {
+            VersionStatus::Current if is_in_conflict => "In conflict",
             VersionStatus::Current => "Current",
             VersionStatus::Draining => "Draining",
             VersionStatus::Historical => "Historical",
@@ -25,6 +29,12 @@ pub fn history(history: &LayoutHistoryInfo) -> String {
             version.gateway_nodes.to_string(),
         ]
     }));
+    if is_ambiguous {
+        let digests = history.versions.iter().map(|version| short(version.digest.as_deref().unwrap_or("?")).to_owned());
+        for (row, digest) in rows.iter_mut().zip(std::iter::once("Digest".to_owned()).chain(digests)) {
+            row.push(digest);
+        }
+    }
     text += &table(&rows);
     text += "\n";
     if !history.conflicts.is_empty() {
@@ -77,6 +87,11 @@ fn advice(history: &LayoutHistoryInfo) -> String {
     text
 }
 
+/// As many digits of a digest as tell it from others.
+pub(super) fn short(digest: &str) -> &str {
+    digest.get(..16).unwrap_or(digest)
+}
+
 /// The layouts to choose from.
 pub fn conflicts(conflicts: &[LayoutConflict]) -> String {
     if conflicts.is_empty() {
@@ -89,7 +104,7 @@ pub fn conflicts(conflicts: &[LayoutConflict]) -> String {
             conflict.version
         );
         for candidate in &conflict.layouts {
-            let digest = candidate.digest.get(..16).unwrap_or(&candidate.digest);
+            let digest = short(&candidate.digest);
             text += &heading(&format!("LAYOUT {} WITH DIGEST {digest}", conflict.version));
             text += &roles(&candidate.layout);
             text += &format!("\nTo keep this one:  garage layout resolve {digest}\n\n");
@@ -126,8 +141,13 @@ mod tests {
     use super::{conflicts, history, skipped};
 
     fn info() -> LayoutHistoryInfo {
-        let version =
-            |version, status| VersionInfo { version, status, storage_nodes: 3, gateway_nodes: usize::from(version > 3) };
+        let version = |version, status| VersionInfo {
+            version,
+            digest: None,
+            status,
+            storage_nodes: 3,
+            gateway_nodes: usize::from(version > 3),
+        };
         LayoutHistoryInfo {
             current_version: 5,
             min_ack: 5,
@@ -190,6 +210,7 @@ mod tests {
             partition_size: 1,
             staged_role_changes: vec![],
             staged_parameters: None,
+            conflicts: vec![],
         };
         let candidate = |digit: &str| ConflictingLayout { digest: digit.repeat(64), layout: layout.clone() };
         let conflict = LayoutConflict { version: 4, layouts: vec![candidate("a"), candidate("b")] };
@@ -198,7 +219,21 @@ mod tests {
             text.contains("garage layout resolve aaaaaaaaaaaaaaaa\n") && text.contains("resolve bbbbbbbbbbbbbbbb\n"),
             "{text}"
         );
-        let shown = history(&LayoutHistoryInfo { conflicts: vec![conflict], ..info() });
+        let rival = |digit: &str| VersionInfo {
+            version: 4,
+            digest: Some(digit.repeat(64)),
+            status: VersionStatus::Current,
+            storage_nodes: 3,
+            gateway_nodes: 0,
+        };
+        let versions = vec![rival("a"), rival("b")];
+        let shown = history(&LayoutHistoryInfo { conflicts: vec![conflict], versions, ..info() });
+        let expected = "==== LAYOUT HISTORY ====\n\
+                        Version  Status       Storage nodes  Gateway nodes  Digest\n\
+                        #4       In conflict  3              0              aaaaaaaaaaaaaaaa\n\
+                        #4       In conflict  3              0              bbbbbbbbbbbbbbbb\n\
+                        \n";
+        assert!(shown.starts_with(expected), "{shown}");
         assert!(shown.contains("resolve aaaa") && !shown.contains("skip-dead-nodes"), "a skip would be refused");
         assert!(conflicts(&[]).contains("nothing has to be chosen"));
     }

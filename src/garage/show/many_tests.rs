@@ -72,6 +72,7 @@ fn roles() -> Layout {
         partition_size: 1,
         staged_role_changes: vec![],
         staged_parameters: None,
+        conflicts: vec![],
     }
 }
 

@@ -213,6 +213,7 @@ mod tests {
             partition_size: 1,
             staged_role_changes: vec![],
             staged_parameters: None,
+            conflicts: vec![],
         };
         let status = |third| ClusterStatus {
             layout_version: 1,
@@ -261,6 +262,7 @@ mod tests {
             partition_size: 0,
             staged_role_changes: vec![],
             staged_parameters: None,
+            conflicts: vec![],
         };
         let status = ClusterStatus {
             layout_version: 0,
