@@ -8,7 +8,7 @@ use garage_admin::layout::{Layout, LayoutParameters, LayoutPreview, RoleChange, 
 use garage_admin::layout_plan::{LayoutPlan, NodePlan};
 use garage_types::size::format_decimal;
 
-use super::{MANY_NODES, duration, heading, layout_history, row, share, table, tags};
+use super::{MANY_NODES, duration, heading, layout_history, named, row, share, table, tags};
 
 /// The layout now; when something is staged, also that, and what would come of it.
 pub fn show(layout: &Layout, preview: Option<&LayoutPreview>) -> String {
@@ -173,14 +173,32 @@ fn moves(plan: &LayoutPlan) -> String {
             plan.partitions_without_source
         );
     }
-    match (plan.seconds, plan.partition_bytes) {
-        (Some(seconds), _) => {
-            text += &format!("\nAt the speeds seen from this node, that takes at least {}.\n", duration(seconds));
-        }
-        (None, None) => text += "\nBytes are not known: the buckets could not be counted.\n",
-        (None, Some(_bytes)) => {}
+    if !plan.disconnected_receivers.is_empty() {
+        text += &format!(
+            "\nWarning: not connected, and to receive partitions: {}. The change does not end without them.\n",
+            named(&plan.disconnected_receivers)
+        );
     }
-    text
+    text + "\n" + &time(plan) + "\n"
+}
+
+/// How long the moves take, or why that is not known.
+fn time(plan: &LayoutPlan) -> String {
+    let without = match plan.unknown_speeds.len() {
+        0 => String::new(),
+        1 => ", without 1 node whose speed is unknown".to_owned(),
+        nodes => format!(", without {nodes} nodes whose speed is unknown"),
+    };
+    match (plan.seconds, plan.partition_bytes) {
+        (_, None) => "How long that takes is unknown: the buckets could not be counted.".to_owned(),
+        (_, Some(0)) => "Next to nothing is stored: that takes no time.".to_owned(),
+        (Some(seconds), _) => {
+            format!("At the speeds seen from this node, that takes at least {}{without}.", duration(seconds))
+        }
+        (None, _) => {
+            "How long that takes is unknown: no large transfer has shown this node yet how fast those nodes are.".to_owned()
+        }
+    }
 }
 
 #[cfg(test)]
@@ -234,6 +252,8 @@ mod tests {
             nodes: vec![node(1, 0, 100, 0), node(2, 0, 156, 256), node(3, 256, 0, 0)],
             partitions_without_source: 0,
             seconds: Some(7300),
+            unknown_speeds: vec![],
+            disconnected_receivers: vec![],
         }
     }
 
@@ -248,6 +268,13 @@ mod tests {
                         At the speeds seen from this node, that takes at least 2 hours.\n";
         assert_eq!(moves(&plan()), expected);
         assert_eq!(moves(&LayoutPlan { nodes: vec![], ..plan() }), "", "nothing moves");
+        let id = |byte| NodeId::from_bytes([byte; 32]);
+        let partly = moves(&LayoutPlan { unknown_speeds: vec![id(2)], ..plan() });
+        assert!(partly.ends_with("at least 2 hours, without 1 node whose speed is unknown.\n"), "{partly}");
+        let unknown = LayoutPlan { seconds: None, unknown_speeds: vec![id(2), id(3)], ..plan() };
+        assert!(moves(&unknown).contains("How long that takes is unknown: no large transfer"), "{}", moves(&unknown));
+        let cut_off = moves(&LayoutPlan { disconnected_receivers: vec![id(3)], ..plan() });
+        assert!(cut_off.contains("Warning: not connected, and to receive partitions: 0303030303030303."), "{cut_off}");
         let lost = moves(&LayoutPlan { partitions_without_source: 7, seconds: None, partition_bytes: None, ..plan() });
         assert!(lost.contains("Warning: 7 copies cannot be fetched") && lost.contains("could not be counted"));
     }

@@ -133,6 +133,8 @@ fn a_change_among_a_hundred_nodes_shows_what_changes() {
         nodes: (0..NODES).map(plan).collect(),
         partitions_without_source: 0,
         seconds: Some(7300),
+        unknown_speeds: (0..NODES).map(id).collect(),
+        disconnected_receivers: (0..NODES).map(id).collect(),
     };
     let preview = LayoutPreview {
         error: None,
