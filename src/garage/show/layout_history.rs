@@ -11,6 +11,9 @@ use super::{heading, moves, named, row, table};
 /// Past and live versions.
 pub fn history(history: &LayoutHistoryInfo) -> String {
     let mut text = heading("LAYOUT HISTORY");
+    if history.versions.is_empty() {
+        return text + "There is no layout yet: see garage status for the nodes, then garage layout assign.\n";
+    }
     let count = |number| history.versions.iter().filter(|version| version.version == number).count();
     let is_ambiguous = history.versions.iter().any(|version| count(version.version) > 1);
     let mut rows = vec![row(["Version", "Status", "Storage nodes", "Gateway nodes"])];
@@ -165,6 +168,12 @@ mod tests {
             moves: BTreeMap::new(),
             departed: vec![],
         }
+    }
+
+    #[test]
+    fn before_the_first_layout_nothing_is_said_to_be_in_place() {
+        let text = history(&LayoutHistoryInfo { current_version: 0, versions: vec![], update_trackers: None, ..info() });
+        assert!(text.contains("There is no layout yet") && !text.contains("Only the current version"), "{text}");
     }
 
     #[test]
