@@ -40,6 +40,8 @@ pub enum AdminError {
          Put it right in the configuration file that is wrong, and restart that node", node.short()
     )]
     OtherReplicationFactor { node: garage_types::NodeId, found: usize, configured: usize },
+    #[error("nothing is staged: the layout stays as it is")]
+    NothingStaged,
     #[error("the secret of the key {id} is too easily guessed: it needs at least {} characters", crate::keys::SECRET_LENGTH_MIN)]
     ShortSecret { id: KeyId },
     #[error("{name} is not a name of bucket {bucket}")]
@@ -112,6 +114,7 @@ impl AdminError {
             | AdminError::Exclusive { .. }
             | AdminError::IncompleteRole { .. }
             | AdminError::AmbiguousRole { .. }
+            | AdminError::NothingStaged
             | AdminError::OtherReplicationFactor { .. }
             | AdminError::ShortSecret { .. }
             | AdminError::NotItsName { .. }

@@ -290,12 +290,21 @@ impl Operation for ApplyClusterLayout {
     type Reply = AppliedLayout;
 
     async fn run(self, service: &AdminService) -> Result<AppliedLayout, AdminError> {
+        can_apply(&layout_of(service.layout().current().history()))?;
         let report = service.layout().apply(self.version).await?;
         let current = service.layout().current();
         let roles = current.current().map(|version| version.roles().clone()).unwrap_or_default();
         tracing::info!(version = self.version, "layout applied");
         Ok(AppliedLayout { message: report::lines(&report, &roles), layout: layout_of(current.history()) })
     }
+}
+
+/// A version like the one in force would only wait for every node once more. What a conflict needs is said by the layout itself.
+///
+/// # Errors
+/// [`AdminError::NothingStaged`].
+fn can_apply(layout: &Layout) -> Result<(), AdminError> {
+    if layout.has_staged() || !layout.conflicts.is_empty() { Ok(()) } else { Err(AdminError::NothingStaged) }
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -318,7 +327,7 @@ mod tests {
     use garage_types::{NodeId, Timestamp};
     use serde_json::json;
 
-    use super::{Change, Layout, RoleChange, UpdateClusterLayout, ZoneRedundancy, layout_of};
+    use super::{Change, Layout, RoleChange, UpdateClusterLayout, ZoneRedundancy, can_apply, layout_of};
 
     fn node(byte: u8) -> NodeId {
         NodeId::from_bytes([byte; 32])
@@ -363,7 +372,9 @@ mod tests {
             history.apply(1).unwrap();
         }
         assert!(layout_of(&one).conflicts.is_empty());
+        assert!(can_apply(&layout_of(&one)).unwrap_err().to_string().contains("nothing is staged"));
         one.merge(&other).unwrap();
+        assert!(can_apply(&layout_of(&one)).is_ok(), "the refusal that names the conflict comes later");
         let conflicts = layout_of(&one).conflicts;
         assert_eq!((conflicts.len(), conflicts[0].version, conflicts[0].digests.len()), (1, 1, 2));
     }
@@ -382,6 +393,7 @@ mod tests {
         assert_eq!(layout.roles[0].usable_capacity, Some(256 * layout.partition_size));
         assert_eq!((layout.roles[1].capacity, layout.roles[1].stored_partitions), (None, None));
         assert_eq!(layout.staged_role_changes, [RoleChange::removal(node(2))]);
+        assert!(can_apply(&layout).is_ok());
         assert_eq!(layout.staged_parameters, None);
     }
 }

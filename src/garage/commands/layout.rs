@@ -49,6 +49,9 @@ pub(super) async fn run(daemon: &Daemon, command: LayoutCommand, output: Output)
         LayoutCommand::Revert(args) => {
             let layout = daemon.call(GetClusterLayout).await?;
             may_revert(&args, &layout)?;
+            if !layout.has_staged() {
+                return output.reply(&layout, |_layout| "Nothing is staged.\n".to_owned());
+            }
             let layout = daemon.call(RevertClusterLayout).await?;
             output.reply(&layout, |_layout| "The staged changes are dropped.\n".to_owned())
         }
