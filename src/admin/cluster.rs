@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{AdminError, with_causes};
 use crate::moves::{DepartedNode, NodeMoves, departed};
-use crate::nodes::{NodeStatus, OwnStatus, Space, ask};
+use crate::nodes::{NodeStatus, OwnStatus, Space, ask, check_replication_factors};
 use crate::operations::{AdminService, Operation};
 use crate::waiting::{Waiting, waiting};
 
@@ -49,12 +49,18 @@ pub struct ClusterNode {
     /// `None` when the node does not tell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moves: Option<NodeMoves>,
+    /// What it is configured for; `None` when the node does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replication_factor: Option<usize>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ClusterStatus {
     pub layout_version: u64,
+    /// What the contacted node is configured for; nodes that differ take in none of its layouts. 0 from older versions.
+    #[serde(default)]
+    pub replication_factor: usize,
     /// By ascending id.
     pub nodes: Vec<ClusterNode>,
     /// Different live layouts with one number: an operator has to choose.
@@ -74,6 +80,15 @@ pub struct StatusConflict {
     pub version: u64,
     /// 64 hexadecimal digits each.
     pub digests: Vec<String>,
+}
+
+/// The layouts in conflict, by their digests.
+pub(crate) fn status_conflicts(history: &LayoutHistory) -> Vec<StatusConflict> {
+    let conflict = |found: Conflict| {
+        let digests = found.digests.iter().map(LayoutDigest::hex).collect();
+        StatusConflict { version: found.number, digests }
+    };
+    history.conflicts().into_iter().map(conflict).collect()
 }
 
 /// A node as the mesh sees it, this one included.
@@ -115,16 +130,14 @@ fn status_of(seen: &BTreeMap<NodeId, Seen>, told: &BTreeMap<NodeId, NodeStatus>,
             data_partition: told.and_then(|told| told.data),
             metadata_partition: told.and_then(|told| told.metadata),
             moves: told.and_then(|told| told.moves.clone()),
+            replication_factor: told.and_then(|told| told.replication_factor),
         }
-    };
-    let conflict = |found: Conflict| {
-        let digests = found.digests.iter().map(LayoutDigest::hex).collect();
-        StatusConflict { version: found.number, digests }
     };
     ClusterStatus {
         layout_version: history.current_number(),
+        replication_factor: history.replication_factor(),
         nodes: listed.into_iter().map(node).collect(),
-        layout_conflicts: history.conflicts().into_iter().map(conflict).collect(),
+        layout_conflicts: status_conflicts(history),
         departed: departed(layout, &moves_of(told)),
         waiting: Vec::new(),
     }
@@ -261,6 +274,9 @@ pub struct ConnectClusterNodes(pub Vec<String>);
 pub struct Connected {
     pub success: bool,
     pub error: Option<String>,
+    /// Why the node is of no use although it is connected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warning: Option<String>,
 }
 
 impl Operation for ConnectClusterNodes {
@@ -270,11 +286,10 @@ impl Operation for ConnectClusterNodes {
 
     async fn run(self, service: &AdminService) -> Result<Vec<Connected>, AdminError> {
         let connect = |address: String| async move {
-            let error = match address.parse::<PeerAddress>() {
-                Ok(peer) => connect(service, &peer).await.err(),
-                Err(error) => Some(error.to_string()),
-            };
-            Connected { success: error.is_none(), error }
+            match address.parse::<PeerAddress>() {
+                Ok(peer) => connect(service, &peer).await,
+                Err(error) => Connected { success: false, error: Some(error.to_string()), warning: None },
+            }
         };
         Ok(join_all(self.0.into_iter().map(connect)).await)
     }
@@ -297,10 +312,12 @@ fn seen_as(peer: PeerInfo, now: Timestamp) -> Seen {
     }
 }
 
-/// # Errors
-/// In words.
-async fn connect(service: &AdminService, peer: &PeerAddress) -> Result<(), String> {
-    service.mesh().connect(peer).await.map_err(|error| with_causes(&error))
+async fn connect(service: &AdminService, peer: &PeerAddress) -> Connected {
+    if let Err(error) = service.mesh().connect(peer).await {
+        return Connected { success: false, error: Some(with_causes(&error)), warning: None };
+    }
+    let warning = check_replication_factors(service, vec![peer.node]).await.err().map(|error| error.to_string());
+    Connected { success: true, error: None, warning }
 }
 
 #[cfg(test)]
@@ -319,7 +336,14 @@ mod tests {
     use crate::nodes::NodeStatus;
 
     fn told_by(hostname: &str) -> NodeStatus {
-        NodeStatus { hostname: hostname.into(), version: "1".into(), data: None, metadata: None, moves: None }
+        NodeStatus {
+            hostname: hostname.into(),
+            version: "1".into(),
+            data: None,
+            metadata: None,
+            moves: None,
+            replication_factor: Some(2),
+        }
     }
 
     fn view(history: LayoutHistory) -> ClusterLayout {
@@ -355,6 +379,8 @@ mod tests {
         let listed: Vec<NodeId> = status.nodes.iter().map(|node| node.id).collect();
         assert_eq!(listed, [1, 2, 3, 4, 9].map(id), "8 is neither connected nor has a role");
         assert_eq!((status.layout_version, status.nodes[0].hostname.as_deref()), (1, Some("alpha")));
+        let factors = (status.replication_factor, status.nodes[0].replication_factor, status.nodes[1].replication_factor);
+        assert_eq!(factors, (3, Some(2), None), "what this node is configured for, and what the others tell");
         assert_eq!((status.nodes[1].is_up, status.nodes[1].last_seen_secs_ago), (false, Some(9)));
         assert_eq!((status.nodes[2].is_up, status.nodes[2].last_seen_secs_ago), (false, None), "never seen");
         assert!(status.nodes[3].role.as_ref().is_some_and(|role| role.capacity.is_none()));

@@ -35,6 +35,13 @@ pub enum AdminError {
     IncompleteRole { node: garage_types::NodeId, missing: &'static str },
     #[error("node {node}: remove stands alone, without zone, tags or capacity")]
     AmbiguousRole { node: garage_types::NodeId },
+    #[error(
+        "node {} is configured with replication_factor = {found}, this node with {configured}: neither takes in a layout of the other. \
+         Put it right in the configuration file that is wrong, and restart that node", node.short()
+    )]
+    OtherReplicationFactor { node: garage_types::NodeId, found: usize, configured: usize },
+    #[error("nothing is staged: the layout stays as it is")]
+    NothingStaged,
     #[error("the secret of the key {id} is too easily guessed: it needs at least {} characters", crate::keys::SECRET_LENGTH_MIN)]
     ShortSecret { id: KeyId },
     #[error("{name} is not a name of bucket {bucket}")]
@@ -107,6 +114,8 @@ impl AdminError {
             | AdminError::Exclusive { .. }
             | AdminError::IncompleteRole { .. }
             | AdminError::AmbiguousRole { .. }
+            | AdminError::NothingStaged
+            | AdminError::OtherReplicationFactor { .. }
             | AdminError::ShortSecret { .. }
             | AdminError::NotItsName { .. }
             | AdminError::BlockPattern { .. }
@@ -170,6 +179,7 @@ fn class_of_layout(error: &LayoutError) -> Class {
         | LayoutError::NoRole { .. }
         | LayoutError::RedundancyOutOfRange { .. }
         | LayoutError::NothingToSkip
+        | LayoutError::NobodyIsDead
         | LayoutError::NotAcknowledged { .. }
         | LayoutError::SkipOutOfRange { .. } => INVALID_REQUEST,
         LayoutError::ReplicationFactor { .. }

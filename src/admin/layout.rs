@@ -5,8 +5,10 @@ use garage_rpc::layout::version::{LayoutParameters as Parameters, LayoutVersion,
 use garage_types::NodeId;
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::{StatusConflict, connected_nodes, status_conflicts};
 use crate::error::{AdminError, ApiError};
 use crate::layout_plan::{LayoutPlan, layout_plan};
+use crate::nodes::check_replication_factors;
 use crate::operations::{AdminService, Operation};
 use crate::report;
 
@@ -114,6 +116,16 @@ pub struct Layout {
     pub staged_role_changes: Vec<RoleChange>,
     /// Only when different.
     pub staged_parameters: Option<LayoutParameters>,
+    /// Different live layouts with one number, of which the roles are those of one: an operator has to choose.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conflicts: Vec<StatusConflict>,
+}
+
+impl Layout {
+    /// Whether there is anything to apply.
+    pub fn has_staged(&self) -> bool {
+        !self.staged_role_changes.is_empty() || self.staged_parameters.is_some()
+    }
 }
 
 /// The part of a [`Layout`] that a version fixes.
@@ -138,6 +150,7 @@ pub(crate) fn version_as_layout(version: &LayoutVersion) -> Layout {
         partition_size,
         staged_role_changes: Vec::new(),
         staged_parameters: None,
+        conflicts: Vec::new(),
     }
 }
 
@@ -151,6 +164,7 @@ pub fn layout_of(history: &LayoutHistory) -> Layout {
             partition_size: 0,
             staged_role_changes: Vec::new(),
             staged_parameters: None,
+            conflicts: Vec::new(),
         },
         |version| version_as_layout(version),
     );
@@ -167,6 +181,7 @@ pub fn layout_of(history: &LayoutHistory) -> Layout {
     layout.staged_role_changes = history.staging().roles().map(staged).collect();
     let parameters = history.staging().parameters().map(LayoutParameters::from);
     layout.staged_parameters = parameters.filter(|staged| *staged != layout.parameters);
+    layout.conflicts = status_conflicts(history);
     layout
 }
 
@@ -199,6 +214,9 @@ impl Operation for UpdateClusterLayout {
     async fn run(self, service: &AdminService) -> Result<Layout, AdminError> {
         let check = |change: &RoleChange| change.check().map(|checked| (change.id, checked));
         let changes = self.roles.iter().map(check).collect::<Result<Vec<_>, _>>()?;
+        let connected = connected_nodes(service);
+        let assigned = changes.iter().filter(|(node, change)| connected.contains(node) && matches!(change, Change::Assign(_)));
+        check_replication_factors(service, assigned.map(|(node, _role)| *node).collect()).await?;
         for (node, change) in changes {
             match change {
                 Change::Assign(role) => service.layout().stage_role(node, role).await?,
@@ -272,12 +290,21 @@ impl Operation for ApplyClusterLayout {
     type Reply = AppliedLayout;
 
     async fn run(self, service: &AdminService) -> Result<AppliedLayout, AdminError> {
+        can_apply(&layout_of(service.layout().current().history()))?;
         let report = service.layout().apply(self.version).await?;
         let current = service.layout().current();
         let roles = current.current().map(|version| version.roles().clone()).unwrap_or_default();
         tracing::info!(version = self.version, "layout applied");
         Ok(AppliedLayout { message: report::lines(&report, &roles), layout: layout_of(current.history()) })
     }
+}
+
+/// A version like the one in force would only wait for every node once more. What a conflict needs is said by the layout itself.
+///
+/// # Errors
+/// [`AdminError::NothingStaged`].
+fn can_apply(layout: &Layout) -> Result<(), AdminError> {
+    if layout.has_staged() || !layout.conflicts.is_empty() { Ok(()) } else { Err(AdminError::NothingStaged) }
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -300,7 +327,7 @@ mod tests {
     use garage_types::{NodeId, Timestamp};
     use serde_json::json;
 
-    use super::{Change, Layout, RoleChange, UpdateClusterLayout, ZoneRedundancy, layout_of};
+    use super::{Change, Layout, RoleChange, UpdateClusterLayout, ZoneRedundancy, can_apply, layout_of};
 
     fn node(byte: u8) -> NodeId {
         NodeId::from_bytes([byte; 32])
@@ -338,6 +365,21 @@ mod tests {
     }
 
     #[test]
+    fn a_layout_that_contradicts_another_one_says_so() {
+        let (mut one, mut other) = (LayoutHistory::new(1), LayoutHistory::new(1));
+        for (history, byte) in [(&mut one, 1), (&mut other, 2)] {
+            history.stage_role(Timestamp::from_millis(1), node(byte), role(Some(1_000_000))).unwrap();
+            history.apply(1).unwrap();
+        }
+        assert!(layout_of(&one).conflicts.is_empty());
+        assert!(can_apply(&layout_of(&one)).unwrap_err().to_string().contains("nothing is staged"));
+        one.merge(&other).unwrap();
+        assert!(can_apply(&layout_of(&one)).is_ok(), "the refusal that names the conflict comes later");
+        let conflicts = layout_of(&one).conflicts;
+        assert_eq!((conflicts.len(), conflicts[0].version, conflicts[0].digests.len()), (1, 1, 2));
+    }
+
+    #[test]
     fn a_layout_shows_roles_and_what_is_staged() {
         let mut history = LayoutHistory::new(1);
         assert_eq!(layout_of(&history).version, 0);
@@ -351,6 +393,7 @@ mod tests {
         assert_eq!(layout.roles[0].usable_capacity, Some(256 * layout.partition_size));
         assert_eq!((layout.roles[1].capacity, layout.roles[1].stored_partitions), (None, None));
         assert_eq!(layout.staged_role_changes, [RoleChange::removal(node(2))]);
+        assert!(can_apply(&layout).is_ok());
         assert_eq!(layout.staged_parameters, None);
     }
 }

@@ -28,6 +28,9 @@ pub enum VersionStatus {
 #[serde(rename_all = "camelCase")]
 pub struct VersionInfo {
     pub version: u64,
+    /// 64 hexadecimal digits, which tell it from others with its number; `None` from older versions.
+    #[serde(default)]
+    pub digest: Option<String>,
     pub status: VersionStatus,
     pub storage_nodes: usize,
     pub gateway_nodes: usize,
@@ -66,6 +69,9 @@ pub struct LayoutHistoryInfo {
     pub versions: Vec<VersionInfo>,
     /// Only while several versions are live.
     pub update_trackers: Option<BTreeMap<NodeId, TrackerInfo>>,
+    /// Members of live versions to which the contacted node has no connection.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disconnected: Vec<NodeId>,
     /// Empty as long as nobody applied two changes at once.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conflicts: Vec<LayoutConflict>,
@@ -77,10 +83,11 @@ pub struct LayoutHistoryInfo {
     pub departed: Vec<DepartedNode>,
 }
 
-/// What there is to know of past and live versions.
-pub fn history_of(history: &LayoutHistory) -> LayoutHistoryInfo {
+/// What there is to know of past and live versions, at a node that is connected to `connected`, itself included.
+pub fn history_of(history: &LayoutHistory, connected: &BTreeSet<NodeId>) -> LayoutHistoryInfo {
     let versions = history.summaries().into_iter().map(|summary| VersionInfo {
         version: summary.key.number,
+        digest: Some(summary.key.digest.hex()),
         status: match summary.status {
             Status::Current => VersionStatus::Current,
             Status::Draining => VersionStatus::Draining,
@@ -102,6 +109,7 @@ pub fn history_of(history: &LayoutHistory) -> LayoutHistoryInfo {
         min_ack: history.min_ack(),
         versions: versions.collect(),
         update_trackers: several_live.then(|| history.members().into_iter().map(tracker).collect()),
+        disconnected: history.members().difference(connected).copied().collect(),
         conflicts: conflicts_of(history),
         moves: BTreeMap::new(),
         departed: Vec::new(),
@@ -127,7 +135,7 @@ impl Operation for GetClusterLayoutHistory {
         let moves = moves_of(&told(service).await);
         let layout = service.layout().current();
         let departed = departed(&layout, &moves);
-        Ok(LayoutHistoryInfo { moves, departed, ..history_of(layout.history()) })
+        Ok(LayoutHistoryInfo { moves, departed, ..history_of(layout.history(), &connected_nodes(service)) })
     }
 }
 
@@ -187,6 +195,8 @@ impl Operation for ResolveClusterLayout {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use garage_rpc::layout::history::LayoutHistory;
     use garage_rpc::layout::version::NodeRole;
     use garage_types::{NodeId, Timestamp};
@@ -204,11 +214,14 @@ mod tests {
         for version in 1..=2 {
             stage(&mut history, 1, version << 20);
             history.apply(version).unwrap();
-            let shown = history_of(&history);
+            let shown = history_of(&history, &BTreeSet::new());
             assert_eq!(shown.update_trackers.is_some(), version == 2);
             assert_eq!(shown.versions[0].status, VersionStatus::Current);
             assert!(shown.conflicts.is_empty());
         }
+        let node = NodeId::from_bytes([1; 32]);
+        assert_eq!(history_of(&history, &BTreeSet::new()).disconnected, [node]);
+        assert!(history_of(&history, &BTreeSet::from([node])).disconnected.is_empty());
     }
 
     #[test]
@@ -219,7 +232,10 @@ mod tests {
         one.apply(1).unwrap();
         other.apply(1).unwrap();
         one.merge(&other).unwrap();
-        let conflicts = history_of(&one).conflicts;
+        let shown = history_of(&one, &BTreeSet::new());
+        assert_eq!(shown.versions.len(), 2);
+        assert_ne!(shown.versions[0].digest, shown.versions[1].digest);
+        let conflicts = shown.conflicts;
         assert_eq!((conflicts.len(), conflicts[0].version, conflicts[0].layouts.len()), (1, 1, 2));
         let [first, second] = [0, 1].map(|at| &conflicts[0].layouts[at]);
         assert_ne!(first.layout.roles[0].id, second.layout.roles[0].id);

@@ -26,8 +26,14 @@ pub struct LayoutPlan {
     pub nodes: Vec<NodePlan>,
     /// Copies of partitions that no connected node can send.
     pub partitions_without_source: usize,
-    /// At the speeds that the contacted node has seen; `None` when it has seen too few, or bytes are not known.
+    /// At the speeds that the contacted node has seen; `None` when it has seen none of those it would need, or bytes are not known.
     pub seconds: Option<u64>,
+    /// Nodes that send or receive at a speed which the contacted node has not seen: `seconds` leaves them out.
+    #[serde(default)]
+    pub unknown_speeds: Vec<NodeId>,
+    /// Nodes that are to receive something and are not connected.
+    #[serde(default)]
+    pub disconnected_receivers: Vec<NodeId>,
 }
 
 /// One node's part in it.
@@ -46,6 +52,7 @@ pub struct NodePlan {
 
 /// What is known beside the layouts.
 struct Known {
+    own: NodeId,
     connected: BTreeSet<NodeId>,
     /// Of all objects, each counted once; `None` when unknown.
     stored_bytes: Option<u64>,
@@ -63,7 +70,8 @@ pub(crate) async fn layout_plan(service: &AdminService, preview: &Preview) -> La
         }
     };
     let speeds = service.mesh().peers().into_iter().filter_map(|peer| Some((peer.id, peer.throughput?))).collect();
-    let known = Known { connected: connected_nodes(service), stored_bytes, speeds };
+    let own = service.garage.cluster().node_id();
+    let known = Known { own, connected: connected_nodes(service), stored_bytes, speeds };
     plan_of(service.layout().current().history(), preview, &known)
 }
 
@@ -83,22 +91,29 @@ fn plan_of(history: &LayoutHistory, preview: &Preview, known: &Known) -> LayoutP
         gives_up_bytes: bytes(*gives_up),
     };
     let nodes: Vec<NodePlan> = moves.nodes.iter().map(node).collect();
+    let is_unknown = |node: &&NodePlan| is_busy(node) && node.id != known.own && !known.speeds.contains_key(&node.id);
+    let is_cut_off = |node: &&NodePlan| node.receives_partitions > 0 && !known.connected.contains(&node.id);
     LayoutPlan {
         zone_redundancy: preview.report.zones_min,
         usable_capacity: preview.report.usable,
         effective_capacity: preview.report.effective,
         partition_bytes,
         seconds: seconds(&nodes, &known.speeds),
+        unknown_speeds: nodes.iter().filter(is_unknown).map(|node| node.id).collect(),
+        disconnected_receivers: nodes.iter().filter(is_cut_off).map(|node| node.id).collect(),
         nodes,
         partitions_without_source: moves.without_source,
     }
 }
 
+fn is_busy(node: &NodePlan) -> bool {
+    node.receives_partitions + node.sends_partitions > 0
+}
+
 /// How long the busiest node takes, each sending and receiving at once at the speed seen. The contacted node has no speed of its own:
 /// the others' say what it does.
 fn seconds(nodes: &[NodePlan], speeds: &BTreeMap<NodeId, u64>) -> Option<u64> {
-    let busy = nodes.iter().filter(|node| node.receives_partitions + node.sends_partitions > 0);
-    let took = busy.filter_map(|node| {
+    let took = nodes.iter().filter(|node| is_busy(node)).filter_map(|node| {
         let bytes = node.receives_bytes.zip(node.sends_bytes).map(|(receives, sends)| receives.max(sends))?;
         speeds.get(&node.id).map(|speed| bytes.div_ceil((*speed).max(1)))
     });
@@ -129,6 +144,7 @@ mod tests {
         let mut history = LayoutHistory::new(2);
         [1, 2].into_iter().for_each(|byte| stage(&mut history, byte));
         let known = |speeds: &[(u8, u64)]| Known {
+            own: id(1),
             connected: BTreeSet::from([1, 3].map(id)),
             stored_bytes: Some(256 << 20),
             speeds: speeds.iter().map(|(byte, speed)| (id(*byte), *speed)).collect(),
@@ -143,9 +159,12 @@ mod tests {
         assert_eq!((moved(3).receives_partitions, moved(3).receives_bytes), (256, Some(256 << 20)));
         assert_eq!((moved(2).gives_up_partitions, moved(2).sends_partitions), (256, 0), "it is not connected");
         assert_eq!((moved(1).sends_bytes, plan.partitions_without_source), (Some(256 << 20), 0));
-        assert_eq!(plan.seconds, Some(256));
-        let unknown = Known { stored_bytes: None, connected: BTreeSet::new(), speeds: BTreeMap::from([(id(3), 1)]) };
+        assert_eq!((plan.seconds, plan.unknown_speeds, plan.disconnected_receivers), (Some(256), vec![], vec![]));
+        let plan = plan_of(&history, &history.preview().unwrap(), &known(&[]));
+        assert_eq!((plan.seconds, plan.unknown_speeds), (None, vec![id(3)]), "the contacted node has no speed of its own");
+        let unknown = Known { own: id(1), stored_bytes: None, connected: BTreeSet::new(), speeds: BTreeMap::from([(id(3), 1)]) };
         let plan = plan_of(&history, &history.preview().unwrap(), &unknown);
         assert_eq!((plan.seconds, plan.partition_bytes, plan.partitions_without_source), (None, None, 256));
+        assert_eq!(plan.disconnected_receivers, [id(3)]);
     }
 }

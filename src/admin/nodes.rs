@@ -249,6 +249,9 @@ pub(crate) struct NodeStatus {
     /// `None` from a node whose version does not tell, or that cannot tell now.
     #[serde(default)]
     pub moves: Option<NodeMoves>,
+    /// What it is configured for; `None` from a node whose version does not tell.
+    #[serde(default)]
+    pub replication_factor: Option<usize>,
 }
 
 impl Operation for OwnStatus {
@@ -265,7 +268,35 @@ impl Operation for OwnStatus {
                 None
             }
         };
-        Ok(NodeStatus { hostname: hostname.clone(), version: version.clone(), data, metadata, moves })
+        let replication_factor = Some(replication_factor(service));
+        Ok(NodeStatus { hostname: hostname.clone(), version: version.clone(), data, metadata, moves, replication_factor })
+    }
+}
+
+/// What this node is configured for.
+pub(crate) fn replication_factor(service: &AdminService) -> usize {
+    service.layout().current().history().replication_factor()
+}
+
+/// Asks nodes for how many copies they are configured, and refuses those that differ from this one: they would take in none of its
+/// layouts. Nodes that are not connected, or do not tell, may be right.
+///
+/// # Errors
+/// [`AdminError::OtherReplicationFactor`].
+pub(crate) async fn check_replication_factors(service: &AdminService, nodes: Vec<NodeId>) -> Result<(), AdminError> {
+    let asked = nodes.into_iter().map(|node| async move {
+        let answer = ask(service, node, OwnStatus).await;
+        let unknown = |error| tracing::debug!(%node, error, "a node does not tell its replication factor");
+        (node, answer.map_err(unknown).ok().and_then(|status| status.replication_factor))
+    });
+    is_one_factor(replication_factor(service), &join_all(asked).await)
+}
+
+fn is_one_factor(configured: usize, told: &[(NodeId, Option<usize>)]) -> Result<(), AdminError> {
+    let differs = |(node, factor): &(NodeId, Option<usize>)| Some((*node, factor.filter(|found| *found != configured)?));
+    match told.iter().find_map(differs) {
+        Some((node, found)) => Err(AdminError::OtherReplicationFactor { node, found, configured }),
+        None => Ok(()),
     }
 }
 
@@ -280,7 +311,22 @@ pub(crate) fn visit_internal(visitor: &mut impl Visitor) {
 mod tests {
     use garage_types::NodeId;
 
-    use super::select;
+    use super::{NodeStatus, is_one_factor, select};
+
+    #[test]
+    fn a_node_for_another_number_of_copies_is_refused_and_one_that_does_not_tell_is_not() {
+        let [one, two] = [1, 2].map(|byte| NodeId::from_bytes([byte; 32]));
+        assert!(is_one_factor(3, &[(one, Some(3)), (two, None)]).is_ok());
+        let refused = is_one_factor(3, &[(one, Some(3)), (two, Some(2))]).unwrap_err().to_string();
+        assert!(refused.contains(&two.short()) && refused.contains("replication_factor = 2, this node with 3"), "{refused}");
+    }
+
+    #[test]
+    fn an_older_node_tells_no_replication_factor() {
+        let status: NodeStatus =
+            serde_json::from_str(r#"{"hostname":"h","version":"1","data":null,"metadata":null,"moves":null}"#).unwrap();
+        assert_eq!(status.replication_factor, None);
+    }
 
     #[test]
     fn a_selector_means_all_nodes_this_one_or_one_by_prefix() {

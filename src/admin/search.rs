@@ -5,11 +5,17 @@ use garage_types::{BucketId, KeyId, NodeId};
 /// Why a search found nothing to work on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SearchError {
-    #[error("{found} nodes match {pattern:?}: give more digits of one id, as `garage status` lists them")]
+    #[error("{found} nodes match {pattern:?}: {}", match found {
+        0 => "give the beginning of an id that `garage status` lists",
+        _ => "give more digits of one id, as `garage status` lists them",
+    })]
     Node { pattern: String, found: usize },
     #[error("{found} matching keys for {pattern:?}: give an id or a name that only one key has")]
     Key { pattern: String, found: usize },
-    #[error("{found} buckets match {pattern:?}: give a name or more digits of one id")]
+    #[error("{found} buckets match {pattern:?}: {}", match found {
+        0 => "give a name or the beginning of an id, as `garage bucket list` lists them",
+        _ => "give a name or more digits of one id",
+    })]
     Bucket { pattern: String, found: usize },
 }
 
@@ -90,7 +96,9 @@ mod tests {
         assert_eq!(super::node("01", nodes.into_iter().chain(nodes)), Ok(nodes[2]), "listed twice is one node");
         assert_eq!(super::node("a", nodes), Err(SearchError::Node { pattern: "a".into(), found: 2 }));
         assert_eq!(super::node("", nodes), Err(SearchError::Node { pattern: String::new(), found: 0 }));
-        assert!(super::node("ff", nodes).unwrap_err().to_string().starts_with("0 nodes match \"ff\""));
+        let none = super::node("ff", nodes).unwrap_err().to_string();
+        assert!(none.starts_with("0 nodes match \"ff\"") && !none.contains("more digits"), "{none}");
+        assert!(super::node("a", nodes).unwrap_err().to_string().contains("more digits"));
     }
 
     #[test]
@@ -111,6 +119,7 @@ mod tests {
         let ids = [0xab, 0xac].map(|byte| BucketId::from_bytes([byte; 32]));
         assert_eq!(super::bucket("ab", ids), Ok(ids[0]));
         assert_eq!(super::bucket("a", [ids[0]]), Err(SearchError::Bucket { pattern: "a".into(), found: 0 }));
+        assert!(!super::bucket("photos", ids).unwrap_err().to_string().contains("more digits"));
         assert_eq!(super::bucket("photos", ids), Err(SearchError::Bucket { pattern: "photos".into(), found: 0 }));
     }
 }

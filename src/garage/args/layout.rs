@@ -51,6 +51,9 @@ pub struct SkipArgs {
     /// Accept that metadata which only the dead nodes had is lost
     #[arg(long)]
     pub allow_missing_data: bool,
+    /// Confirms the loss
+    #[arg(long)]
+    pub yes: bool,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -90,11 +90,11 @@ fn layout_commands_take_their_options_before_or_after_the_node() {
 #[test]
 fn dead_nodes_are_skipped_up_to_a_version_and_conflicts_resolved_by_digest() {
     let Ok(Command::Layout(LayoutCommand::SkipDeadNodes(skip))) =
-        parse("layout skip-dead-nodes --version 4 --allow-missing-data")
+        parse("layout skip-dead-nodes --version 4 --allow-missing-data --yes")
     else {
         panic!()
     };
-    assert_eq!((skip.version, skip.allow_missing_data), (4, true));
+    assert_eq!((skip.version, skip.allow_missing_data, skip.yes), (4, true, true));
     assert!(parse("layout skip-dead-nodes").unwrap_err().contains("--version"));
     assert!(matches!(parse("layout resolve ab12"), Ok(Command::Layout(LayoutCommand::Resolve { digest: Some(_) }))));
     assert!(matches!(parse("layout resolve"), Ok(Command::Layout(LayoutCommand::Resolve { digest: None }))));

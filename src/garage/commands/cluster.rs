@@ -24,7 +24,11 @@ pub(super) async fn connect(daemon: &Daemon, peer: &PeerAddress, output: Output)
     let replies = daemon.call(ConnectClusterNodes(vec![peer.to_string()])).await?;
     match replies.iter().find_map(|reply| reply.error.as_ref()) {
         Some(error) => Err(CliError::NotConnected(error.clone())),
-        None => output.reply(&replies, |_replies| "Success.\n".to_owned()),
+        None => output.reply(&replies, |replies| {
+            let warnings = replies.iter().filter_map(|reply| reply.warning.as_ref());
+            let warnings: String = warnings.map(|warning| format!("Warning: {warning}.\n")).collect();
+            format!("Success.\n{warnings}")
+        }),
     }
 }
 

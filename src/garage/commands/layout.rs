@@ -49,6 +49,9 @@ pub(super) async fn run(daemon: &Daemon, command: LayoutCommand, output: Output)
         LayoutCommand::Revert(args) => {
             let layout = daemon.call(GetClusterLayout).await?;
             may_revert(&args, &layout)?;
+            if !layout.has_staged() {
+                return output.reply(&layout, |_layout| "Nothing is staged.\n".to_owned());
+            }
             let layout = daemon.call(RevertClusterLayout).await?;
             output.reply(&layout, |_layout| "The staged changes are dropped.\n".to_owned())
         }
@@ -73,16 +76,27 @@ pub(super) async fn run(daemon: &Daemon, command: LayoutCommand, output: Output)
 async fn stage(daemon: &Daemon, update: UpdateClusterLayout, output: Output) -> Result<(), CliError> {
     let layout = daemon.call(update).await?;
     output.reply(&layout, |layout| {
+        if !layout.conflicts.is_empty() {
+            return "Staged. Before it can be applied, choose between the layouts in conflict: garage layout resolve\n"
+                .to_owned();
+        }
         let next = layout.version + 1;
         format!("Staged. To see what it would do: garage layout show. To make it so: garage layout apply --version {next}\n")
     })
 }
 
 async fn skip_dead_nodes(daemon: &Daemon, args: &SkipArgs, output: Output) -> Result<(), CliError> {
-    let SkipArgs { version, allow_missing_data } = *args;
+    let SkipArgs { version, allow_missing_data, yes: _ } = *args;
+    may_skip(args)?;
     let skipped = daemon.call(ClusterLayoutSkipDeadNodes { version, allow_missing_data }).await?;
     something_skipped(&skipped, args)?;
     output.reply(&skipped, layout_history::skipped)
+}
+
+fn may_skip(args: &SkipArgs) -> Result<(), CliError> {
+    let what = "with --allow-missing-data, what only the nodes that are not connected have is lost, and what others have yet to receive \
+        is not found until it has come";
+    super::confirmed(args.yes || !args.allow_missing_data, what)
 }
 
 /// # Errors
@@ -96,15 +110,14 @@ fn something_skipped(skipped: &SkippedNodes, args: &SkipArgs) -> Result<(), CliE
         "wait for the nodes that are connected, see `garage layout history`"
     } else {
         "no dead node holds up the others now. Wait for those that are connected; or, if a dead node had metadata still to \
-         receive, take its role away with `garage layout remove`, or accept the loss with --allow-missing-data"
+         receive, take its role away with `garage layout remove`, or accept the loss with --allow-missing-data --yes"
     };
     Err(CliError::Usage(format!("nothing was changed: {instead}")))
 }
 
 async fn show_layout(daemon: &Daemon, output: Output) -> Result<(), CliError> {
     let layout = daemon.call(GetClusterLayout).await?;
-    let is_staged = !layout.staged_role_changes.is_empty() || layout.staged_parameters.is_some();
-    let preview = if is_staged { Some(daemon.call(PreviewClusterLayoutChanges).await?) } else { None };
+    let preview = if layout.has_staged() { Some(daemon.call(PreviewClusterLayoutChanges).await?) } else { None };
     output.reply(&ShownLayout { layout, preview }, |shown| show::show(&shown.layout, shown.preview.as_ref()))
 }
 
@@ -219,7 +232,7 @@ mod tests {
     use garage_admin::layout_history::SkippedNodes;
     use garage_types::NodeId;
 
-    use super::{assignment, may_revert, parameters, something_skipped, version_to_apply};
+    use super::{assignment, may_revert, may_skip, parameters, something_skipped, version_to_apply};
     use crate::args::layout::{AssignArgs, RevertArgs, SkipArgs};
 
     fn id(byte: u8) -> NodeId {
@@ -245,6 +258,7 @@ mod tests {
             partition_size: 0,
             staged_role_changes: vec![staged(2, None), RoleChange::removal(id(3))],
             staged_parameters: None,
+            conflicts: vec![],
         }
     }
 
@@ -262,6 +276,7 @@ mod tests {
             data_partition: None,
             metadata_partition: None,
             moves: None,
+            replication_factor: None,
         }
     }
 
@@ -277,8 +292,14 @@ mod tests {
     }
 
     fn plan(args: &AssignArgs) -> Result<Vec<RoleChange>, String> {
-        let status =
-            ClusterStatus { layout_version: 3, nodes: vec![], layout_conflicts: vec![], departed: vec![], waiting: vec![] };
+        let status = ClusterStatus {
+            layout_version: 3,
+            replication_factor: 3,
+            nodes: vec![],
+            layout_conflicts: vec![],
+            departed: vec![],
+            waiting: vec![],
+        };
         assignment(args, &layout(), &status).map(|update| update.roles).map_err(|error| error.to_string())
     }
 
@@ -311,6 +332,7 @@ mod tests {
     fn a_node_that_replaces_another_one_inherits_its_role() {
         let status = ClusterStatus {
             layout_version: 3,
+            replication_factor: 3,
             nodes: vec![stranger(9)],
             layout_conflicts: vec![],
             departed: vec![],
@@ -338,11 +360,21 @@ mod tests {
         assert!(parameters(None).is_err());
     }
 
+    fn skip(allow_missing_data: bool, yes: bool) -> SkipArgs {
+        SkipArgs { version: 4, allow_missing_data, yes }
+    }
+
+    #[test]
+    fn missing_data_are_accepted_by_a_word_of_its_own() {
+        assert!(may_skip(&skip(false, false)).is_ok() && may_skip(&skip(true, true)).is_ok());
+        assert!(may_skip(&skip(true, false)).unwrap_err().to_string().contains("is lost"));
+    }
+
     #[test]
     fn a_skip_that_changed_nothing_says_what_to_do_instead() {
         let outcome = |ack_updated, allow_missing_data| {
             let skipped = SkippedNodes { ack_updated, sync_updated: vec![], sync_ack_updated: vec![] };
-            something_skipped(&skipped, &SkipArgs { version: 4, allow_missing_data }).map_err(|error| error.to_string())
+            something_skipped(&skipped, &skip(allow_missing_data, true)).map_err(|error| error.to_string())
         };
         assert!(outcome(vec![], false).unwrap_err().contains("--allow-missing-data"));
         assert!(outcome(vec![], true).unwrap_err().contains("wait for the nodes"));

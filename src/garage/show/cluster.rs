@@ -1,6 +1,6 @@
 //! `garage status`
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use garage_admin::cluster::{ClusterNode, ClusterStatus, Role};
 use garage_admin::databases::DatabaseAccepted;
@@ -51,21 +51,35 @@ pub fn status(status: &ClusterStatus, layout: &Layout) -> String {
         text += "\n";
         text += section;
     }
+    text += &other_factors(status);
     text += &waiting(status);
-    for conflict in &status.layout_conflicts {
-        let digests: Vec<&str> = conflict.digests.iter().map(|digest| digest.get(..16).unwrap_or(digest)).collect();
-        text += &format!(
-            "\nDifferent layouts are in force as version {}: {}. Choose one: see garage layout resolve.\n",
-            conflict.version,
-            digests.join(" and ")
-        );
-    }
-    if !layout.staged_role_changes.is_empty() || layout.staged_parameters.is_some() {
+    text += &super::layout::conflicts(&status.layout_conflicts);
+    if layout.has_staged() {
         text += "\n";
         text += &super::layout::staged(layout);
         text += "\nTo see what the changes would do: garage layout show\n";
     }
     text
+}
+
+/// The nodes that take in none of the contacted node's layouts.
+fn other_factors(status: &ClusterStatus) -> String {
+    let mut factors: BTreeMap<usize, Vec<NodeId>> = BTreeMap::new();
+    // 0: the contacted node is of a version that does not tell.
+    for node in status.nodes.iter().filter(|_node| status.replication_factor > 0) {
+        if let Some(factor) = node.replication_factor.filter(|factor| *factor != status.replication_factor) {
+            factors.entry(factor).or_default().push(node.id);
+        }
+    }
+    let line = |(factor, nodes): (usize, Vec<NodeId>)| {
+        format!(
+            "\nConfigured with replication_factor = {factor}, where the contacted node has {}: {}. They take in none of its layouts: \
+             put the\nconfiguration file right that is wrong, and restart that node.\n",
+            status.replication_factor,
+            named(&nodes)
+        )
+    };
+    factors.into_iter().map(line).collect()
 }
 
 /// What cannot end by itself, what rebuilds, and which nodes wait for the operator's word.
@@ -224,7 +238,7 @@ mod tests {
     use garage_admin::nodes::{Multi, Space};
     use garage_types::NodeId;
 
-    use super::{Stalled, Waiting, snapshots, status};
+    use super::{Stalled, Waiting, other_factors, snapshots, status};
 
     fn node(byte: u8) -> ClusterNode {
         ClusterNode {
@@ -240,7 +254,25 @@ mod tests {
             data_partition: None,
             metadata_partition: None,
             moves: None,
+            replication_factor: None,
         }
+    }
+
+    #[test]
+    fn nodes_for_another_number_of_copies_are_named() {
+        let other = ClusterNode { replication_factor: Some(2), ..node(2) };
+        let nodes = vec![ClusterNode { replication_factor: Some(3), ..node(1) }, other, node(3)];
+        let cluster = ClusterStatus {
+            layout_version: 0,
+            replication_factor: 3,
+            nodes,
+            layout_conflicts: vec![],
+            departed: vec![],
+            waiting: vec![],
+        };
+        let named = "replication_factor = 2, where the contacted node has 3: 0202020202020202.";
+        assert!(other_factors(&cluster).contains(named), "{}", other_factors(&cluster));
+        assert_eq!(other_factors(&ClusterStatus { replication_factor: 0, ..cluster }), "", "an older daemon does not tell");
     }
 
     #[test]
@@ -271,10 +303,17 @@ mod tests {
             partition_size: 0,
             staged_role_changes: vec![removal],
             staged_parameters: None,
+            conflicts: vec![],
         };
         let conflict = StatusConflict { version: 1, digests: vec!["a".repeat(64), "b".repeat(64)] };
-        let cluster =
-            ClusterStatus { layout_version: 1, nodes, layout_conflicts: vec![conflict], departed: vec![], waiting: vec![] };
+        let cluster = ClusterStatus {
+            layout_version: 1,
+            replication_factor: 3,
+            nodes,
+            layout_conflicts: vec![conflict],
+            departed: vec![],
+            waiting: vec![],
+        };
         let text = status(&cluster, &layout);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(
@@ -317,8 +356,17 @@ mod tests {
         ];
         let moves = NodeMoves { rows_set_aside: 4, ..NodeMoves::default() };
         let nodes = vec![ClusterNode { moves: Some(moves), ..node(6) }];
-        let text =
-            status(&ClusterStatus { layout_version: 5, nodes, layout_conflicts: vec![], departed: vec![], waiting }, &layout);
+        let text = status(
+            &ClusterStatus {
+                layout_version: 5,
+                replication_factor: 3,
+                nodes,
+                layout_conflicts: vec![],
+                departed: vec![],
+                waiting,
+            },
+            &layout,
+        );
         assert!(text.contains("0101010101010101 rebuilds its metadata"), "{text}");
         let why = "0202020202020202 cannot rebuild its metadata: it waits for 0303030303030303 (not connected) and 0404040404040404 (rebuilding)";
         assert!(text.contains(why) && text.contains("garage node accept-database"), "{text}");

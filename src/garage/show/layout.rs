@@ -3,14 +3,18 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
+use garage_admin::cluster::StatusConflict;
 use garage_admin::layout::{Layout, LayoutParameters, LayoutPreview, RoleChange, RoleInfo, ZoneRedundancy};
 use garage_admin::layout_plan::{LayoutPlan, NodePlan};
 use garage_types::size::format_decimal;
 
-use super::{MANY_NODES, duration, heading, row, share, table, tags};
+use super::{MANY_NODES, duration, heading, layout_history, named, row, share, table, tags};
 
 /// The layout now; when something is staged, also that, and what would come of it.
 pub fn show(layout: &Layout, preview: Option<&LayoutPreview>) -> String {
+    if !layout.conflicts.is_empty() {
+        return in_conflict(layout);
+    }
     let mut text = heading("CURRENT CLUSTER LAYOUT");
     if layout.roles.is_empty() {
         text += "No node has a role yet: see garage status for the nodes, then garage layout assign.\n";
@@ -28,6 +32,30 @@ pub fn show(layout: &Layout, preview: Option<&LayoutPreview>) -> String {
         text += &next(layout, preview);
     }
     text
+}
+
+/// None of the layouts is the current one, and nothing can be applied.
+fn in_conflict(layout: &Layout) -> String {
+    let mut text = conflicts(&layout.conflicts).trim_start().to_owned();
+    if layout.has_staged() {
+        text += "\n";
+        text += &staged(layout);
+        text += "\nThis can be applied once one of the layouts is chosen.\n";
+    }
+    text
+}
+
+/// Which layouts contradict each other; a line for each number.
+pub(super) fn conflicts(conflicts: &[StatusConflict]) -> String {
+    let line = |conflict: &StatusConflict| {
+        let digests: Vec<&str> = conflict.digests.iter().map(|digest| layout_history::short(digest)).collect();
+        format!(
+            "\nDifferent layouts are in force as version {}: {}. Choose one: see garage layout resolve.\n",
+            conflict.version,
+            digests.join(" and ")
+        )
+    };
+    conflicts.iter().map(line).collect()
 }
 
 fn redundancy(parameters: &LayoutParameters) -> String {
@@ -145,18 +173,37 @@ fn moves(plan: &LayoutPlan) -> String {
             plan.partitions_without_source
         );
     }
-    match (plan.seconds, plan.partition_bytes) {
-        (Some(seconds), _) => {
-            text += &format!("\nAt the speeds seen from this node, that takes at least {}.\n", duration(seconds));
-        }
-        (None, None) => text += "\nBytes are not known: the buckets could not be counted.\n",
-        (None, Some(_bytes)) => {}
+    if !plan.disconnected_receivers.is_empty() {
+        text += &format!(
+            "\nWarning: not connected, and to receive partitions: {}. The change does not end without them.\n",
+            named(&plan.disconnected_receivers)
+        );
     }
-    text
+    text + "\n" + &time(plan) + "\n"
+}
+
+/// How long the moves take, or why that is not known.
+fn time(plan: &LayoutPlan) -> String {
+    let without = match plan.unknown_speeds.len() {
+        0 => String::new(),
+        1 => ", without 1 node whose speed is unknown".to_owned(),
+        nodes => format!(", without {nodes} nodes whose speed is unknown"),
+    };
+    match (plan.seconds, plan.partition_bytes) {
+        (_, None) => "How long that takes is unknown: the buckets could not be counted.".to_owned(),
+        (_, Some(0)) => "Next to nothing is stored: that takes no time.".to_owned(),
+        (Some(seconds), _) => {
+            format!("At the speeds seen from this node, that takes at least {}{without}.", duration(seconds))
+        }
+        (None, _) => {
+            "How long that takes is unknown: no large transfer has shown this node yet how fast those nodes are.".to_owned()
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use garage_admin::cluster::StatusConflict;
     use garage_admin::layout::{Layout, LayoutParameters, LayoutPreview, RoleChange, RoleInfo, ZoneRedundancy};
     use garage_admin::layout_plan::{LayoutPlan, NodePlan};
     use garage_types::NodeId;
@@ -182,6 +229,7 @@ mod tests {
             partition_size: 1,
             staged_role_changes: vec![staged, RoleChange::removal(id(2))],
             staged_parameters: Some(LayoutParameters { zone_redundancy: ZoneRedundancy::AtLeast(2) }),
+            conflicts: vec![],
         }
     }
 
@@ -204,6 +252,8 @@ mod tests {
             nodes: vec![node(1, 0, 100, 0), node(2, 0, 156, 256), node(3, 256, 0, 0)],
             partitions_without_source: 0,
             seconds: Some(7300),
+            unknown_speeds: vec![],
+            disconnected_receivers: vec![],
         }
     }
 
@@ -218,6 +268,13 @@ mod tests {
                         At the speeds seen from this node, that takes at least 2 hours.\n";
         assert_eq!(moves(&plan()), expected);
         assert_eq!(moves(&LayoutPlan { nodes: vec![], ..plan() }), "", "nothing moves");
+        let id = |byte| NodeId::from_bytes([byte; 32]);
+        let partly = moves(&LayoutPlan { unknown_speeds: vec![id(2)], ..plan() });
+        assert!(partly.ends_with("at least 2 hours, without 1 node whose speed is unknown.\n"), "{partly}");
+        let unknown = LayoutPlan { seconds: None, unknown_speeds: vec![id(2), id(3)], ..plan() };
+        assert!(moves(&unknown).contains("How long that takes is unknown: no large transfer"), "{}", moves(&unknown));
+        let cut_off = moves(&LayoutPlan { disconnected_receivers: vec![id(3)], ..plan() });
+        assert!(cut_off.contains("Warning: not connected, and to receive partitions: 0303030303030303."), "{cut_off}");
         let lost = moves(&LayoutPlan { partitions_without_source: 7, seconds: None, partition_bytes: None, ..plan() });
         assert!(lost.contains("Warning: 7 copies cannot be fetched") && lost.contains("could not be counted"));
     }
@@ -249,6 +306,21 @@ mod tests {
             assert!(text.contains(part), "{text}\nshould have\n{part}");
         }
         assert!(!show(&layout, None).contains("STAGED"));
+    }
+
+    #[test]
+    fn no_layout_in_conflict_is_shown_as_the_current_one() {
+        let conflicts = vec![StatusConflict { version: 3, digests: vec!["a".repeat(64), "b".repeat(64)] }];
+        let layout = Layout { conflicts, ..layout() };
+        let preview = LayoutPreview { error: Some("conflict".into()), message: vec![], new_layout: None, plan: None };
+        let text = show(&layout, Some(&preview));
+        assert!(
+            text.starts_with("Different layouts are in force as version 3: aaaaaaaaaaaaaaaa and bbbbbbbbbbbbbbbb. Choose one"),
+            "{text}"
+        );
+        assert!(text.contains("STAGED") && !text.contains("CURRENT") && !text.contains("layout apply"), "{text}");
+        let nothing_staged = Layout { staged_role_changes: vec![], staged_parameters: None, ..layout };
+        assert!(!show(&nothing_staged, None).contains("STAGED"));
     }
 
     #[test]

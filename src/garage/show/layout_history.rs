@@ -6,14 +6,21 @@ use garage_admin::layout_history::{LayoutConflict, LayoutHistoryInfo, SkippedNod
 use garage_types::NodeId;
 
 use super::layout::roles;
-use super::{heading, moves, row, table};
+use super::{heading, moves, named, row, table};
 
 /// Past and live versions.
 pub fn history(history: &LayoutHistoryInfo) -> String {
     let mut text = heading("LAYOUT HISTORY");
+    if history.versions.is_empty() {
+        return text + "There is no layout yet: see garage status for the nodes, then garage layout assign.\n";
+    }
+    let count = |number| history.versions.iter().filter(|version| version.version == number).count();
+    let is_ambiguous = history.versions.iter().any(|version| count(version.version) > 1);
     let mut rows = vec![row(["Version", "Status", "Storage nodes", "Gateway nodes"])];
     rows.extend(history.versions.iter().map(|version| {
+        let is_in_conflict = history.conflicts.iter().any(|conflict| conflict.version == version.version);
         let status = match version.status {
+            VersionStatus::Current if is_in_conflict => "In conflict",
             VersionStatus::Current => "Current",
             VersionStatus::Draining => "Draining",
             VersionStatus::Historical => "Historical",
@@ -25,6 +32,12 @@ pub fn history(history: &LayoutHistoryInfo) -> String {
             version.gateway_nodes.to_string(),
         ]
     }));
+    if is_ambiguous {
+        let digests = history.versions.iter().map(|version| short(version.digest.as_deref().unwrap_or("?")).to_owned());
+        for (row, digest) in rows.iter_mut().zip(std::iter::once("Digest".to_owned()).chain(digests)) {
+            row.push(digest);
+        }
+    }
     text += &table(&rows);
     text += "\n";
     if !history.conflicts.is_empty() {
@@ -57,22 +70,29 @@ fn trackers(trackers: &BTreeMap<NodeId, TrackerInfo>) -> String {
     heading("UPDATE TRACKERS") + &table(&rows)
 }
 
-/// What to do when it takes too long.
+/// What to do when it takes too long. A skip is told of only where somebody may be dead: it costs what nodes have yet to receive.
 fn advice(history: &LayoutHistoryInfo) -> String {
     let version = history.current_version;
-    let mut text =
-        "Metadata are moving to where the current version wants them. A node whose numbers stay behind is down or slow: \
-                    see garage status.\n"
-            .to_owned();
+    let mut text = "Metadata are moving to where the current version wants them.\n".to_owned();
+    if history.disconnected.is_empty() {
+        return text
+            + "Every node is connected: the move goes on by itself. A node whose numbers stay behind is slow or rebuilds: see garage status.\n";
+    }
+    text += &format!("Not connected: {}. Bring them back, and it goes on.\n", named(&history.disconnected));
     if history.min_ack >= version {
         text += &format!(
             "If nodes are gone for good, take their roles away with garage layout remove. If they had metadata that nobody else has,\n\
-             accept the loss:  garage layout skip-dead-nodes --version {version} --allow-missing-data\n"
+             accept the loss:  garage layout skip-dead-nodes --version {version} --allow-missing-data --yes\n"
         );
     } else {
         text += &format!("If nodes are gone for good, go on without them:  garage layout skip-dead-nodes --version {version}\n");
     }
     text
+}
+
+/// As many digits of a digest as tell it from others.
+pub(super) fn short(digest: &str) -> &str {
+    digest.get(..16).unwrap_or(digest)
 }
 
 /// The layouts to choose from.
@@ -87,7 +107,7 @@ pub fn conflicts(conflicts: &[LayoutConflict]) -> String {
             conflict.version
         );
         for candidate in &conflict.layouts {
-            let digest = candidate.digest.get(..16).unwrap_or(&candidate.digest);
+            let digest = short(&candidate.digest);
             text += &heading(&format!("LAYOUT {} WITH DIGEST {digest}", conflict.version));
             text += &roles(&candidate.layout);
             text += &format!("\nTo keep this one:  garage layout resolve {digest}\n\n");
@@ -124,8 +144,13 @@ mod tests {
     use super::{conflicts, history, skipped};
 
     fn info() -> LayoutHistoryInfo {
-        let version =
-            |version, status| VersionInfo { version, status, storage_nodes: 3, gateway_nodes: usize::from(version > 3) };
+        let version = |version, status| VersionInfo {
+            version,
+            digest: None,
+            status,
+            storage_nodes: 3,
+            gateway_nodes: usize::from(version > 3),
+        };
         LayoutHistoryInfo {
             current_version: 5,
             min_ack: 5,
@@ -138,10 +163,17 @@ mod tests {
                 NodeId::from_bytes([0xa; 32]),
                 TrackerInfo { ack: 5, sync: 4, sync_ack: 4 },
             )])),
+            disconnected: vec![NodeId::from_bytes([0xa; 32])],
             conflicts: vec![],
             moves: BTreeMap::new(),
             departed: vec![],
         }
+    }
+
+    #[test]
+    fn before_the_first_layout_nothing_is_said_to_be_in_place() {
+        let text = history(&LayoutHistoryInfo { current_version: 0, versions: vec![], update_trackers: None, ..info() });
+        assert!(text.contains("There is no layout yet") && !text.contains("Only the current version"), "{text}");
     }
 
     #[test]
@@ -170,7 +202,10 @@ mod tests {
                         Node              Ack  Sync  Sync_ack\n\
                         0a0a0a0a0a0a0a0a  #5   #4    #4\n";
         assert!(text.starts_with(expected), "{text}");
-        assert!(text.contains("skip-dead-nodes --version 5 --allow-missing-data"));
+        assert!(text.contains("skip-dead-nodes --version 5 --allow-missing-data --yes\n"), "{text}");
+        assert!(text.contains("Not connected: 0a0a0a0a0a0a0a0a."), "{text}");
+        let healthy = history(&LayoutHistoryInfo { disconnected: vec![], ..info() });
+        assert!(healthy.contains("goes on by itself") && !healthy.contains("skip-dead-nodes"), "{healthy}");
         let unknown = history(&LayoutHistoryInfo { min_ack: 4, ..info() });
         assert!(unknown.contains("skip-dead-nodes --version 5\n") && !unknown.contains("--allow-missing-data"));
     }
@@ -184,6 +219,7 @@ mod tests {
             partition_size: 1,
             staged_role_changes: vec![],
             staged_parameters: None,
+            conflicts: vec![],
         };
         let candidate = |digit: &str| ConflictingLayout { digest: digit.repeat(64), layout: layout.clone() };
         let conflict = LayoutConflict { version: 4, layouts: vec![candidate("a"), candidate("b")] };
@@ -192,7 +228,21 @@ mod tests {
             text.contains("garage layout resolve aaaaaaaaaaaaaaaa\n") && text.contains("resolve bbbbbbbbbbbbbbbb\n"),
             "{text}"
         );
-        let shown = history(&LayoutHistoryInfo { conflicts: vec![conflict], ..info() });
+        let rival = |digit: &str| VersionInfo {
+            version: 4,
+            digest: Some(digit.repeat(64)),
+            status: VersionStatus::Current,
+            storage_nodes: 3,
+            gateway_nodes: 0,
+        };
+        let versions = vec![rival("a"), rival("b")];
+        let shown = history(&LayoutHistoryInfo { conflicts: vec![conflict], versions, ..info() });
+        let expected = "==== LAYOUT HISTORY ====\n\
+                        Version  Status       Storage nodes  Gateway nodes  Digest\n\
+                        #4       In conflict  3              0              aaaaaaaaaaaaaaaa\n\
+                        #4       In conflict  3              0              bbbbbbbbbbbbbbbb\n\
+                        \n";
+        assert!(shown.starts_with(expected), "{shown}");
         assert!(shown.contains("resolve aaaa") && !shown.contains("skip-dead-nodes"), "a skip would be refused");
         assert!(conflicts(&[]).contains("nothing has to be chosen"));
     }

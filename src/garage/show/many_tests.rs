@@ -47,6 +47,7 @@ fn node(number: usize) -> ClusterNode {
             rows_set_aside: 2,
             ..NodeMoves::default()
         }),
+        replication_factor: Some(if number == 5 { 2 } else { 3 }),
     }
 }
 
@@ -71,6 +72,7 @@ fn roles() -> Layout {
         partition_size: 1,
         staged_role_changes: vec![],
         staged_parameters: None,
+        conflicts: vec![],
     }
 }
 
@@ -92,7 +94,8 @@ fn the_status_of_a_hundred_nodes_is_by_zone_and_counted() {
         for_nodes_rebuilding: (0..NODES).filter(|other| *other != number).map(id).collect(),
     });
     let waiting = waiting.collect();
-    let status = ClusterStatus { layout_version: 3, nodes, layout_conflicts: vec![], departed: vec![], waiting };
+    let status =
+        ClusterStatus { layout_version: 3, replication_factor: 3, nodes, layout_conflicts: vec![], departed: vec![], waiting };
     let text = cluster::status(&status, &roles());
     is_readable(&text, NODES + 50);
     let zones: Vec<&str> = text.lines().skip(2).take(95).map(|line| line.split("place-").nth(1).unwrap_or(line)).collect();
@@ -130,6 +133,8 @@ fn a_change_among_a_hundred_nodes_shows_what_changes() {
         nodes: (0..NODES).map(plan).collect(),
         partitions_without_source: 0,
         seconds: Some(7300),
+        unknown_speeds: (0..NODES).map(id).collect(),
+        disconnected_receivers: (0..NODES).map(id).collect(),
     };
     let preview = LayoutPreview {
         error: None,

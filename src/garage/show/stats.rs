@@ -192,6 +192,7 @@ mod tests {
             data_partition: available.map(|available| Space { available, total: 2 * available }),
             metadata_partition: None,
             moves: None,
+            replication_factor: None,
         }
     }
 
@@ -212,9 +213,11 @@ mod tests {
             partition_size: 1,
             staged_role_changes: vec![],
             staged_parameters: None,
+            conflicts: vec![],
         };
         let status = |third| ClusterStatus {
             layout_version: 1,
+            replication_factor: 3,
             nodes: vec![node(1, Some(25_600)), node(2, Some(6400)), node(3, third)],
             layout_conflicts: vec![],
             departed: vec![],
@@ -259,9 +262,16 @@ mod tests {
             partition_size: 0,
             staged_role_changes: vec![],
             staged_parameters: None,
+            conflicts: vec![],
         };
-        let status =
-            ClusterStatus { layout_version: 0, nodes: vec![], layout_conflicts: vec![], departed: vec![], waiting: vec![] };
+        let status = ClusterStatus {
+            layout_version: 0,
+            replication_factor: 3,
+            nodes: vec![],
+            layout_conflicts: vec![],
+            departed: vec![],
+            waiting: vec![],
+        };
         let text = stats(&nodes, &status, &layout);
         for part in [
             "==== NODE [0101010101010101] ====\n",

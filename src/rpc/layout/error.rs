@@ -43,6 +43,8 @@ pub enum LayoutError {
     NotAcknowledged { number: u64, min_ack: u64 },
     #[error("only one layout version is live: no node holds anything up")]
     NothingToSkip,
+    #[error("every node is connected: the move goes on by itself, and nothing is to be skipped")]
+    NobodyIsDead,
     #[error("version {given} cannot be skipped to: it must be above {oldest} and at most {current}")]
     SkipOutOfRange { given: u64, oldest: u64, current: u64 },
     #[error(transparent)]

@@ -2,7 +2,8 @@
 //!
 //! A version stays live until every member has acknowledged a later one, has its metadata, and reads there. A node that is gone does
 //! none of it. What must stay true: nobody is declared to have metadata that he had to receive, unless the operator accepts the loss;
-//! and it takes a node that is there to retire a version.
+//! and it takes a node that is there to retire a version. While everybody is there, nothing is skipped: what the nodes have yet to
+//! receive would be looked for where it is not.
 
 use std::collections::BTreeSet;
 
@@ -40,7 +41,8 @@ impl LayoutHistory {
     /// all who are there have acknowledged the version. Before, one of them may still write where nobody would read any more.
     ///
     /// # Errors
-    /// [`LayoutError::NothingToSkip`], [`LayoutError::SkipOutOfRange`], [`LayoutError::Conflict`].
+    /// [`LayoutError::NothingToSkip`], [`LayoutError::SkipOutOfRange`], [`LayoutError::Conflict`]; [`LayoutError::NobodyIsDead`]
+    /// unless a member of a live version is.
     pub fn skip_dead_nodes(
         &mut self,
         number: u64,
@@ -49,6 +51,9 @@ impl LayoutHistory {
     ) -> Result<Skipped, LayoutError> {
         let key = self.version_to_skip_to(number)?;
         let members = self.members();
+        if members.is_disjoint(dead) {
+            return Err(LayoutError::NobodyIsDead);
+        }
         let storing: BTreeSet<NodeId> =
             self.versions.get(&key).map(|version| version.storage_nodes().collect()).unwrap_or_default();
         let somebody_is_there = members.iter().any(|node| !dead.contains(node));
@@ -139,6 +144,18 @@ mod tests {
             let refused = growing().skip_dead_nodes(given, &BTreeSet::from([node(2)]), MissingData::Refuse);
             assert!(matches!(refused, Err(LayoutError::SkipOutOfRange { oldest: 1, current: 2, .. })), "{given}");
         }
+    }
+
+    #[test]
+    fn a_move_whose_nodes_are_all_there_is_not_cut_short() {
+        let mut history = growing();
+        advance(&mut history, &[1, 2, 3]);
+        let before = history.clone();
+        for (dead, missing) in [(None, MissingData::Allow), (None, MissingData::Refuse), (Some(node(9)), MissingData::Allow)] {
+            let refused = history.skip_dead_nodes(2, &dead.into_iter().collect(), missing);
+            assert!(matches!(refused, Err(LayoutError::NobodyIsDead)), "{dead:?} {missing:?}");
+        }
+        assert_eq!(history, before, "they have yet to receive what they must hold in version 2");
     }
 
     #[test]
