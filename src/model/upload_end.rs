@@ -19,7 +19,6 @@ use futures_util::future::{join, join3, try_join_all};
 use garage_table::Schema;
 use garage_table::wire::{Mode, Verdict};
 use garage_types::codec::{self, Unknown};
-use garage_types::planted::{Bug, is_planted};
 use garage_types::{Timestamp, UploadId, VersionId};
 
 use crate::combine;
@@ -259,9 +258,6 @@ impl Garage {
     /// what follows, since that takes all owners; where one is away the list stays, and holds nothing.
     async fn withdraw(&self, finish: &Finish) {
         self.withdraw_claim(&finish.row, finish.version, &Purpose::Complete(finish.completion.clone())).await;
-        if is_planted(Bug::ListWithdrawnEarly) {
-            self.withdraw_list(finish).await;
-        }
         let (garage, finish) = (self.clone(), finish.clone());
         let take_back = async move {
             if let Err(error) = garage.take_back(&finish).await {

@@ -76,6 +76,9 @@ mod gateway;
 mod multipart;
 
 #[cfg(test)]
+mod completions;
+
+#[cfg(test)]
 mod architecture;
 
 #[cfg(test)]

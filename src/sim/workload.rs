@@ -361,7 +361,7 @@ impl World {
         }
     }
 
-    pub async fn create_upload(&self, name: &str, machine: &Machine, key: &str) {
+    async fn create_upload(&self, name: &str, machine: &Machine, key: &str) {
         let write = self.history.new_write(Bytes::new());
         let object_key = ObjectKey::parse(key).unwrap();
         let create =
@@ -381,7 +381,7 @@ impl World {
         if open.is_empty() { None } else { Some(open[self.random.below(open.len() as u64) as usize].clone()) }
     }
 
-    pub async fn upload_part(&self, name: &str, machine: &Machine) {
+    async fn upload_part(&self, name: &str, machine: &Machine) {
         let Some(upload) = self.some_upload() else { return };
         let (number, body) = (1 + self.random.below(2) as u32, self.new_body());
         let (put, name) = {
@@ -399,7 +399,7 @@ impl World {
         }
     }
 
-    pub async fn complete(&self, name: &str, machine: &Machine) {
+    async fn complete(&self, name: &str, machine: &Machine) {
         let Some(upload) = self.some_upload() else { return };
         let Some((complete, begun, number, name)) = self.begin_completion(name, &upload) else { return };
         self.history.note(&name);

@@ -22,8 +22,6 @@ pub enum Bug {
     BehindIgnored,
     /// Content is released before what superseded it is known to a quorum.
     ReleasedTooEarly,
-    /// The list of a completion that failed is withdrawn while some owner may still carry the completion out.
-    ListWithdrawnEarly,
     /// A queued deletion is taken off the queue although it could not be sent.
     QueueRowTakenOffUnsent,
     /// A node whose database is lost is held to be whole.

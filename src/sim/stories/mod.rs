@@ -10,7 +10,6 @@ mod databases;
 mod deletions;
 mod layouts;
 mod refusals;
-mod uploads;
 
 mod tests;
 
@@ -46,7 +45,7 @@ pub struct Story {
 const THREE: Story =
     Story { name: "", machines: 3, roles: 3, replication_factor: 3, keys: 4, play: databases::lost_while_another_is_away };
 
-pub const STORIES: [Story; 20] = [
+pub const STORIES: [Story; 19] = [
     Story { name: "lost-database", ..THREE },
     Story { name: "two-lost-databases", machines: 5, roles: 5, replication_factor: 5, play: databases::two_are_lost, ..THREE },
     Story { name: "restored-database", play: databases::restored_from_a_copy, ..THREE },
@@ -63,7 +62,6 @@ pub const STORIES: [Story; 20] = [
     Story { name: "missed-deletion", play: collections::a_deletion_is_missed, ..THREE },
     Story { name: "one-knows", machines: 4, play: deletions::one_owner_knows, ..THREE },
     Story { name: "unsent-deletions", machines: 4, play: deletions::owners_reach_nobody, ..THREE },
-    Story { name: "broken-completion", machines: 4, play: uploads::a_completion_breaks_off, ..THREE },
     Story { name: "late-rival", machines: 7, play: refusals::a_rival_comes_late, ..THREE },
     Story { name: "rivals", machines: 7, play: refusals::a_rival_comes_early, ..THREE },
     Story { name: "unsound-layout", machines: 4, play: refusals::an_unsound_layout_is_told, ..THREE },
