@@ -7,6 +7,7 @@ use futures_util::future::join_all;
 use garage_rpc::layout::ClusterLayout;
 use garage_rpc::layout::history::{Conflict, LayoutHistory};
 use garage_rpc::layout::version::{LayoutDigest, NodeRole};
+use garage_rpc::mesh::Connecting;
 use garage_rpc::peers::{PeerInfo, PeerState};
 use garage_types::config::PeerAddress;
 use garage_types::{NodeId, Timestamp};
@@ -35,6 +36,7 @@ pub struct ClusterNode {
     pub id: NodeId,
     pub garage_version: Option<String>,
     pub addr: Option<String>,
+    /// As it told when it was last asked from the contacted node.
     pub hostname: Option<String>,
     pub is_up: bool,
     pub last_seen_secs_ago: Option<u64>,
@@ -86,8 +88,13 @@ struct Seen {
     latency: Option<Duration>,
 }
 
-/// Joins what the mesh, the nodes and the layout say.
-fn status_of(seen: &BTreeMap<NodeId, Seen>, told: &BTreeMap<NodeId, NodeStatus>, layout: &ClusterLayout) -> ClusterStatus {
+/// Joins what the mesh, the nodes and the layout say. `names`: of nodes that told them before, and cannot now.
+fn status_of(
+    seen: &BTreeMap<NodeId, Seen>,
+    told: &BTreeMap<NodeId, NodeStatus>,
+    names: &BTreeMap<NodeId, String>,
+    layout: &ClusterLayout,
+) -> ClusterStatus {
     let history = layout.history();
     let roles = history.current().map(|version| version.roles().clone()).unwrap_or_default();
     let storing: BTreeSet<NodeId> = history.live().flat_map(|version| version.storage_nodes()).collect();
@@ -106,7 +113,7 @@ fn status_of(seen: &BTreeMap<NodeId, Seen>, told: &BTreeMap<NodeId, NodeStatus>,
             id,
             garage_version: told.map(|told| told.version.clone()),
             addr: seen.address,
-            hostname: told.map(|told| told.hostname.clone()),
+            hostname: told.map(|told| &told.hostname).or_else(|| names.get(&id)).cloned(),
             is_up: seen.is_up,
             last_seen_secs_ago: seen.last_seen.map(|ago| ago.as_secs()),
             latency_ms: seen.latency.map(|latency| latency.as_secs_f64() * 1000.0),
@@ -154,11 +161,11 @@ impl Operation for GetClusterStatus {
         let told = told(service).await;
         let (layout, tables) = (service.layout().current(), service.garage.local().tables.tables());
         let waiting = waiting(&layout, &tables, &connected_nodes(service), &moves_of(&told));
-        Ok(ClusterStatus { waiting, ..status_of(&seen(service), &told, &layout) })
+        Ok(ClusterStatus { waiting, ..status_of(&seen(service), &told, &service.host_names.all(), &layout) })
     }
 }
 
-/// What every node that can be reached says of itself.
+/// What every node that can be reached, and answers soon, says of itself.
 pub(crate) async fn told(service: &AdminService) -> BTreeMap<NodeId, NodeStatus> {
     let up = connected_nodes(service).into_iter();
     let answers = join_all(up.map(|node| async move { (node, ask(service, node, OwnStatus).await) })).await;
@@ -172,6 +179,7 @@ pub(crate) async fn told(service: &AdminService) -> BTreeMap<NodeId, NodeStatus>
             Err(error) => tracing::debug!(%node, error, "a node does not tell its status"),
         }
     }
+    service.host_names.remember(&told);
     told
 }
 
@@ -261,6 +269,9 @@ pub struct ConnectClusterNodes(pub Vec<String>);
 pub struct Connected {
     pub success: bool,
     pub error: Option<String>,
+    /// Where the peer is connected already, so that the address of the request was not tried.
+    #[serde(default, rename = "alreadyAt", skip_serializing_if = "Option::is_none")]
+    pub already_at: Option<String>,
 }
 
 impl Operation for ConnectClusterNodes {
@@ -270,11 +281,14 @@ impl Operation for ConnectClusterNodes {
 
     async fn run(self, service: &AdminService) -> Result<Vec<Connected>, AdminError> {
         let connect = |address: String| async move {
-            let error = match address.parse::<PeerAddress>() {
-                Ok(peer) => connect(service, &peer).await.err(),
-                Err(error) => Some(error.to_string()),
+            let connected = match address.parse::<PeerAddress>() {
+                Ok(peer) => connect(service, &peer).await,
+                Err(error) => Err(error.to_string()),
             };
-            Connected { success: error.is_none(), error }
+            match connected {
+                Ok(already_at) => Connected { success: true, error: None, already_at },
+                Err(error) => Connected { success: false, error: Some(error), already_at: None },
+            }
         };
         Ok(join_all(self.0.into_iter().map(connect)).await)
     }
@@ -297,10 +311,16 @@ fn seen_as(peer: PeerInfo, now: Timestamp) -> Seen {
     }
 }
 
+/// Returns where the peer is connected already, if it is.
+///
 /// # Errors
 /// In words.
-async fn connect(service: &AdminService, peer: &PeerAddress) -> Result<(), String> {
-    service.mesh().connect(peer).await.map_err(|error| with_causes(&error))
+async fn connect(service: &AdminService, peer: &PeerAddress) -> Result<Option<String>, String> {
+    match service.mesh().connect(peer).await {
+        Ok(Connecting::Done) => Ok(None),
+        Ok(Connecting::WasConnected { address }) => Ok(Some(address)),
+        Err(error) => Err(with_causes(&error)),
+    }
 }
 
 #[cfg(test)]
@@ -316,7 +336,7 @@ mod tests {
     use garage_types::{NodeId, Timestamp};
 
     use super::{Health, Seen, health_of, seen_as, status_of};
-    use crate::nodes::NodeStatus;
+    use crate::nodes::{HostNames, NodeStatus};
 
     fn told_by(hostname: &str) -> NodeStatus {
         NodeStatus { hostname: hostname.into(), version: "1".into(), data: None, metadata: None, moves: None }
@@ -351,7 +371,7 @@ mod tests {
     #[test]
     fn status_lists_who_is_connected_or_of_use() {
         let told = BTreeMap::from([(id(1), told_by("alpha"))]);
-        let status = status_of(&seen(&[1, 9], &[2, 8]), &told, &view(history()));
+        let status = status_of(&seen(&[1, 9], &[2, 8]), &told, &BTreeMap::new(), &view(history()));
         let listed: Vec<NodeId> = status.nodes.iter().map(|node| node.id).collect();
         assert_eq!(listed, [1, 2, 3, 4, 9].map(id), "8 is neither connected nor has a role");
         assert_eq!((status.layout_version, status.nodes[0].hostname.as_deref()), (1, Some("alpha")));
@@ -362,13 +382,25 @@ mod tests {
     }
 
     #[test]
+    fn a_node_that_cannot_be_asked_any_more_keeps_the_name_it_told() {
+        let names = HostNames::default();
+        names.remember(&BTreeMap::from([(id(1), told_by("alpha")), (id(2), told_by("beta"))]));
+        let told = BTreeMap::from([(id(1), told_by("renamed"))]);
+        names.remember(&told);
+        let status = status_of(&seen(&[1], &[2, 3]), &told, &names.all(), &view(history()));
+        let shown: Vec<_> = status.nodes.iter().map(|node| node.hostname.as_deref()).collect();
+        assert_eq!(shown, [Some("renamed"), Some("beta"), None, None]);
+        assert_eq!(status.nodes[1].garage_version, None, "nothing else is known to be so still");
+    }
+
+    #[test]
     fn a_removed_node_drains_while_its_layout_version_is_live() {
         let mut history = history();
         let role = NodeRole { zone: "z5".into(), capacity: Some(1 << 40), tags: vec![] };
         history.stage_role(Timestamp::from_millis(2), id(5), role).unwrap();
         history.stage_removal(Timestamp::from_millis(2), id(3)).unwrap();
         history.apply(2).unwrap();
-        let status = status_of(&seen(&[], &[]), &BTreeMap::new(), &view(history));
+        let status = status_of(&seen(&[], &[]), &BTreeMap::new(), &BTreeMap::new(), &view(history));
         let draining: Vec<NodeId> = status.nodes.iter().filter(|node| node.draining).map(|node| node.id).collect();
         assert_eq!(draining, [id(3)]);
     }
