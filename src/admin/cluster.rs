@@ -7,6 +7,7 @@ use futures_util::future::join_all;
 use garage_rpc::layout::ClusterLayout;
 use garage_rpc::layout::history::{Conflict, LayoutHistory};
 use garage_rpc::layout::version::{LayoutDigest, NodeRole};
+use garage_rpc::mesh::Connecting;
 use garage_rpc::peers::{PeerInfo, PeerState};
 use garage_types::config::PeerAddress;
 use garage_types::{NodeId, Timestamp};
@@ -35,6 +36,7 @@ pub struct ClusterNode {
     pub id: NodeId,
     pub garage_version: Option<String>,
     pub addr: Option<String>,
+    /// As it told when it was last asked from the contacted node.
     pub hostname: Option<String>,
     pub is_up: bool,
     pub last_seen_secs_ago: Option<u64>,
@@ -101,8 +103,13 @@ struct Seen {
     latency: Option<Duration>,
 }
 
-/// Joins what the mesh, the nodes and the layout say.
-fn status_of(seen: &BTreeMap<NodeId, Seen>, told: &BTreeMap<NodeId, NodeStatus>, layout: &ClusterLayout) -> ClusterStatus {
+/// Joins what the mesh, the nodes and the layout say. `names`: of nodes that told them before, and cannot now.
+fn status_of(
+    seen: &BTreeMap<NodeId, Seen>,
+    told: &BTreeMap<NodeId, NodeStatus>,
+    names: &BTreeMap<NodeId, String>,
+    layout: &ClusterLayout,
+) -> ClusterStatus {
     let history = layout.history();
     let roles = history.current().map(|version| version.roles().clone()).unwrap_or_default();
     let storing: BTreeSet<NodeId> = history.live().flat_map(|version| version.storage_nodes()).collect();
@@ -121,7 +128,7 @@ fn status_of(seen: &BTreeMap<NodeId, Seen>, told: &BTreeMap<NodeId, NodeStatus>,
             id,
             garage_version: told.map(|told| told.version.clone()),
             addr: seen.address,
-            hostname: told.map(|told| told.hostname.clone()),
+            hostname: told.map(|told| &told.hostname).or_else(|| names.get(&id)).cloned(),
             is_up: seen.is_up,
             last_seen_secs_ago: seen.last_seen.map(|ago| ago.as_secs()),
             latency_ms: seen.latency.map(|latency| latency.as_secs_f64() * 1000.0),
@@ -167,11 +174,11 @@ impl Operation for GetClusterStatus {
         let told = told(service).await;
         let (layout, tables) = (service.layout().current(), service.garage.local().tables.tables());
         let waiting = waiting(&layout, &tables, &connected_nodes(service), &moves_of(&told));
-        Ok(ClusterStatus { waiting, ..status_of(&seen(service), &told, &layout) })
+        Ok(ClusterStatus { waiting, ..status_of(&seen(service), &told, &service.host_names.all(), &layout) })
     }
 }
 
-/// What every node that can be reached says of itself.
+/// What every node that can be reached, and answers soon, says of itself.
 pub(crate) async fn told(service: &AdminService) -> BTreeMap<NodeId, NodeStatus> {
     let up = connected_nodes(service).into_iter();
     let answers = join_all(up.map(|node| async move { (node, ask(service, node, OwnStatus).await) })).await;
@@ -185,6 +192,7 @@ pub(crate) async fn told(service: &AdminService) -> BTreeMap<NodeId, NodeStatus>
             Err(error) => tracing::debug!(%node, error, "a node does not tell its status"),
         }
     }
+    service.host_names.remember(&told);
     told
 }
 
@@ -270,13 +278,16 @@ impl Operation for GetClusterHealth {
 #[serde(transparent)]
 pub struct ConnectClusterNodes(pub Vec<String>);
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Connected {
     pub success: bool,
     pub error: Option<String>,
     /// Why the node is of no use although it is connected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warning: Option<String>,
+    /// Where the peer is connected already, so that the address of the request was not tried.
+    #[serde(default, rename = "alreadyAt", skip_serializing_if = "Option::is_none")]
+    pub already_at: Option<String>,
 }
 
 impl Operation for ConnectClusterNodes {
@@ -288,7 +299,7 @@ impl Operation for ConnectClusterNodes {
         let connect = |address: String| async move {
             match address.parse::<PeerAddress>() {
                 Ok(peer) => connect(service, &peer).await,
-                Err(error) => Connected { success: false, error: Some(error.to_string()), warning: None },
+                Err(error) => Connected { success: false, error: Some(error.to_string()), ..Connected::default() },
             }
         };
         Ok(join_all(self.0.into_iter().map(connect)).await)
@@ -313,11 +324,13 @@ fn seen_as(peer: PeerInfo, now: Timestamp) -> Seen {
 }
 
 async fn connect(service: &AdminService, peer: &PeerAddress) -> Connected {
-    if let Err(error) = service.mesh().connect(peer).await {
-        return Connected { success: false, error: Some(with_causes(&error)), warning: None };
-    }
+    let already_at = match service.mesh().connect(peer).await {
+        Ok(Connecting::Done) => None,
+        Ok(Connecting::WasConnected { address }) => Some(address),
+        Err(error) => return Connected { success: false, error: Some(with_causes(&error)), ..Connected::default() },
+    };
     let warning = check_replication_factors(service, vec![peer.node]).await.err().map(|error| error.to_string());
-    Connected { success: true, error: None, warning }
+    Connected { success: true, error: None, warning, already_at }
 }
 
 #[cfg(test)]
@@ -333,7 +346,7 @@ mod tests {
     use garage_types::{NodeId, Timestamp};
 
     use super::{Health, Seen, health_of, seen_as, status_of};
-    use crate::nodes::NodeStatus;
+    use crate::nodes::{HostNames, NodeStatus};
 
     fn told_by(hostname: &str) -> NodeStatus {
         NodeStatus {
@@ -375,7 +388,7 @@ mod tests {
     #[test]
     fn status_lists_who_is_connected_or_of_use() {
         let told = BTreeMap::from([(id(1), told_by("alpha"))]);
-        let status = status_of(&seen(&[1, 9], &[2, 8]), &told, &view(history()));
+        let status = status_of(&seen(&[1, 9], &[2, 8]), &told, &BTreeMap::new(), &view(history()));
         let listed: Vec<NodeId> = status.nodes.iter().map(|node| node.id).collect();
         assert_eq!(listed, [1, 2, 3, 4, 9].map(id), "8 is neither connected nor has a role");
         assert_eq!((status.layout_version, status.nodes[0].hostname.as_deref()), (1, Some("alpha")));
@@ -388,13 +401,25 @@ mod tests {
     }
 
     #[test]
+    fn a_node_that_cannot_be_asked_any_more_keeps_the_name_it_told() {
+        let names = HostNames::default();
+        names.remember(&BTreeMap::from([(id(1), told_by("alpha")), (id(2), told_by("beta"))]));
+        let told = BTreeMap::from([(id(1), told_by("renamed"))]);
+        names.remember(&told);
+        let status = status_of(&seen(&[1], &[2, 3]), &told, &names.all(), &view(history()));
+        let shown: Vec<_> = status.nodes.iter().map(|node| node.hostname.as_deref()).collect();
+        assert_eq!(shown, [Some("renamed"), Some("beta"), None, None]);
+        assert_eq!(status.nodes[1].garage_version, None, "nothing else is known to be so still");
+    }
+
+    #[test]
     fn a_removed_node_drains_while_its_layout_version_is_live() {
         let mut history = history();
         let role = NodeRole { zone: "z5".into(), capacity: Some(1 << 40), tags: vec![] };
         history.stage_role(Timestamp::from_millis(2), id(5), role).unwrap();
         history.stage_removal(Timestamp::from_millis(2), id(3)).unwrap();
         history.apply(2).unwrap();
-        let status = status_of(&seen(&[], &[]), &BTreeMap::new(), &view(history));
+        let status = status_of(&seen(&[], &[]), &BTreeMap::new(), &BTreeMap::new(), &view(history));
         let draining: Vec<NodeId> = status.nodes.iter().filter(|node| node.draining).map(|node| node.id).collect();
         assert_eq!(draining, [id(3)]);
     }

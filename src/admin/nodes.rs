@@ -1,7 +1,8 @@
 //! What single nodes say about themselves. A request names nodes and is answered for each; the contacted node asks the others.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use futures_util::future::{BoxFuture, join_all};
 use garage_rpc::endpoint::Message;
@@ -13,6 +14,9 @@ use crate::error::{AdminError, ApiError, with_causes};
 use crate::moves::NodeMoves;
 use crate::operations::{AdminService, Call, Operation, Visitor};
 use crate::search;
+
+/// How long a node is waited for that is to say something of itself: others are shown without it.
+pub(crate) const TELLING: Duration = Duration::from_secs(3);
 
 /// Room on a file system, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +48,21 @@ pub struct Facts {
     pub rust_version: String,
     pub db_engine: String,
     pub space: Arc<dyn FreeSpace>,
+}
+
+/// The host names that nodes told when they were last asked, for when they cannot be. Clones are the same.
+#[derive(Clone, Debug, Default)]
+pub struct HostNames(Arc<Mutex<BTreeMap<NodeId, String>>>);
+
+impl HostNames {
+    pub(crate) fn remember(&self, told: &BTreeMap<NodeId, NodeStatus>) {
+        let names = told.iter().map(|(node, status)| (*node, status.hostname.clone()));
+        self.0.lock().expect("nothing panics while holding the names").extend(names);
+    }
+
+    pub(crate) fn all(&self) -> BTreeMap<NodeId, String> {
+        self.0.lock().expect("nothing panics while holding the names").clone()
+    }
 }
 
 /// One reply or error for each node asked.
@@ -193,6 +212,7 @@ pub(crate) struct OwnInfo;
 
 impl Operation for OwnInfo {
     const ENDPOINT: &'static str = "admin.node.OwnInfo/1";
+    const PATIENCE: Option<Duration> = Some(TELLING);
     type Reply = NodeInfo;
 
     async fn run(self, service: &AdminService) -> Result<NodeInfo, AdminError> {
@@ -214,6 +234,7 @@ pub(crate) struct OwnStatistics;
 
 impl Operation for OwnStatistics {
     const ENDPOINT: &'static str = "admin.node.OwnStatistics/1";
+    const PATIENCE: Option<Duration> = Some(TELLING);
     type Reply = NodeStatistics;
 
     async fn run(self, service: &AdminService) -> Result<NodeStatistics, AdminError> {
@@ -256,6 +277,7 @@ pub(crate) struct NodeStatus {
 
 impl Operation for OwnStatus {
     const ENDPOINT: &'static str = "admin.node.OwnStatus/1";
+    const PATIENCE: Option<Duration> = Some(TELLING);
     type Reply = NodeStatus;
 
     async fn run(self, service: &AdminService) -> Result<NodeStatus, AdminError> {
@@ -309,9 +331,13 @@ pub(crate) fn visit_internal(visitor: &mut impl Visitor) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use garage_types::NodeId;
 
-    use super::{NodeStatus, is_one_factor, select};
+    use super::{NodeStatus, OwnInfo, OwnStatistics, OwnStatus, is_one_factor, select};
+    use crate::operations::Operation;
+    use crate::workers::{OwnVariables, OwnWorker, OwnWorkers};
 
     #[test]
     fn a_node_for_another_number_of_copies_is_refused_and_one_that_does_not_tell_is_not() {
@@ -326,6 +352,23 @@ mod tests {
         let status: NodeStatus =
             serde_json::from_str(r#"{"hostname":"h","version":"1","data":null,"metadata":null,"moves":null}"#).unwrap();
         assert_eq!(status.replication_factor, None);
+    }
+
+    fn patience<O: Operation>() -> Option<Duration> {
+        O::PATIENCE
+    }
+
+    #[test]
+    fn a_node_that_hangs_holds_up_what_others_say_for_three_seconds_at_most() {
+        let asked = [
+            patience::<OwnInfo>(),
+            patience::<OwnStatistics>(),
+            patience::<OwnStatus>(),
+            patience::<OwnVariables>(),
+            patience::<OwnWorker>(),
+            patience::<OwnWorkers>(),
+        ];
+        assert!(asked.iter().all(|patience| patience.is_some_and(|patience| patience <= Duration::from_secs(3))), "{asked:?}");
     }
 
     #[test]

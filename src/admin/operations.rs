@@ -95,6 +95,7 @@ pub struct AdminService {
     pub garage: Garage,
     pub node: nodes::Facts,
     pub snapshots: snapshots::SharedSnapshots,
+    pub host_names: nodes::HostNames,
 }
 
 impl AdminService {

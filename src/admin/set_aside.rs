@@ -87,11 +87,14 @@ impl WhichSetAside {
 pub struct SetAsideSettled {
     /// They are at their owners now.
     pub merged: u64,
-    /// The owners have something that supersedes them, or nothing uses them: they stay set aside.
+    /// The owners know all they say, or have something that supersedes them for certain: they are gone.
     pub superseded: u64,
+    /// What they need, or what would use them, is not there: they stay set aside.
+    #[serde(default)]
+    pub unused: u64,
     /// They are gone.
     pub discarded: u64,
-    /// Set aside still, those superseded included.
+    /// Set aside still, those unused included.
     pub left: u64,
 }
 
@@ -238,11 +241,15 @@ impl Operation for OwnMerge {
     type Reply = SetAsideSettled;
 
     async fn run(self, service: &AdminService) -> Result<SetAsideSettled, AdminError> {
+        if service.layout().standing().is_rebuilding() {
+            // What is superseded is let go, and may be all there is, as for a discard.
+            return Err(AdminError::StillRebuilding);
+        }
         let rows = find(service, &self.which, MERGED_MAX).await?;
         let done = service.garage.merge_set_aside(rows).await?;
         tracing::warn!(?done, "the operator brought rows back that were set aside");
         let left = service.garage.local().tables.set_aside_count().await?;
-        Ok(SetAsideSettled { merged: done.merged, superseded: done.superseded, discarded: 0, left })
+        Ok(SetAsideSettled { merged: done.merged, superseded: done.superseded, unused: done.unused, discarded: 0, left })
     }
 }
 
@@ -294,7 +301,7 @@ impl Operation for OwnDiscard {
             }
         }
         tracing::warn!(discarded, "the operator discarded rows that were set aside");
-        Ok(SetAsideSettled { merged: 0, superseded: 0, discarded, left: tables.set_aside_count().await? })
+        Ok(SetAsideSettled { discarded, left: tables.set_aside_count().await?, ..SetAsideSettled::default() })
     }
 }
 

@@ -1,6 +1,7 @@
 //! Operations on the background jobs of nodes: listing them, their settings, and one-off repairs.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use garage_block::scrub::ScrubCommand;
 use garage_model::ModelError;
@@ -13,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::date::Date;
 use crate::error::AdminError;
-use crate::nodes::{Multi, ask_each};
+use crate::nodes::{Multi, TELLING, ask_each};
 use crate::operations::{AdminService, Operation, Visitor};
 
 /// What a worker is doing.
@@ -106,6 +107,7 @@ pub(crate) struct OwnWorkers {
 
 impl Operation for OwnWorkers {
     const ENDPOINT: &'static str = "admin.node.OwnWorkers/1";
+    const PATIENCE: Option<Duration> = Some(TELLING);
     type Reply = Vec<WorkerInfo>;
 
     async fn run(self, service: &AdminService) -> Result<Vec<WorkerInfo>, AdminError> {
@@ -141,6 +143,7 @@ pub(crate) struct OwnWorker {
 
 impl Operation for OwnWorker {
     const ENDPOINT: &'static str = "admin.node.OwnWorker/1";
+    const PATIENCE: Option<Duration> = Some(TELLING);
     type Reply = WorkerInfo;
 
     async fn run(self, service: &AdminService) -> Result<WorkerInfo, AdminError> {
@@ -208,6 +211,7 @@ pub(crate) struct OwnVariables {
 
 impl Operation for OwnVariables {
     const ENDPOINT: &'static str = "admin.node.OwnVariables/1";
+    const PATIENCE: Option<Duration> = Some(TELLING);
     type Reply = BTreeMap<String, String>;
 
     async fn run(self, service: &AdminService) -> Result<BTreeMap<String, String>, AdminError> {

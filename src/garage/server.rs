@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use garage_admin::error::with_causes;
-use garage_admin::nodes::{Facts, FreeSpace, Space, Spaces};
+use garage_admin::nodes::{Facts, FreeSpace, HostNames, Space, Spaces};
 use garage_admin::snapshots::TakeSnapshot;
 use garage_admin::{AdminService, register};
 use garage_node::capabilities::BlockingThreads;
@@ -218,7 +218,11 @@ impl FreeSpace for FileSystems {
 /// What operators may ask of the node.
 fn admin(node: &Node, snapshots: &Snapshots, facts: Facts) -> Router {
     let snapshots = Arc::new(SnapshotsOf(snapshots.clone()));
-    register(Router::builder(), AdminService { garage: node.garage.clone(), node: facts, snapshots }).build()
+    register(
+        Router::builder(),
+        AdminService { garage: node.garage.clone(), node: facts, snapshots, host_names: HostNames::default() },
+    )
+    .build()
 }
 
 /// The node's snapshots, for operators.

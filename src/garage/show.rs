@@ -14,6 +14,7 @@ pub mod stats;
 pub mod worker;
 
 use garage_admin::Date;
+use garage_admin::nodes::Multi;
 use garage_types::NodeId;
 use garage_types::size::{format_binary, format_decimal};
 use jiff::tz::TimeZone;
@@ -42,6 +43,15 @@ pub fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
 }
 
 /// A line that begins a part of the output.
+/// What several nodes said, each under its own heading; then the errors of those that said nothing.
+pub fn of_nodes<T>(multi: &Multi<T>, text: impl Fn(&T) -> String) -> String {
+    let said = multi.success.iter().map(|(node, reply)| (node, text(reply)));
+    let failed = multi.error.iter().map(|(node, error)| (node, format!("Error: {error}\n")));
+    let sections: Vec<String> =
+        said.chain(failed).map(|(node, text)| format!("{}{text}", heading(&format!("NODE [{}]", node.short())))).collect();
+    sections.join("\n")
+}
+
 pub fn heading(title: &str) -> String {
     format!("==== {title} ====\n")
 }
@@ -122,10 +132,19 @@ pub fn duration(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use garage_admin::Date;
+    use garage_admin::nodes::Multi;
     use garage_types::{NodeId, Timestamp};
     use jiff::tz::TimeZone;
 
-    use super::{ago, both_sizes, cut, day, first_of, moment, named, row, share, table};
+    use super::{ago, both_sizes, cut, day, first_of, moment, named, of_nodes, row, share, table};
+
+    #[test]
+    fn what_nodes_said_stands_under_their_names_and_so_do_errors() {
+        let (one, two) = (NodeId::from_bytes([1; 32]), NodeId::from_bytes([2; 32]));
+        let multi = Multi { success: [(two, 7)].into(), error: [(one, "gone".to_owned())].into() };
+        let text = of_nodes(&multi, |number| format!("{number} jobs\n"));
+        assert_eq!(text, "==== NODE [0202020202020202] ====\n7 jobs\n\n==== NODE [0101010101010101] ====\nError: gone\n");
+    }
 
     #[test]
     fn columns_are_two_spaces_apart() {

@@ -7,7 +7,7 @@ use garage_table::wire::{Order, Projection, Verdict};
 use garage_table::{Schema, TableError, TableStore};
 use garage_types::crdt::{Deletable, Lww};
 use garage_types::names::Punycode;
-use garage_types::{BucketId, BucketName, KeyId, Timestamp};
+use garage_types::{BucketId, BucketName, KeyId, Timestamp, chain};
 
 use crate::alias::{AliasRow, AliasScope, AliasTable, key_of};
 use crate::bucket::{BucketRow, BucketState, BucketTable, Quotas};
@@ -179,14 +179,41 @@ impl Garage {
     pub async fn create_bucket(&self, name: &str) -> Result<BucketId, ModelError> {
         let name = BucketName::parse(name, self.0.settings.punycode)?;
         let id = BucketId::random(&*self.0.random);
-        // The row comes first: a name never points at a bucket that is not there. Without a name it is invisible.
-        self.0.buckets.merge(&BucketRow::new(id, self.0.clock.now())).await?;
-        if let Err(error) = self.set_alias(&AliasScope::Global, name.as_str(), id).await {
-            self.0.buckets.merge(&BucketRow { id, state: Deletable::Deleted }).await?;
-            return Err(error);
+        let scope = AliasScope::Global;
+        // While no quorum answers, nothing is left anywhere.
+        let claim = self.free_name(&scope, name.as_str(), id).await?;
+        // The row comes first: a name never points at a bucket that is not there. Without a name nobody knows of it.
+        if let Err(error) = self.0.buckets.merge(&BucketRow::new(id, self.0.clock.now())).await {
+            self.undo_bucket(id).await;
+            return Err(error.into());
+        }
+        let claimed = match claim {
+            Some(time) => self.claim_name(&scope, name.as_str(), id, time).await,
+            None => Ok(()),
+        };
+        match claimed {
+            Ok(()) => {}
+            Err(error @ (ModelError::BucketNameTaken { .. } | ModelError::Conflict(_))) => {
+                self.undo_bucket(id).await;
+                return Err(error);
+            }
+            Err(error) => {
+                // Some node may have the name, and somebody may use the bucket by it already: then it stays, with its name.
+                if let Err(left) = self.delete_bucket(id).await {
+                    tracing::warn!(bucket = %id, %name, error = %chain(&left), "a bucket that could not be made for certain is left");
+                }
+                return Err(error);
+            }
         }
         tracing::info!(bucket = %id, %name, "bucket created");
         Ok(id)
+    }
+
+    /// Deletes a bucket that nobody can know of. What cannot be told to a quorum is told to whom it can be, as the bucket was.
+    async fn undo_bucket(&self, id: BucketId) {
+        if let Err(error) = self.0.buckets.merge(&BucketRow { id, state: Deletable::Deleted }).await {
+            tracing::debug!(bucket = %id, error = %chain(&error), "the deletion of a bucket without a name reached no quorum");
+        }
     }
 
     /// S3's CreateBucket: a bucket with a global name that the key owns.
@@ -217,17 +244,26 @@ impl Garage {
     /// [`ModelError::BucketNameTaken`]; [`ModelError::Conflict`] when others are claiming it at this moment.
     pub async fn set_alias(&self, scope: &AliasScope, name: &str, bucket: BucketId) -> Result<(), ModelError> {
         BucketName::parse(name, self.0.settings.punycode)?;
-        let row =
-            |time: Timestamp, target| AliasRow { scope: scope.clone(), name: name.to_owned(), bucket: Lww::at(time, target) };
+        match self.free_name(scope, name, bucket).await? {
+            Some(time) => self.claim_name(scope, name, bucket, time).await,
+            None => Ok(()),
+        }
+    }
+
+    /// The time at which a name can be claimed that is free; `None` when it is the bucket's already.
+    async fn free_name(&self, scope: &AliasScope, name: &str, bucket: BucketId) -> Result<Option<Timestamp>, ModelError> {
         let (placement, key) = key_of(scope, name);
         let known = self.0.aliases.get(placement, key).await?;
-        if let Some(owner) = known.as_ref().and_then(|row| *row.bucket.get()) {
-            if owner == bucket {
-                return Ok(());
-            }
-            return Err(ModelError::BucketNameTaken { name: name.to_owned(), bucket: Some(owner) });
+        match known.as_ref().and_then(|row| *row.bucket.get()) {
+            Some(owner) if owner == bucket => Ok(None),
+            Some(owner) => Err(ModelError::BucketNameTaken { name: name.to_owned(), bucket: Some(owner) }),
+            None => Ok(Some(known.map_or(Timestamp::ZERO, |row| row.bucket.timestamp()).next().max(self.0.clock.now()))),
         }
-        let time = known.map_or(Timestamp::ZERO, |row| row.bucket.timestamp()).next().max(self.0.clock.now());
+    }
+
+    async fn claim_name(&self, scope: &AliasScope, name: &str, bucket: BucketId, time: Timestamp) -> Result<(), ModelError> {
+        let row =
+            |time: Timestamp, target| AliasRow { scope: scope.clone(), name: name.to_owned(), bucket: Lww::at(time, target) };
         match self.0.aliases.commit(&row(time, Some(bucket))).await? {
             Verdict::Won => Ok(()),
             Verdict::Refused(owner) => {

@@ -9,9 +9,10 @@
 //! in the transaction that removes the row, and a version id occurs in one row only.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use garage_table::error::TableError;
-use garage_table::schema::{Admission, Admit};
+use garage_table::schema::{Admission, Admit, Belongings};
 use garage_table::transaction::RowTransaction;
 use garage_table::wire::{Entry, Mode, TableId, Verdict};
 use garage_table::{Replication, Schema};
@@ -45,7 +46,7 @@ impl IndexShard {
 }
 
 /// Where a version's bytes are.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Content {
     /// In the row itself.
     #[serde(rename = "i")]
@@ -67,6 +68,20 @@ pub enum Content {
     /// Left out of a listing's rows.
     #[serde(rename = "x")]
     NotShown,
+}
+
+/// Bytes are counted, not shown.
+impl fmt::Debug for Content {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Content::Inline(bytes) => write!(f, "Inline({} bytes)", bytes.len()),
+            Content::Blocks { first, first_length } => {
+                f.debug_struct("Blocks").field("first", first).field("first_length", first_length).finish()
+            }
+            Content::Parts { count } => f.debug_struct("Parts").field("count", count).finish(),
+            Content::NotShown => f.write_str("NotShown"),
+        }
+    }
 }
 
 /// All that is known of one version's content.
@@ -140,6 +155,11 @@ impl ObjectRow {
     /// What this row adds to its bucket.
     fn counts(&self) -> Counts {
         self.live().map_or_else(Counts::default, |meta| Counts::of_object(meta.size))
+    }
+
+    /// Whether this row proves that the other, of the same key, is dead.
+    pub(crate) fn supersedes(&self, other: &ObjectRow) -> bool {
+        self.is_null && other.is_null && self.age() > other.age()
     }
 
     pub(crate) fn age(&self) -> (Timestamp, VersionId) {
@@ -383,6 +403,15 @@ impl Schema for ObjectTable {
         row.state == ObjectState::Tombstone
     }
 
+    fn is_superseded(tx: &RowTransaction<'_, '_>, row: &ObjectRow) -> Result<bool, TableError> {
+        Ok(Self::siblings(tx, row)?.iter().any(|sibling| sibling.supersedes(row)))
+    }
+
+    fn belongings(row: &ObjectRow) -> Vec<Belongings> {
+        let is_listed = row.live().is_some_and(|meta| matches!(meta.content, Content::Blocks { .. } | Content::Parts { .. }));
+        if is_listed { vec![VersionTable::all_of(row.version)] } else { Vec::new() }
+    }
+
     fn summary(mut row: ObjectRow) -> ObjectRow {
         // What a listing shows, and what its conditions and limits ask: a thousand of these are a page.
         if let ObjectState::Live(meta) = &mut row.state {
@@ -446,6 +475,21 @@ mod tests {
             upload: None,
             unknown: Unknown::new(),
         }
+    }
+
+    #[test]
+    fn a_row_shown_to_people_counts_the_bytes_of_its_content() {
+        let row = row("a", 1, 9, ObjectState::Live(Box::new(meta("e", Content::Inline(ByteBuf::from(vec![7; 2500]))))));
+        let shown = format!("{row:#?}");
+        assert!(shown.contains("content: Inline(2500 bytes),") && shown.lines().count() < 40, "{shown}");
+    }
+
+    #[test]
+    fn a_null_row_is_superseded_by_a_newer_null_row_only() {
+        let (old, new) = (row("a", 1, 9, ObjectState::Tombstone), row("a", 2, 0, ObjectState::Tombstone));
+        assert!(new.supersedes(&old) && !old.supersedes(&new) && !new.supersedes(&new));
+        let named = ObjectRow { is_null: false, ..new.clone() };
+        assert!(!named.supersedes(&old) && !new.supersedes(&ObjectRow { is_null: false, ..old }));
     }
 
     #[test]

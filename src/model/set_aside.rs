@@ -33,8 +33,10 @@ pub const MERGED_MAX: usize = 10_000;
 pub struct MergedBack {
     /// They are rows of their owners again, and are not set aside any more.
     pub merged: u64,
-    /// The owners have something that supersedes them, or nothing uses them any more: they stay set aside.
+    /// The owners know all they say, or have something that supersedes them with certainty: they are not set aside any more.
     pub superseded: u64,
+    /// What they need, or what would use them, is not there: they stay set aside.
+    pub unused: u64,
 }
 
 /// What a row that was set aside says.
@@ -49,7 +51,12 @@ pub struct Described {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Fate {
     Merged,
+    /// Its owners know all it says.
+    Known,
+    /// Certainly: nobody misses the row, nor what belongs to it alone.
     Superseded,
+    /// For now.
+    Unused,
 }
 
 /// What the objects that are offered say about the rows they need.
@@ -132,7 +139,8 @@ impl Garage {
             // A reference without its content would keep a block for ever.
             let fate = match self.listing(row.version).await? {
                 Listing::Listed => self.merge_row::<BlockRefTable>(&self.reference_table(), &row).await?,
-                Listing::Deleted | Listing::Absent => Fate::Superseded,
+                Listing::Deleted => Fate::Superseded,
+                Listing::Absent => Fate::Unused,
             };
             self.settle_set_aside(aside, fate, &mut done).await?;
         }
@@ -150,13 +158,20 @@ impl Garage {
             let row = ObjectTable::decode(&aside.row)?;
             let present = rows_of_key(&self.0.objects, row.bucket, &row.key).await?;
             let is_newest = present.iter().all(|other| other.age() < row.age());
+            let is_known = present.iter().any(|other| other.age() == row.age());
             // Deletions are told by those who have them.
-            if is_newest && row.state != ObjectState::Tombstone {
+            let is_superseded = row.state == ObjectState::Tombstone || present.iter().any(|other| other.supersedes(&row));
+            if is_superseded {
+                offer.refused.insert(row.version);
+                self.settle_set_aside(&aside, Fate::Superseded, done).await?;
+            } else if is_known {
+                // It is there; its content may not be.
+                self.settle_set_aside(&aside, Fate::Known, done).await?;
+            } else if is_newest {
                 offer.keys.insert((row.bucket, row.key.clone()));
                 offer.objects.push((aside, row));
             } else {
-                offer.refused.insert(row.version);
-                done.superseded += 1;
+                done.unused += 1;
             }
         }
         Ok(offer)
@@ -175,7 +190,7 @@ impl Garage {
                     || self.version_use(row.version, backlink).await? != VersionUse::None
             }
         };
-        if used { self.merge_row(&self.0.versions, &row).await } else { Ok(Fate::Superseded) }
+        if used { self.merge_row(&self.0.versions, &row).await } else { Ok(Fate::Unused) }
     }
 
     /// As a new write that its owners judge.
@@ -186,7 +201,7 @@ impl Garage {
         {
             return Ok(Fate::Merged);
         }
-        Ok(Fate::Superseded)
+        Ok(Fate::Unused)
     }
 
     /// Whether what an object's content is listed under is at its owners.
@@ -218,7 +233,7 @@ impl Garage {
             let mut merged = present.clone();
             merged.merge(row);
             if encode(&merged) == encode(&present) {
-                return Ok(Fate::Superseded);
+                return Ok(Fate::Known);
             }
         }
         table.merge(row).await?;
@@ -227,10 +242,14 @@ impl Garage {
 
     async fn settle_set_aside(&self, aside: &SetAside, fate: Fate, done: &mut MergedBack) -> Result<(), ModelError> {
         match fate {
-            Fate::Superseded => done.superseded += 1,
-            Fate::Merged => {
+            Fate::Unused => done.unused += 1,
+            Fate::Superseded => {
+                self.0.local.tables.forget_superseded(aside.clone()).await?;
+                done.superseded += 1;
+            }
+            Fate::Known | Fate::Merged => {
                 self.0.local.tables.forget_set_aside(vec![aside.position()]).await?;
-                done.merged += 1;
+                if fate == Fate::Known { done.superseded += 1 } else { done.merged += 1 }
             }
         }
         Ok(())

@@ -7,7 +7,7 @@
 //! or one a piece of one row. Version ids are never used twice, so a mark never hits anything else.
 
 use garage_table::error::TableError;
-use garage_table::schema::{Admission, Admit};
+use garage_table::schema::{Admission, Admit, Belongings};
 use garage_table::transaction::RowTransaction;
 use garage_table::wire::{Entry, Mode, TableId};
 use garage_table::{Replication, Schema};
@@ -186,6 +186,11 @@ pub fn releases(version: VersionId, pieces: &[Piece]) -> Vec<Entry> {
 pub struct VersionTable;
 
 impl VersionTable {
+    /// All rows of a version.
+    pub(crate) fn all_of(version: VersionId) -> Belongings {
+        Belongings { table: Self::ID, placement: version.into(), prefix: Vec::new() }
+    }
+
     fn is_deleted(tx: &RowTransaction<'_, '_>, version: VersionId) -> Result<bool, TableError> {
         Ok(tx.row::<VersionTable>(&version.into(), &[DELETED_KEY])?.is_some())
     }
@@ -196,6 +201,22 @@ impl Schema for VersionTable {
     const NAME: &'static str = "version";
     const REPLICATION: Replication = Replication::Sharded;
     type Row = VersionRow;
+
+    fn is_superseded(tx: &RowTransaction<'_, '_>, row: &VersionRow) -> Result<bool, TableError> {
+        Self::is_deleted(tx, row.version)
+    }
+
+    fn belongings(row: &VersionRow) -> Vec<Belongings> {
+        let VersionContent::Segment(segment) = &row.content else { return Vec::new() };
+        let of_piece = |piece: &Piece| match piece {
+            Piece::Block { hash, .. } => {
+                let prefix = row.version.as_bytes().to_vec();
+                Belongings { table: BlockRefTable::ID, placement: (*hash).into(), prefix }
+            }
+            Piece::Part { version, .. } => Self::all_of(*version),
+        };
+        segment.pieces.iter().map(of_piece).collect()
+    }
 
     fn placement(row: &VersionRow) -> Placement {
         row.version.into()

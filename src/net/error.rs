@@ -55,6 +55,11 @@ pub enum HandshakeError {
     ServerProof { expected: NodeId },
     #[error("the other side uses our own node id")]
     Ourselves,
+    /// Seen by the calling side when the other does not accept its hello or its proof: nothing is said to strangers.
+    #[error(
+        "the other side closed the connection during the handshake: rpc_secret or the node's id is probably not the same there"
+    )]
+    Refused,
 }
 
 /// A frame of the encrypted stream that is not acceptable. Wrapped in an [`io::Error`] of kind `InvalidData`.

@@ -3,6 +3,7 @@
 //! In order: the version tag (both sides send theirs at once), the Secret Handshake, and one sealed message each that settles
 //! role, class and cipher. All of it under one time-out, so a half-open connection goes away by itself.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -99,16 +100,28 @@ async fn connect_untimed(socket: Socket, local: &Local, expected: NodeId, purpos
     let client = Client::new(&local.network, &local.identity, expected, &*local.random);
     // Nothing is said to a stranger of another version but our own version.
     exchange_version(&mut stream).await?;
-    send(&mut stream, &client.hello()).await?;
-    let (client, proof) = client.receive_hello(&receive(&mut stream).await?)?;
-    send(&mut stream, &proof).await?;
-    let session = client.receive_proof(&receive(&mut stream).await?)?;
+    send(&mut stream, &client.hello()).await.map_err(refused)?;
+    let (client, proof) = client.receive_hello(&receive(&mut stream).await.map_err(refused)?)?;
+    send(&mut stream, &proof).await.map_err(refused)?;
+    let session = client.receive_proof(&receive(&mut stream).await.map_err(refused)?)?;
 
     let theirs = receive_settings(&mut stream, &session).await?;
     let ours = Settings { purpose, cipher: Cipher::preferred() };
     send(&mut stream, &ours.seal(&session)).await?;
     let stream = SecureStream::new(stream, &session, ours.cipher.agreed(theirs.cipher));
     Ok(Established { peer: session.peer, purpose, side: Side::Caller, remote, stream })
+}
+
+/// Whoever speaks our version, and closes the connection on our hello or proof, does not accept it.
+fn refused(error: NetError) -> NetError {
+    match error {
+        NetError::Io { source, .. } if is_closed(source.kind()) => HandshakeError::Refused.into(),
+        other => other,
+    }
+}
+
+fn is_closed(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::ConnectionAborted)
 }
 
 async fn accept_untimed(socket: Socket, local: &Local) -> Result<Established, NetError> {

@@ -123,6 +123,16 @@ pub enum MeshError {
 #[derive(Clone)]
 pub struct Mesh(Arc<Inner>);
 
+/// What came of connecting to a peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Connecting {
+    Done,
+    /// It was before, and is known at this address; another one was not tried.
+    WasConnected {
+        address: String,
+    },
+}
+
 struct Inner {
     options: MeshOptions,
     local: Local,
@@ -263,17 +273,23 @@ impl Mesh {
         self.0.state.links_changed.watch()
     }
 
-    /// Connects to a peer now and remembers it.
+    /// Connects to a peer now and remembers it. One that is connected keeps its connections, and the address is not tried.
     ///
     /// # Errors
     /// [`NetError`]: why that address does not lead to that node.
-    pub async fn connect(&self, peer: &PeerAddress) -> Result<(), NetError> {
+    pub async fn connect(&self, peer: &PeerAddress) -> Result<Connecting, NetError> {
+        let mut done = None;
         for class in [Class::Metadata, Class::Bulk] {
             if !self.0.state.has_link(peer.node, class) {
                 self.dial_at(peer.node, &peer.address.to_string(), class).await?;
+                done = Some(Connecting::Done);
             }
         }
-        Ok(())
+        Ok(done.unwrap_or_else(|| {
+            let known = self.peers().into_iter().find(|known| known.id == peer.node);
+            let address = known.and_then(|known| known.addresses.into_iter().next());
+            Connecting::WasConnected { address: address.unwrap_or_else(|| "an address that is not known".to_owned()) }
+        }))
     }
 
     /// Calls a node, or ourselves without any encoding.

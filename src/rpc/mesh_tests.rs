@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 use crate::client::{Client, ClientOptions};
 use crate::endpoint::{Caller, Handler, Message, Request, Role, Router};
 use crate::error::{ErrorCode, RpcError};
-use crate::mesh::{Mesh, MeshOptions, Timing};
+use crate::mesh::{Connecting, Mesh, MeshOptions, Timing};
 use crate::peers::{PeerAddress, PeerState};
 
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
@@ -348,7 +348,13 @@ async fn nodes_that_share_a_peer_find_each_other_and_remember() {
 async fn a_peer_that_the_operator_named_is_remembered_though_the_node_is_killed_at_once() {
     let world = World::new();
     let (a, b) = (world.node(1, &[]).await, world.node(2, &[]).await);
-    a.connect(&World::address(2)).await.unwrap();
+    assert_eq!(a.connect(&World::address(2)).await.unwrap(), Connecting::Done);
+    let elsewhere = PeerAddress { address: World::address(7).address, ..World::address(2) };
+    let again = a.connect(&elsewhere).await.unwrap();
+    assert!(
+        matches!(&again, Connecting::WasConnected { address } if *address == World::address(2).address.to_string()),
+        "{again:?}"
+    );
     tokio::time::timeout(Duration::from_millis(10), std::future::pending::<()>()).await.unwrap_err();
     a.shutdown();
     until(&b, |mesh| !mesh.is_up(a.node_id())).await;

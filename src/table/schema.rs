@@ -38,6 +38,21 @@ pub enum Admission {
     Answer(Verdict),
 }
 
+/// Rows of a table under one placement, whose sort keys begin alike.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Belongings {
+    pub table: TableId,
+    pub placement: Placement,
+    pub prefix: Vec<u8>,
+}
+
+impl Belongings {
+    /// How the local keys of these rows begin.
+    pub(crate) fn key(&self) -> Vec<u8> {
+        local_key(&self.placement, &self.prefix)
+    }
+}
+
 /// One table's rows: their keys, how they merge, and what follows from a change.
 pub trait Schema: Send + Sync + 'static {
     const ID: TableId;
@@ -93,6 +108,20 @@ pub trait Schema: Send + Sync + 'static {
         false
     }
 
+    /// Whether a row of this table that was set aside is superseded by what this node's whole tables have under other keys. Only when
+    /// that is certain: nobody misses it then.
+    ///
+    /// # Errors
+    /// What the transaction reports.
+    fn is_superseded(_tx: &RowTransaction<'_, '_>, _row: &Self::Row) -> Result<bool, TableError> {
+        Ok(false)
+    }
+
+    /// Which rows belong to this one alone, so that they are of no use once it is superseded.
+    fn belongings(_row: &Self::Row) -> Vec<Belongings> {
+        Vec::new()
+    }
+
     /// The row without what listings do not show.
     fn summary(row: Self::Row) -> Self::Row {
         row
@@ -134,6 +163,8 @@ pub(crate) trait Rules: Send + Sync {
     fn project(&self, row: &[u8], projection: Projection) -> Result<Vec<u8>, TableError>;
     fn dropped(&self, tx: &mut RowTransaction<'_, '_>, row: &[u8]) -> Result<(), TableError>;
     fn is_collectable(&self, row: &[u8]) -> Result<bool, TableError>;
+    fn is_superseded(&self, tx: &RowTransaction<'_, '_>, row: &[u8]) -> Result<bool, TableError>;
+    fn belongings(&self, row: &[u8]) -> Result<Vec<Belongings>, TableError>;
     fn replication(&self) -> Replication;
     fn collection(&self) -> Collection;
     /// The merge of two copies of a row, and whether either side lacks something the merge has.
@@ -182,6 +213,14 @@ impl<S: Schema> Rules for Typed<S> {
 
     fn is_collectable(&self, row: &[u8]) -> Result<bool, TableError> {
         Ok(S::is_collectable(&S::decode(row)?))
+    }
+
+    fn is_superseded(&self, tx: &RowTransaction<'_, '_>, row: &[u8]) -> Result<bool, TableError> {
+        S::is_superseded(tx, &S::decode(row)?)
+    }
+
+    fn belongings(&self, row: &[u8]) -> Result<Vec<Belongings>, TableError> {
+        Ok(S::belongings(&S::decode(row)?))
     }
 
     fn replication(&self) -> Replication {

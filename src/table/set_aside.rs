@@ -1,16 +1,21 @@
 //! Rows that this node has taken out of its tables without anybody having deleted them, kept for the operator.
 //!
 //! Must stay true: nothing of it is offered, read or counted by itself; only an operator's word brings a row back, or lets it go. What the
-//! tables turn out to have anyway is forgotten.
+//! tables turn out to have anyway, or to have superseded, is forgotten: the tables of a node that is whole, and only where that is certain.
 
+use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
+use std::sync::Arc;
 
+use futures_util::future::BoxFuture;
 use garage_db::{DbError, Direction, Snapshot, Transaction, Tree};
 use garage_types::Timestamp;
 use garage_types::hash::blake2b;
 
 use crate::error::TableError;
+use crate::schema::Rules;
 use crate::store::TableStore;
+use crate::transaction::RowTransaction;
 use crate::wire::TableId;
 
 /// Rows compared in one transaction.
@@ -149,28 +154,96 @@ impl TableStore {
         Ok(self.db().read(move |tx| tx.count(tree)).await?)
     }
 
-    /// Of some rows behind `after`, forgets those that say nothing which this node's tables do not have. Returns where to go on.
+    /// Of some rows behind `after`, forgets those that say nothing which this node's tables do not have, those that these supersede with
+    /// certainty, and deletions. Returns where to go on. Only for a node whose tables are whole.
     ///
     /// # Errors
     /// [`TableError`].
     pub(crate) async fn forget_what_is_known(&self, after: Option<Vec<u8>>) -> Result<Option<Vec<u8>>, TableError> {
         let page = self.set_aside_page(after, BATCH).await?;
         let next = page.last().filter(|_| page.len() == BATCH).map(SetAside::position);
-        let mut known = Vec::new();
-        for aside in page {
-            let Ok(local) = self.0.table(aside.table) else { continue };
-            let (rules, rows, key) = (local.rules.clone(), local.rows, aside.key.clone());
-            let present: Option<Vec<u8>> = self.db().read_at_once(move |tx| tx.get(rows, &key)).await?;
-            if let Some(present) = present
-                && rules.merge(&present, &aside.row)? == present
-            {
-                known.push(aside.position());
-            }
+        if page.is_empty() {
+            return Ok(None);
         }
+        let rules: BTreeMap<TableId, Arc<dyn Rules>> =
+            self.0.tables.iter().map(|(table, local)| (*table, local.rules.clone())).collect();
+        let sort_out = move |tx: &mut RowTransaction<'_, '_>| {
+            let (mut known, mut superseded) = (Vec::new(), Vec::new());
+            for aside in &page {
+                let Some(rules) = rules.get(&aside.table) else { continue };
+                let present = tx.get(aside.table, &aside.key)?;
+                let is_known = match &present {
+                    Some(present) => rules.merge(present, &aside.row)? == *present,
+                    // Whoever missed it, among whole tables, has forgotten it.
+                    None => rules.is_collectable(&aside.row)?,
+                };
+                if is_known {
+                    known.push(aside.position());
+                } else if rules.is_superseded(tx, &aside.row)? {
+                    superseded.push(aside.clone());
+                }
+            }
+            Ok::<_, TableError>((known, superseded))
+        };
+        let (known, superseded) = self.transact(sort_out).await?;
         if !known.is_empty() {
             self.forget_set_aside(known).await?;
         }
+        for aside in superseded {
+            self.forget_superseded(aside).await?;
+        }
         Ok(next)
+    }
+
+    /// Lets go of a row that is superseded, and before it of what was set aside together with it and belongs to it alone: what is left
+    /// after a crash is still found by its owner.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub async fn forget_superseded(&self, aside: SetAside) -> Result<(), TableError> {
+        let mut gone = Vec::new();
+        self.forget_with_belongings(aside, &mut gone).await?;
+        self.forget_set_aside(gone).await
+    }
+
+    /// Adds the positions to `gone`, which is carried out whenever it is long.
+    fn forget_with_belongings<'a>(
+        &'a self,
+        owner: SetAside,
+        gone: &'a mut Vec<Vec<u8>>,
+    ) -> BoxFuture<'a, Result<(), TableError>> {
+        Box::pin(async move {
+            for belongings in self.0.table(owner.table)?.rules.belongings(&owner.row)? {
+                let prefix = position(owner.at, owner.reason, Some(belongings.table), &belongings.key());
+                let mut after = None;
+                while let Some(theirs) = self.set_aside_under(prefix.clone(), after).await? {
+                    after = Some(theirs.position());
+                    self.forget_with_belongings(theirs, gone).await?;
+                }
+            }
+            gone.push(owner.position());
+            if gone.len() >= BATCH {
+                self.forget_set_aside(std::mem::take(gone)).await?;
+            }
+            Ok(())
+        })
+    }
+
+    /// The first row behind the position `after` whose position begins with `prefix`.
+    async fn set_aside_under(&self, prefix: Vec<u8>, after: Option<Vec<u8>>) -> Result<Option<SetAside>, TableError> {
+        let tree = self.0.set_aside.0;
+        let read = move |tx: &Snapshot<'_>| {
+            let from = after.as_deref().map_or(Bound::Included(prefix.as_slice()), Bound::Excluded);
+            let mut found = None;
+            tx.range(tree, (from, Bound::Unbounded), Direction::Forward, &mut |position, row| {
+                if position.starts_with(&prefix) {
+                    found = SetAside::decode(position, row);
+                }
+                ControlFlow::Break(())
+            })?;
+            Ok::<_, TableError>(found)
+        };
+        self.db().read(read).await
     }
 
     /// Takes over what versions that did not say when and why have set aside.

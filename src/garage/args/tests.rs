@@ -7,7 +7,7 @@ use super::bucket::BucketCommand;
 use super::key::KeyCommand;
 use super::layout::LayoutCommand;
 use super::value::{Limit, Redundancy};
-use super::worker::{RepairArgs, RepairWhat, SetAsideWhat};
+use super::worker::{RepairArgs, RepairWhat, SetAsideWhat, WorkerCommand};
 use super::{Cli, Command, MetaCommand, NodeCommand};
 
 fn parse(line: &str) -> Result<Command, String> {
@@ -213,5 +213,10 @@ fn repairs_take_their_flags_before_or_after_what_is_repaired() {
     }
     assert!(parse("repair --yes").is_err() && parse("repair --yes scrub").is_err());
     assert!(parse("block retry-now").is_err() && parse("block retry-now --all aa").is_err());
+    for (line, all) in [("worker list -a", true), ("worker list -b --all-nodes", true), ("worker list -e", false)] {
+        assert!(matches!(parse(line), Ok(Command::Worker(WorkerCommand::List { all_nodes, .. })) if all_nodes == all), "{line}");
+    }
+    let info = parse("worker info -a 7");
+    assert!(matches!(info, Ok(Command::Worker(WorkerCommand::Info { id: 7, all_nodes: true }))), "{info:?}");
     assert!(parse("block retry-now --all").is_ok() && parse("worker get -a scrub-tranquility").is_ok());
 }

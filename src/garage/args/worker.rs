@@ -12,12 +12,18 @@ pub enum WorkerCommand {
         /// Only those that had errors
         #[arg(short, long)]
         errors: bool,
+        /// Of every node
+        #[arg(short, long)]
+        all_nodes: bool,
     },
     /// Show one job
     Info {
         /// Its number in the list
         #[arg(value_name = "TID")]
         id: u64,
+        /// The job of that number on every node
+        #[arg(short, long)]
+        all_nodes: bool,
     },
     /// Show settings of jobs
     Get {
@@ -91,7 +97,7 @@ pub enum SetAsideWhat {
         /// Its id in the list, or the beginning of it
         id: String,
     },
-    /// Offer them to their owners again, as new writes; what is superseded stays set aside
+    /// Offer them to their owners again, as new writes; what is superseded is let go
     Merge(WhichRows),
     /// Let them go for good
     Discard(WhichRows),

@@ -24,11 +24,7 @@ pub(super) async fn connect(daemon: &Daemon, peer: &PeerAddress, output: Output)
     let replies = daemon.call(ConnectClusterNodes(vec![peer.to_string()])).await?;
     match replies.iter().find_map(|reply| reply.error.as_ref()) {
         Some(error) => Err(CliError::NotConnected(error.clone())),
-        None => output.reply(&replies, |replies| {
-            let warnings = replies.iter().filter_map(|reply| reply.warning.as_ref());
-            let warnings: String = warnings.map(|warning| format!("Warning: {warning}.\n")).collect();
-            format!("Success.\n{warnings}")
-        }),
+        None => output.reply(&replies, |replies| show::cluster::connected(replies, peer)),
     }
 }
 
@@ -95,7 +91,8 @@ fn instructions(id: NodeId, peer: Option<String>, config: &Config) -> String {
     text + &format!(
         "\nTo connect another node to this one, type there:\n\n    garage node connect {peer}\n\n\
          or write in its configuration file:\n\n    bootstrap_peers = [\"{peer}\"]\n\n\
-         The id is not a secret; rpc_secret is, and must be the same on all nodes.\n"
+         rpc_secret must be the same on all nodes, and secret. The id alone lets nobody in; whoever knows it together with\n\
+         rpc_secret and can reach the node can join the cluster, so there is no need to publish it either.\n"
     )
 }
 

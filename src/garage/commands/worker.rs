@@ -14,7 +14,7 @@ use crate::args::worker::{BlockCommand, RepairArgs, RepairWhat, ScrubWhat, SetAs
 use crate::connection::Daemon;
 use crate::error::CliError;
 use crate::output::Output;
-use crate::show::{set_aside as set_aside_show, worker as show};
+use crate::show::{of_nodes, set_aside as set_aside_show, worker as show};
 
 fn nodes(all: bool) -> String {
     if all { "*" } else { "self" }.to_owned()
@@ -38,12 +38,19 @@ fn each<T: Serialize>(output: Output, multi: &Multi<T>, text: impl FnOnce(&Multi
 
 pub(super) async fn worker(daemon: &Daemon, command: WorkerCommand, output: Output) -> Result<(), CliError> {
     match command {
-        WorkerCommand::List { busy, errors } => {
-            let list = ListWorkers { node: nodes(false), busy_only: busy, error_only: errors };
+        WorkerCommand::List { busy, errors, all_nodes } => {
+            let list = ListWorkers { node: nodes(all_nodes), busy_only: busy, error_only: errors };
+            if all_nodes {
+                return each(output, &daemon.call(list).await?, |multi| of_nodes(multi, |workers| show::list(workers)));
+            }
             output.reply(&only(daemon.call(list).await?)?, |workers| show::list(workers))
         }
-        WorkerCommand::Info { id } => {
-            let info = only(daemon.call(GetWorkerInfo { node: nodes(false), id }).await?)?;
+        WorkerCommand::Info { id, all_nodes } => {
+            let info = GetWorkerInfo { node: nodes(all_nodes), id };
+            if all_nodes {
+                return each(output, &daemon.call(info).await?, |multi| of_nodes(multi, show::info));
+            }
+            let info = only(daemon.call(info).await?)?;
             output.reply(&info, show::info)
         }
         WorkerCommand::Get { variable, all_nodes } => {
@@ -80,7 +87,7 @@ pub(super) async fn repair(daemon: &Daemon, args: RepairArgs, output: Output) ->
     };
     confirmed(yes, "A repair reads much of what the node stores and may remove what is superfluous")?;
     let launched = daemon.call(LaunchRepairOperation { node: nodes(all_nodes), repair_type }).await?;
-    each(output, &launched, show::launched)
+    each(output, &launched, |multi| show::launched(multi, repair_type))
 }
 
 async fn set_aside(daemon: &Daemon, command: SetAsideWhat, node: String, yes: bool, output: Output) -> Result<(), CliError> {

@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use garage_admin::cluster::{ClusterNode, ClusterStatus, Role};
+use garage_admin::cluster::{ClusterNode, ClusterStatus, Connected, Role};
 use garage_admin::databases::DatabaseAccepted;
 use garage_admin::layout::Layout;
 use garage_admin::nodes::Multi;
 use garage_admin::waiting::{Stalled, Waiting};
 use garage_types::NodeId;
+use garage_types::config::PeerAddress;
 use garage_types::size::format_decimal;
 
 use super::{MANY_NODES, NAMED_MAX, ago, cut, heading, moves, named, row, share, table, tags};
@@ -137,6 +138,16 @@ fn needed(waiting: &Waiting) -> String {
     needed.join(" and ")
 }
 
+/// What came of `garage node connect`.
+pub fn connected(replies: &[Connected], asked: &PeerAddress) -> String {
+    let outcome = match replies.iter().find_map(|reply| reply.already_at.as_ref()) {
+        Some(known) => format!("Already connected at {known}: {} was not tried.\n", asked.address),
+        None => "Success.\n".to_owned(),
+    };
+    let warnings = replies.iter().filter_map(|reply| reply.warning.as_ref());
+    warnings.fold(outcome, |said, warning| format!("{said}Warning: {warning}.\n"))
+}
+
 fn set_aside(status: &ClusterStatus) -> String {
     let rows = |node: &ClusterNode| node.moves.as_ref().filter(|moves| !moves.rebuilding).map_or(0, |moves| moves.rows_set_aside);
     let nodes: Vec<&ClusterNode> = status.nodes.iter().filter(|node| rows(node) > 0).collect();
@@ -232,13 +243,14 @@ pub fn snapshots(made: &Multi<()>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use garage_admin::cluster::{ClusterNode, ClusterStatus, Role, StatusConflict};
+    use garage_admin::cluster::{ClusterNode, ClusterStatus, Connected, Role, StatusConflict};
     use garage_admin::layout::{Layout, LayoutParameters, RoleChange, ZoneRedundancy};
     use garage_admin::moves::{DepartedNode, NodeMoves, Removal};
     use garage_admin::nodes::{Multi, Space};
     use garage_types::NodeId;
+    use garage_types::config::PeerAddress;
 
-    use super::{Stalled, Waiting, other_factors, snapshots, status};
+    use super::{Stalled, Waiting, connected, other_factors, snapshots, status};
 
     fn node(byte: u8) -> ClusterNode {
         ClusterNode {
@@ -372,5 +384,17 @@ mod tests {
         assert!(text.contains(why) && text.contains("garage node accept-database"), "{text}");
         assert!(text.contains("layout version 7 waits for 0303030303030303 (not connected)"), "{text}");
         assert!(text.contains("0606060606060606 has 4 rows set aside"), "{text}");
+    }
+
+    #[test]
+    fn an_address_that_was_not_tried_is_not_called_a_success() {
+        let asked: PeerAddress = format!("{}@far:3901", NodeId::from_bytes([2; 32])).parse().unwrap();
+        let reply = |already_at: Option<&str>| Connected {
+            success: true,
+            already_at: already_at.map(str::to_owned),
+            ..Connected::default()
+        };
+        assert_eq!(connected(&[reply(None)], &asked), "Success.\n");
+        assert_eq!(connected(&[reply(Some("near:3901"))], &asked), "Already connected at near:3901: far:3901 was not tried.\n");
     }
 }

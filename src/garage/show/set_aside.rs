@@ -65,9 +65,10 @@ pub fn content(nodes: &Multi<SetAsideContent>) -> String {
 pub fn settled(nodes: &Multi<SetAsideSettled>) -> String {
     let mut text = String::new();
     for (node, settled) in &nodes.success {
-        let SetAsideSettled { merged, superseded, discarded, left } = settled;
+        let SetAsideSettled { merged, superseded, unused, discarded, left } = settled;
         text += &format!(
-            "{}: {merged} brought back, {superseded} superseded or unused, {discarded} discarded; {left} are still set aside\n",
+            "{}: {merged} brought back, {superseded} superseded and gone, {unused} of no use now, {discarded} discarded; \
+             {left} are still set aside\n",
             node.short()
         );
     }
@@ -101,8 +102,8 @@ mod tests {
         assert!(text.contains("0123456789abcdef  object  left  unknown  object a.jpg in bucket 9f\n"), "{text}");
         assert!(text.contains("... and 2 more\n") && text.contains("set-aside show ID"), "{text}");
         assert!(list(&of(vec![], 0)).contains("No row is set aside."));
-        let done = SetAsideSettled { merged: 2, superseded: 1, discarded: 0, left: 1 };
+        let done = SetAsideSettled { merged: 2, superseded: 1, unused: 1, discarded: 0, left: 1 };
         let text = settled(&Multi { success: [(node, done)].into(), error: [(node, "no".to_owned())].into() });
-        assert!(text.contains("2 brought back, 1 superseded") && text.contains("Error: no"), "{text}");
+        assert!(text.contains("2 brought back, 1 superseded and gone, 1 of no use") && text.contains("Error: no"), "{text}");
     }
 }

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use garage_admin::blocks::{BlockBacklink, BlockError, BlockInfo, BlocksPurged};
 use garage_admin::nodes::Multi;
-use garage_admin::workers::{VariableSet, WorkerInfo, WorkerState};
+use garage_admin::workers::{RepairType, VariableSet, WorkerInfo, WorkerState};
+use garage_block::scrub::ScrubCommand;
 use garage_types::NodeId;
 
 use super::{ago, heading, row, table};
@@ -94,8 +95,23 @@ pub fn variables_set(multi: &Multi<VariableSet>) -> String {
     with_errors(multi, multi.success.iter().map(of_node).collect())
 }
 
-pub fn launched(multi: &Multi<()>) -> String {
-    with_errors(multi, multi.success.keys().map(|node| row([&node.short(), "Repair launched"])).collect())
+/// What nodes did that were told to repair something, or what to do with their scrub.
+pub fn launched(multi: &Multi<()>, repair: RepairType) -> String {
+    let done = match repair {
+        RepairType::Scrub(ScrubCommand::Start) => "Scrub started",
+        RepairType::Scrub(ScrubCommand::Pause) => "Scrub paused",
+        RepairType::Scrub(ScrubCommand::Resume) => "Scrub resumed",
+        RepairType::Scrub(ScrubCommand::Cancel) => "Scrub cancelled",
+        RepairType::Tables
+        | RepairType::Blocks
+        | RepairType::Versions
+        | RepairType::MultipartUploads
+        | RepairType::BlockRefs
+        | RepairType::BlockRc
+        | RepairType::Rebalance
+        | RepairType::Aliases => "Repair launched",
+    };
+    with_errors(multi, multi.success.keys().map(|node| row([&node.short(), done])).collect())
 }
 
 /// `in 3 minutes`
@@ -169,10 +185,19 @@ pub fn purged(purged: &BlocksPurged) -> String {
 #[cfg(test)]
 mod tests {
     use garage_admin::blocks::{BlockBacklink, BlockError, BlockInfo, BlockVersion};
-    use garage_admin::workers::{LastError, WorkerInfo, WorkerState};
-    use garage_types::BucketId;
+    use garage_admin::nodes::Multi;
+    use garage_admin::workers::{LastError, RepairType, WorkerInfo, WorkerState};
+    use garage_block::scrub::ScrubCommand;
+    use garage_types::{BucketId, NodeId};
 
-    use super::{block_errors, block_info, info, list};
+    use super::{block_errors, block_info, info, launched, list};
+
+    #[test]
+    fn orders_to_a_scrub_are_answered_by_what_they_do() {
+        let multi = Multi { success: [(NodeId::from_bytes([1; 32]), ())].into(), error: [].into() };
+        assert_eq!(launched(&multi, RepairType::Blocks), "0101010101010101  Repair launched\n");
+        assert_eq!(launched(&multi, RepairType::Scrub(ScrubCommand::Pause)), "0101010101010101  Scrub paused\n");
+    }
 
     fn worker(id: u64, state: WorkerState) -> WorkerInfo {
         WorkerInfo {

@@ -76,7 +76,7 @@ pub struct SyncWorker {
     rounds: u64,
     /// Rounds in a row that did not reach everybody who is there.
     retries: u32,
-    /// How far the rows set aside were compared with those that a rebuilding has brought; `None` when that is over.
+    /// How far the rows set aside were compared with this node's tables, since its start or its rebuilding; `None` when that is over.
     known_after: Option<Option<Vec<u8>>>,
 }
 
@@ -105,7 +105,8 @@ impl SyncWorker {
             moved: Moved::default(),
             rounds: 0,
             retries: 0,
-            known_after: None,
+            // What an earlier run did not come to.
+            known_after: Some(None),
         }
     }
 
@@ -162,7 +163,9 @@ impl SyncWorker {
     }
 
     async fn work(&mut self) -> Result<Step, StepError> {
-        if let Some(after) = self.known_after.take() {
+        // Until its tables are whole, what is set aside may be all there is.
+        let is_whole = self.around.cluster.layout_manager().standing().get() == Standing::Whole;
+        if let Some(after) = self.known_after.take_if(|_after| is_whole) {
             self.known_after = self.around.store.forget_what_is_known(after).await?.map(Some);
             return Ok(Step::Busy);
         }
