@@ -9,6 +9,8 @@ use garage_types::{BucketId, ObjectKey};
 use crate::blocks_world::{Cluster, body, store, until};
 
 const HOUR_MS: u64 = 3_600_000;
+/// Blocks that others own come up for handing over within this time.
+const SPREAD_MS: u64 = 5_000;
 
 async fn fetch(garage: &Garage, bucket: BucketId, key: &str) -> Result<Bytes, ModelError> {
     let object = garage.object(bucket, &ObjectKey::parse(key).unwrap()).await?;
@@ -162,12 +164,14 @@ async fn a_node_that_leaves_gives_its_blocks_to_the_new_owners_before_it_lets_go
     for block in &blocks {
         assert_eq!(cluster.holders(*block).await, [0, 1, 2]);
     }
+    cluster.clock.advance_millis(SPREAD_MS);
     cluster.resync(0).await;
     for block in &blocks {
         assert_eq!(cluster.holders(*block).await, [1, 2, 3], "given to 3, then dropped by 0");
     }
     cluster.take_down(3).await;
     cluster.garage(1).queue_misplaced_blocks().await.unwrap();
+    cluster.clock.advance_millis(SPREAD_MS);
     cluster.resync(1).await;
     for block in &blocks {
         assert_eq!(cluster.holders(*block).await, [1, 2, 3], "kept while an owner is silent");
@@ -191,6 +195,7 @@ async fn a_block_that_nobody_needs_any_more_is_not_counted_as_still_to_be_handed
     cluster.garage(0).queue_misplaced_blocks().await.unwrap();
     let queued = cluster.garage(0).resync_queue_counts().await.unwrap();
     assert!(queued.hand_over > 0, "some have other owners now: {queued:?}");
+    cluster.clock.advance_millis(SPREAD_MS);
     cluster.resync(0).await;
     let waiting = cluster.garage(0).resync_queue_counts().await.unwrap();
     assert!(waiting.hand_over == 0 && waiting.released >= queued.hand_over, "{waiting:?}");
