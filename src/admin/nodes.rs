@@ -1,7 +1,7 @@
 //! What single nodes say about themselves. A request names nodes and is answered for each; the contacted node asks the others.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, join_all};
@@ -57,11 +57,11 @@ pub struct HostNames(Arc<Mutex<BTreeMap<NodeId, String>>>);
 impl HostNames {
     pub(crate) fn remember(&self, told: &BTreeMap<NodeId, NodeStatus>) {
         let names = told.iter().map(|(node, status)| (*node, status.hostname.clone()));
-        self.0.lock().expect("nothing panics while holding the names").extend(names);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(names);
     }
 
     pub(crate) fn all(&self) -> BTreeMap<NodeId, String> {
-        self.0.lock().expect("nothing panics while holding the names").clone()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
