@@ -42,6 +42,14 @@ pub enum Removed {
     WasAbsent,
 }
 
+/// What lies under a block's name when a new copy takes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Replaced {
+    Nothing,
+    /// A file that could not be read just now.
+    Unreadable,
+}
+
 impl BlockDirectory {
     pub(crate) fn new(disk: Arc<dyn Disk>, root: PathBuf, durability: Durability, reserve_bytes: u64) -> Self {
         let (prefixes, space, next_temporary) = (Prefixes::new(), Space::default(), AtomicU64::new(0));
@@ -86,13 +94,14 @@ impl BlockDirectory {
         }
     }
 
-    /// Stores a block under its name. The caller holds the block's lock and has found no copy here.
-    pub(crate) fn write(&self, hash: BlockHash, block: &StoredBlock) -> Result<(), BlockError> {
+    /// Stores a block under its name. The caller holds the block's lock and has found no good copy here. A failure leaves what was there.
+    pub(crate) fn write(&self, hash: BlockHash, block: &StoredBlock, replaced: Replaced) -> Result<(), BlockError> {
         let header = file::encode_header(hash, block);
         self.admit(hash, (header.len() + block.bytes().len()) as u64)?;
         let number = self.next_temporary.fetch_add(1, Ordering::Relaxed);
         let temporary = self.root.join(TEMPORARY).join(format!("{hash}.{number}"));
-        self.create(&temporary, &[&header, block.bytes()]).and_then(|()| self.put_in_place(&temporary, hash)).map_err(|error| {
+        let created = self.create(&temporary, &[&header, block.bytes()]);
+        created.and_then(|()| self.put_in_place(&temporary, hash, replaced)).map_err(|error| {
             self.clean_up(&temporary);
             self.failed_write(hash, error)
         })
@@ -120,21 +129,11 @@ impl BlockDirectory {
         Ok(block)
     }
 
-    /// Renames a copy so that it is not found any more, and logs why. The caller holds the block's lock.
+    /// Renames a copy whose bytes do not match its checksums, so that it is not found any more, and logs why. The caller holds the
+    /// block's lock.
     pub(crate) fn set_aside(&self, hash: BlockHash, reason: &Damage) -> Result<(), FileError> {
         let path = self.path(hash);
         tracing::error!(%hash, path = %path.display(), reason = reason as &dyn std::error::Error, "corrupt block set aside");
-        self.set_aside_silently(hash)
-    }
-
-    /// As [`BlockDirectory::set_aside`], for a copy that could not even be read.
-    pub(crate) fn set_aside_unreadable(&self, hash: BlockHash, reason: &FileError) -> Result<(), FileError> {
-        tracing::error!(%hash, reason = reason as &dyn std::error::Error, "unreadable block set aside");
-        self.set_aside_silently(hash)
-    }
-
-    fn set_aside_silently(&self, hash: BlockHash) -> Result<(), FileError> {
-        let path = self.path(hash);
         self.disk.rename(&path, &self.aside(hash)).map_err(FileError::of("set aside", &path))?;
         self.sync_leaf(hash)
     }
@@ -194,13 +193,16 @@ impl BlockDirectory {
         }
     }
 
-    fn put_in_place(&self, temporary: &Path, hash: BlockHash) -> Result<(), FileError> {
+    fn put_in_place(&self, temporary: &Path, hash: BlockHash, replaced: Replaced) -> Result<(), FileError> {
         let path = self.path(hash);
         self.prefixes.ensure(&*self.disk, &self.root, hash, self.durability)?;
         self.disk.rename(temporary, &path).map_err(FileError::of("rename to", &path))?;
         self.sync_leaf(hash).inspect_err(|_| {
-            // Not known to be durable: taken back, so that no later write takes it for a good copy.
-            self.clean_up(&path);
+            // The new name is not known to be durable. It is taken back, so that no later write takes it for a good copy; not so where it
+            // replaced another file, since this copy is then the only one.
+            if replaced == Replaced::Nothing {
+                self.clean_up(&path);
+            }
         })
     }
 

@@ -1,7 +1,8 @@
 //! All data directories together: which copy answers, where a new one goes. Everything here blocks.
 //!
-//! What must stay true: a copy is removed or set aside only under its block's lock, and a good one in a secondary directory only
-//! once the primary has it durably.
+//! What must stay true: a copy is removed or set aside only under its block's lock; only a copy that was read and does not match its
+//! checksums is set aside, for a failed call says nothing about the file; a copy in a secondary directory is removed only once the
+//! primary has the block durably.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -11,7 +12,7 @@ use garage_types::disk::FileError;
 use garage_types::{BlockHash, Disk};
 
 use crate::directories::{DirectoryLayout, Slice};
-use crate::directory::{BlockDirectory, Removed};
+use crate::directory::{BlockDirectory, Removed, Replaced};
 use crate::error::{BlockError, CopyError};
 use crate::open::{OpenDirectories, OpenError, StoreOptions, open_directories, save_layout};
 use crate::store::{DirectorySpace, Page, Relocated, Written};
@@ -109,22 +110,30 @@ impl Shelves {
         Err(worst)
     }
 
-    /// Stores a block, or keeps the good copy that is there. Under the block's lock.
+    /// Stores a block, or keeps the good copy that is there. A copy that cannot be read stays where it is until the new one, whole and
+    /// synced, takes its name. Under the block's lock.
     pub(crate) fn write(&self, hash: BlockHash, block: &StoredBlock) -> Result<Written, BlockError> {
         let places = self.places(hash);
         let io = |source| BlockError::Io { hash, source };
-        if good_copy(places.primary, hash)?.is_some() {
-            places.primary.make_durable(hash).map_err(io)?;
-            remove_leftovers(&places, hash);
-            return Ok(Written::AlreadyPresent);
-        }
+        let replaced = match examine(places.primary, hash)? {
+            Copy::Good(_) => {
+                places.primary.make_durable(hash).map_err(io)?;
+                remove_leftovers(&places, hash);
+                return Ok(Written::AlreadyPresent);
+            }
+            Copy::Absent => Replaced::Nothing,
+            Copy::Unreadable(reason) => {
+                tracing::warn!(%hash, reason = &reason as &dyn std::error::Error, "a new copy replaces a block file that cannot be read");
+                Replaced::Unreadable
+            }
+        };
         let mut elsewhere = None;
         for directory in &places.secondaries {
-            if elsewhere.is_none() && good_copy(directory, hash)?.is_some() {
+            if elsewhere.is_none() && matches!(examine(directory, hash)?, Copy::Good(_)) {
                 elsewhere = Some(directory);
             }
         }
-        match (places.primary.write(hash, block), elsewhere) {
+        match (places.primary.write(hash, block, replaced), elsewhere) {
             (Ok(()), _) => remove_leftovers(&places, hash),
             // It stays where it is until there is room.
             (Err(BlockError::Full { .. }), Some(directory)) => directory.make_durable(hash).map_err(io)?,
@@ -145,19 +154,31 @@ impl Shelves {
         if !elsewhere && places.primary.contains(hash).map_err(io)? {
             return Ok(Relocated::InPlace);
         }
-        if good_copy(places.primary, hash)?.is_some() {
-            places.primary.make_durable(hash).map_err(io)?;
-            remove_leftovers(&places, hash);
-            return Ok(Relocated::InPlace);
-        }
-        for directory in &places.secondaries {
-            if let Some(block) = good_copy(directory, hash)? {
-                places.primary.write(hash, &block)?;
+        let mut failure = BlockError::Missing { hash };
+        let replaced = match examine(places.primary, hash)? {
+            Copy::Good(_) => {
+                places.primary.make_durable(hash).map_err(io)?;
                 remove_leftovers(&places, hash);
-                return Ok(Relocated::Moved);
+                return Ok(Relocated::InPlace);
+            }
+            Copy::Absent => Replaced::Nothing,
+            Copy::Unreadable(reason) => {
+                failure = io(reason);
+                Replaced::Unreadable
+            }
+        };
+        for directory in &places.secondaries {
+            match examine(directory, hash)? {
+                Copy::Good(block) => {
+                    places.primary.write(hash, &block, replaced)?;
+                    remove_leftovers(&places, hash);
+                    return Ok(Relocated::Moved);
+                }
+                Copy::Absent => {}
+                Copy::Unreadable(reason) => failure = io(reason),
             }
         }
-        Err(BlockError::Missing { hash })
+        Err(failure)
     }
 
     /// Removes every copy. Under the block's lock.
@@ -240,15 +261,24 @@ impl<'a> Places<'a> {
     }
 }
 
-/// The copy in a directory if it passes its checksums; one that does not is set aside, as is one that cannot be read: where a new copy
-/// is at hand, it must not be in the way. Under the block's lock.
-fn good_copy(directory: &BlockDirectory, hash: BlockHash) -> Result<Option<StoredBlock>, BlockError> {
-    let io = |source| BlockError::Io { hash, source };
+/// What one directory has of a block.
+enum Copy {
+    Absent,
+    Good(StoredBlock),
+    /// The disk did not answer. The file may be as good as ever: descriptors or memory ran out, or a permission is missing.
+    Unreadable(FileError),
+}
+
+/// Reads the copy in a directory; one that was read and does not match its checksums is set aside. Under the block's lock.
+fn examine(directory: &BlockDirectory, hash: BlockHash) -> Result<Copy, BlockError> {
     match directory.read(hash) {
-        Ok(block) => Ok(Some(block)),
-        Err(CopyError::Absent) => Ok(None),
-        Err(CopyError::Damaged(reason)) => directory.set_aside(hash, &reason).map(|()| None).map_err(io),
-        Err(CopyError::Io(reason)) => directory.set_aside_unreadable(hash, &reason).map(|()| None).map_err(io),
+        Ok(block) => Ok(Copy::Good(block)),
+        Err(CopyError::Absent) => Ok(Copy::Absent),
+        Err(CopyError::Damaged(reason)) => {
+            directory.set_aside(hash, &reason).map_err(|source| BlockError::Io { hash, source })?;
+            Ok(Copy::Absent)
+        }
+        Err(CopyError::Io(reason)) => Ok(Copy::Unreadable(reason)),
         Err(error @ (CopyError::NewerFormat { .. } | CopyError::OutOfRange { .. })) => {
             Err(error.of_block(hash, directory.path(hash)))
         }

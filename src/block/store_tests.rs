@@ -10,7 +10,7 @@ use futures_util::FutureExt;
 use futures_util::future::join_all;
 use garage_types::codec::DecodeError;
 use garage_types::disk::{Access, DirectoryEntry, Disk, DiskFile, DiskSpace, FileKind};
-use garage_types::memory_disk::MemoryDisk;
+use garage_types::memory_disk::{FailingCall, MemoryDisk};
 use garage_types::offload::Inline;
 use garage_types::random::SeededRandom;
 use garage_types::{BlockHash, NodeId, Random};
@@ -235,6 +235,50 @@ async fn a_write_replaces_a_rotten_copy() {
     store.write(hash, block.clone()).await.unwrap();
     disk.flip_bit(&path_in("/a", hash), 500);
     assert_eq!(store.write(hash, block).await.unwrap(), Written::New);
+    assert_eq!(store.read(hash).await.unwrap(), noise(1, 1000));
+}
+
+/// Linux's EIO, ENOMEM, EACCES and EMFILE.
+const ERRNOS: [i32; 4] = [5, 12, 13, 24];
+
+#[tokio::test]
+async fn a_copy_that_cannot_be_read_is_not_damaged() {
+    for errno in ERRNOS {
+        for call in FailingCall::ALL {
+            let disk = new_disk();
+            let store = open_one(&disk).await;
+            let plain = noise(1, 1000);
+            let (hash, block) = raw(&plain);
+            store.write(hash, block.clone()).await.unwrap();
+            disk.failing(Some((call, errno)));
+            // Whatever these answer, the copy is what it was.
+            drop(store.write(hash, block.clone()).await);
+            drop(store.read(hash).await);
+            drop(store.verify(hash).await);
+            let locked = store.lock(hash).await;
+            drop(locked.relocate().await);
+            drop(locked);
+            disk.failing(None);
+            assert_eq!(store.read(hash).await.unwrap(), plain, "{call:?} answered {errno}");
+            let corrupted = |path: &PathBuf| path.to_string_lossy().ends_with(".corrupted");
+            assert!(!disk.files().iter().any(corrupted), "{call:?} answered {errno}");
+            store.write(hash, block).await.unwrap();
+            disk.crash();
+            assert_eq!(disk.read(&path_in("/a", hash)).unwrap().len(), 1056, "{call:?} answered {errno}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_new_copy_takes_the_place_of_one_that_cannot_be_opened() {
+    let disk = new_disk();
+    let store = open_one(&disk).await;
+    let (hash, block) = raw(&noise(1, 1000));
+    store.write(hash, block.clone()).await.unwrap();
+    disk.failing(Some((FailingCall::Open, 5)));
+    assert_eq!(store.write(hash, block).await.unwrap(), Written::New);
+    disk.failing(None);
+    disk.crash();
     assert_eq!(store.read(hash).await.unwrap(), noise(1, 1000));
 }
 

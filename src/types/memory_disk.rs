@@ -3,7 +3,7 @@
 //! The model is strict: after [`MemoryDisk::crash`] a file has its last synced content, and a name exists only if its directory was
 //! synced since the name came to be. Rename is atomic; a removed name comes back unless the directory was synced. Real disks may keep
 //! more than they must: after [`MemoryDisk::crash_keeping`] some of what was not synced is there all the same. With a [`Power`] of its
-//! own, a disk stops before any of its steps.
+//! own, a disk stops before any of its steps. While it is [`MemoryDisk::failing`], one kind of call answers an error and changes nothing.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -37,6 +37,27 @@ struct Content {
     synced: Arc<Vec<u8>>,
 }
 
+/// The calls that fail together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailingCall {
+    /// Opening a file, or reading it whole: descriptors or memory ran out, or a permission is missing.
+    Open,
+    /// Reading from a file that is open.
+    Read,
+    /// Creating or overwriting a file.
+    Write,
+    /// Syncing a file or a directory.
+    Sync,
+    Rename,
+    Remove,
+    /// Asking what a path names, or which names a directory has.
+    Look,
+}
+
+impl FailingCall {
+    pub const ALL: [FailingCall; 7] = [Self::Open, Self::Read, Self::Write, Self::Sync, Self::Rename, Self::Remove, Self::Look];
+}
+
 #[derive(Default)]
 struct State {
     names: BTreeMap<PathBuf, Name>,
@@ -46,6 +67,7 @@ struct State {
     unsynced: Vec<NameChange>,
     next_file: FileNumber,
     power: Power,
+    failing: Option<(FailingCall, i32)>,
     capacity: Option<u64>,
     syncs: u64,
 }
@@ -109,6 +131,11 @@ impl MemoryDisk {
         self.state().capacity = bytes;
     }
 
+    /// From now on every call of this kind answers the error with this number (`errno`) and does nothing else; `None`: no call fails.
+    pub fn failing(&self, failing: Option<(FailingCall, i32)>) {
+        self.state().failing = failing;
+    }
+
     /// Flips one bit of a file, synced or not: bit rot.
     ///
     /// # Panics
@@ -140,20 +167,30 @@ impl MemoryDisk {
     }
 
     /// For reading, which takes power and leaves no trace.
-    fn powered(&self) -> io::Result<MutexGuard<'_, State>> {
+    fn powered(&self, call: FailingCall) -> io::Result<MutexGuard<'_, State>> {
         let state = self.state();
+        state.check(call)?;
         if state.power.is_on() { Ok(state) } else { Err(io::Error::other("the power is off")) }
     }
 
     /// For a change, which is made whole or not at all.
-    fn step(&self) -> io::Result<MutexGuard<'_, State>> {
+    fn step(&self, call: FailingCall) -> io::Result<MutexGuard<'_, State>> {
         let state = self.state();
+        state.check(call)?;
         state.power.step()?;
         Ok(state)
     }
 }
 
 impl State {
+    /// Whether calls of this kind work.
+    fn check(&self, call: FailingCall) -> io::Result<()> {
+        match self.failing {
+            Some((failing, errno)) if failing == call => Err(io::Error::from_raw_os_error(errno)),
+            _ => Ok(()),
+        }
+    }
+
     fn file(&self, path: &Path) -> io::Result<FileNumber> {
         match self.names.get(path) {
             Some(Name::File(number)) => Ok(*number),
@@ -203,17 +240,18 @@ fn is_directly_in(path: &Path, directory: &Path) -> bool {
 
 impl Disk for MemoryDisk {
     fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
-        let state = self.powered()?;
+        let state = self.powered(FailingCall::Open)?;
         Ok(state.contents[&state.file(path)?].written.to_vec())
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
-        let state = self.powered()?;
-        Ok(Box::new(OpenFile(state.contents[&state.file(path)?].written.clone())))
+        let state = self.powered(FailingCall::Open)?;
+        let content = state.contents[&state.file(path)?].written.clone();
+        Ok(Box::new(OpenFile { disk: self.clone(), content }))
     }
 
     fn create(&self, path: &Path, parts: &[&[u8]], _access: Access) -> io::Result<()> {
-        let mut state = self.step()?;
+        let mut state = self.step(FailingCall::Write)?;
         state.parent_exists(path)?;
         if state.names.contains_key(path) {
             return Err(io::ErrorKind::AlreadyExists.into());
@@ -232,7 +270,7 @@ impl Disk for MemoryDisk {
     }
 
     fn overwrite(&self, path: &Path, content: &[u8]) -> io::Result<()> {
-        let mut state = self.step()?;
+        let mut state = self.step(FailingCall::Write)?;
         let number = state.file(path)?;
         let Some(file) = state.contents.get_mut(&number) else { return Err(io::ErrorKind::NotFound.into()) };
         let written = Arc::make_mut(&mut file.written);
@@ -242,7 +280,7 @@ impl Disk for MemoryDisk {
     }
 
     fn sync_file(&self, path: &Path) -> io::Result<()> {
-        let mut state = self.step()?;
+        let mut state = self.step(FailingCall::Sync)?;
         let number = state.file(path)?;
         state.syncs += 1;
         if let Some(content) = state.contents.get_mut(&number) {
@@ -252,7 +290,7 @@ impl Disk for MemoryDisk {
     }
 
     fn sync_directory(&self, path: &Path) -> io::Result<()> {
-        let mut state = self.step()?;
+        let mut state = self.step(FailingCall::Sync)?;
         if !state.is_directory(path) {
             return Err(io::ErrorKind::NotFound.into());
         }
@@ -267,7 +305,7 @@ impl Disk for MemoryDisk {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        let mut state = self.step()?;
+        let mut state = self.step(FailingCall::Rename)?;
         state.parent_exists(to)?;
         let number = state.file(from)?;
         state.set_name(from, None);
@@ -279,14 +317,14 @@ impl Disk for MemoryDisk {
     }
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
-        let mut state = self.step()?;
+        let mut state = self.step(FailingCall::Remove)?;
         state.file(path)?;
         state.set_name(path, None);
         Ok(())
     }
 
     fn create_directory(&self, path: &Path) -> io::Result<bool> {
-        let mut state = self.step()?;
+        let mut state = self.step(FailingCall::Write)?;
         if state.is_directory(path) {
             return Ok(false);
         }
@@ -299,7 +337,7 @@ impl Disk for MemoryDisk {
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<DirectoryEntry>> {
-        let state = self.powered()?;
+        let state = self.powered(FailingCall::Look)?;
         if !state.is_directory(path) {
             return Err(io::ErrorKind::NotFound.into());
         }
@@ -313,7 +351,7 @@ impl Disk for MemoryDisk {
     }
 
     fn kind(&self, path: &Path) -> io::Result<Option<FileKind>> {
-        let state = self.powered()?;
+        let state = self.powered(FailingCall::Look)?;
         if is_root(path) {
             return Ok(Some(FileKind::Directory));
         }
@@ -324,22 +362,26 @@ impl Disk for MemoryDisk {
     }
 
     fn space(&self, _path: &Path) -> io::Result<DiskSpace> {
-        let state = self.powered()?;
+        let state = self.powered(FailingCall::Look)?;
         let total = state.capacity.unwrap_or(1 << 50);
         Ok(DiskSpace { total, available: total.saturating_sub(state.used()) })
     }
 }
 
-struct OpenFile(Arc<Vec<u8>>);
+struct OpenFile {
+    disk: MemoryDisk,
+    content: Arc<Vec<u8>>,
+}
 
 impl DiskFile for OpenFile {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.0.len() as u64)
+        Ok(self.content.len() as u64)
     }
 
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.disk.state().check(FailingCall::Read)?;
         let start = usize::try_from(offset).ok();
-        let source = start.and_then(|start| self.0.get(start..start.checked_add(buffer.len())?));
+        let source = start.and_then(|start| self.content.get(start..start.checked_add(buffer.len())?));
         buffer.copy_from_slice(source.ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
     }
