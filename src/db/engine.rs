@@ -81,8 +81,8 @@ impl Engine {
 }
 
 impl Engine {
-    /// The file within its directory without which there is no database.
-    pub(crate) fn main_file(self) -> &'static str {
+    /// The file within its directory without which, or with nothing in it, there is no database.
+    pub fn main_file(self) -> &'static str {
         match self {
             Engine::Lmdb => crate::lmdb::FILE_NAME,
             Engine::Redb => crate::redb_engine::FILE_NAME,

@@ -51,6 +51,9 @@ pub enum DbError {
         #[source]
         source: EngineError,
     },
+    /// Copied in part, or cut by a file system that lost its end. What is left is not the database it was.
+    #[error("{} is cut short: it has {bytes} bytes of {expected}, and pages in use are missing", path.display())]
+    CutShort { path: PathBuf, bytes: u64, expected: u64 },
     #[error("a database key must not be empty")]
     KeyEmpty,
     #[error("a database key of {length} bytes is longer than {max} bytes")]

@@ -15,6 +15,7 @@ mod environment;
 mod rows;
 #[cfg(test)]
 mod tests;
+mod whole;
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
@@ -98,6 +99,7 @@ impl LmdbEngine {
             tracing::warn!(path = %path.display(), "metadata are not synced: a power cut loses writes and may destroy the database");
         }
         create_directories(path)?;
+        whole::check_length(&path.join(FILE_NAME))?;
         let map_size = options.map_size.clamp(MAP_SIZE_STEP, map_size_max);
         let env = open_environment(path, map_size, options.sync)?;
         // LMDB syncs its file, but not the file's name.

@@ -131,6 +131,7 @@ pub async fn run(
             start: incarnation,
             replication_factor: usize::from(config.replication.factor),
             database: &chosen.path,
+            main_file: chosen.engine.main_file(),
             metadata_dir: &config.metadata_dir,
             snapshots_dir: &config.metadata_snapshots_dir,
         },

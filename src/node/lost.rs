@@ -33,7 +33,10 @@ pub struct Starting<'a> {
     /// The number of this start: 1 is the first.
     pub start: u64,
     pub replication_factor: usize,
+    /// Its directory.
     pub database: &'a Path,
+    /// The file in it that has the rows; see [`garage_db::Engine::main_file`].
+    pub main_file: &'a str,
     pub metadata_dir: &'a Path,
     pub snapshots_dir: &'a Path,
 }
@@ -43,7 +46,7 @@ pub struct Starting<'a> {
 /// # Errors
 /// [`LostError`].
 pub fn refuse_to_begin_anew(disk: &dyn Disk, starting: &Starting<'_>) -> Result<(), LostError> {
-    if starting.start == 1 || !is_gone(disk, starting.database)? {
+    if starting.start == 1 || !is_gone(disk, &starting.database.join(starting.main_file))? {
         return Ok(());
     }
     let layout = manager::stored(disk, starting.metadata_dir, starting.replication_factor)?;
@@ -70,12 +73,12 @@ pub fn forget_confirmation(disk: &dyn Disk, metadata_dir: &Path) -> Result<(), F
     }
 }
 
-/// An engine makes its directory and the files in it at once.
-fn is_gone(disk: &dyn Disk, database: &Path) -> Result<bool, FileError> {
-    match disk.list(database) {
-        Ok(entries) => Ok(entries.is_empty()),
+/// Whether the file of the rows is missing or empty: engines take either for a database that is to be made.
+fn is_gone(disk: &dyn Disk, main_file: &Path) -> Result<bool, FileError> {
+    match disk.open(main_file).and_then(|file| file.len()) {
+        Ok(length) => Ok(length == 0),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(true),
-        Err(error) => Err(FileError::of("look at", database)(error)),
+        Err(error) => Err(FileError::of("look at", main_file)(error)),
     }
 }
 
@@ -90,7 +93,7 @@ mod tests {
     use garage_rpc::layout::{LayoutHistory, NodeRole};
     use garage_types::codec::encode;
     use garage_types::disk::{Access, Disk, create_directories};
-    use garage_types::memory_disk::MemoryDisk;
+    use garage_types::memory_disk::{FailingCall, MemoryDisk};
     use garage_types::{NodeId, Timestamp};
 
     use super::{LostError, Starting, forget_confirmation, has_the_only_copy, is_gone, refuse_to_begin_anew};
@@ -126,6 +129,7 @@ mod tests {
             start,
             replication_factor: 1,
             database: Path::new("/db.lmdb"),
+            main_file: "data.mdb",
             metadata_dir: Path::new("/"),
             snapshots_dir: Path::new("/snapshots"),
         };
@@ -140,14 +144,23 @@ mod tests {
             assert!(error.to_string().contains(part), "{error}");
         }
         create_directories(&disk, Path::new("/db.lmdb")).unwrap();
-        assert!(is_gone(&disk, Path::new("/db.lmdb")).unwrap(), "an empty directory is no database");
+        let main_file = Path::new("/db.lmdb/data.mdb");
+        assert!(is_gone(&disk, main_file).unwrap(), "an empty directory is no database");
         assert!(may_begin(2).is_err());
+        disk.create(Path::new("/db.lmdb/lock.mdb"), &[b"readers"], Access::Everyone).unwrap();
+        assert!(may_begin(2).is_err(), "the lock file is not the database");
+        disk.create(main_file, &[], Access::Everyone).unwrap();
+        assert!(may_begin(2).is_err(), "an empty file is no database");
+        disk.failing(Some((FailingCall::Open, 13)));
+        assert!(matches!(may_begin(2), Err(LostError::File(_))), "a file that cannot be opened is not gone");
+        disk.failing(None);
         disk.create(Path::new("/database_lost"), &[], Access::Everyone).unwrap();
         may_begin(2).unwrap();
         forget_confirmation(&disk, Path::new("/")).unwrap();
         forget_confirmation(&disk, Path::new("/")).unwrap();
         assert!(may_begin(2).is_err());
-        disk.create(Path::new("/db.lmdb/data.mdb"), &[], Access::Everyone).unwrap();
+        disk.remove_file(main_file).unwrap();
+        disk.create(main_file, &[b"rows"], Access::Everyone).unwrap();
         may_begin(2).unwrap();
     }
 }
