@@ -178,6 +178,9 @@ pub struct NodeStatistics {
     pub tables: Vec<TableStatistics>,
     /// Changes that other nodes have not acknowledged yet.
     pub insert_queue_length: u64,
+    /// Rows that do not match their checksums and are not repaired yet; `None` from a node whose version does not tell.
+    #[serde(default)]
+    pub damaged_rows: Option<u64>,
     /// `None` from a node whose version does not tell.
     #[serde(default)]
     pub blocks: Option<BlockStatistics>,
@@ -247,6 +250,7 @@ impl Operation for OwnStatistics {
             hostname: service.node.hostname.clone(),
             tables: tables.counts().await?.into_iter().map(count).collect(),
             insert_queue_length: tables.queue_len().await?,
+            damaged_rows: Some(tables.damaged_rows()),
             blocks: Some(BlockStatistics {
                 rc_entries: blocks.counted,
                 resync_queue_length: blocks.resync_queue,

@@ -292,6 +292,8 @@ pub enum RepairType {
     MultipartUploads,
     BlockRefs,
     BlockRc,
+    /// Gives up the blocks of a database that was lost, where nobody else has its rows.
+    LostBlocks,
     Rebalance,
     Aliases,
     Scrub(ScrubCommand),
@@ -335,6 +337,12 @@ impl Operation for OwnRepair {
                     ScrubError::Refused(refusal) => AdminError::Scrub(refusal),
                     ScrubError::State(error) => AdminError::Model(ModelError::State(error)),
                 });
+            }
+            RepairType::LostBlocks => {
+                if service.garage.local().tables.give_up_lost_rows().await.map_err(ModelError::Table)? {
+                    tracing::warn!("the operator gives up the blocks of the database that was lost");
+                }
+                Repair::Blocks
             }
             RepairType::Tables => {
                 service.garage.sync().request();

@@ -16,6 +16,9 @@ use garage_types::Power;
 type Rows = BTreeMap<Vec<u8>, Vec<u8>>;
 type Trees = Arc<Vec<Arc<Rows>>>;
 
+/// What a disk answers that cannot read a sector, on Linux.
+const EIO: i32 = 5;
+
 /// What a change replaced.
 struct Replaced {
     tree: Tree,
@@ -30,6 +33,7 @@ struct State {
     unsynced: Vec<Replaced>,
     durability: Durability,
     failing_commits: u32,
+    reads_fail: bool,
     power: Power,
 }
 
@@ -67,6 +71,24 @@ impl MemoryEngine {
     /// The next `count` commits that change something fail with [`DbError::Full`].
     pub fn fail_next_commits(&self, count: u32) {
         self.state().failing_commits = count;
+    }
+
+    /// From now on reading fails as it does when the disk does not answer, within transactions as well; or works again.
+    pub fn fail_reads(&self, fail: bool) {
+        self.state().reads_fail = fail;
+    }
+
+    /// Flips one bit of a stored value, as a failing disk or memory does. `tree`: its name; `value`, `byte`: drawn by the caller, taken
+    /// modulo what there is. Returns the key of the value; `None` when there is nothing to flip.
+    pub fn flip_bit(&self, tree: &str, value: usize, byte: usize) -> Option<Vec<u8>> {
+        let mut state = self.state();
+        let index = state.names.iter().position(|name| name == tree)?;
+        let rows = state.rows_mut(Tree(u32::try_from(index).ok()?)).ok()?;
+        let nth = value.checked_rem(rows.len())?;
+        let (key, bytes) = rows.iter_mut().nth(nth)?;
+        let at = byte.checked_rem(bytes.len())?;
+        bytes[at] ^= 1 << (byte % 8);
+        Some(key.clone())
     }
 
     /// From now on every commit takes two steps of `power`: one until it is durable, and one until it is answered.
@@ -110,6 +132,14 @@ impl State {
     fn rows_mut(&mut self, tree: Tree) -> Result<&mut Rows, DbError> {
         let rows = Arc::make_mut(&mut self.trees).get_mut(tree.index()).ok_or(DbError::UnknownTree)?;
         Ok(Arc::make_mut(rows))
+    }
+
+    fn check_reads(&self) -> Result<(), DbError> {
+        if self.reads_fail {
+            let source = Arc::new(io::Error::from_raw_os_error(EIO));
+            return Err(DbError::Engine { action: "read", source });
+        }
+        Ok(())
     }
 
     fn commit(&mut self, length_before: usize) -> Result<(), DbError> {
@@ -159,6 +189,7 @@ impl Storage for MemoryEngine {
             if !state.power.is_on() {
                 return Err(no_power(io::Error::other("the power is off")));
             }
+            state.check_reads()?;
             state.trees.clone()
         };
         body(&trees);
@@ -222,14 +253,17 @@ fn rows(trees: &[Arc<Rows>], tree: Tree) -> Result<&Rows, DbError> {
 
 impl ReadRows for State {
     fn get(&self, tree: Tree, key: &[u8], found: &mut dyn FnMut(&[u8])) -> Result<(), DbError> {
+        self.check_reads()?;
         self.trees.get(tree, key, found)
     }
 
     fn range(&self, tree: Tree, bounds: Bounds<'_>, direction: Direction, visit: &mut Visit<'_>) -> Result<(), DbError> {
+        self.check_reads()?;
         self.trees.range(tree, bounds, direction, visit)
     }
 
     fn count(&self, tree: Tree) -> Result<u64, DbError> {
+        self.check_reads()?;
         self.trees.count(tree)
     }
 }

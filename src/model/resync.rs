@@ -261,6 +261,8 @@ impl Garage {
             }
             Judgement::Keep => Ok(kept),
             _gone if !self.0.background.may_delete.may_delete_blocks() => Ok(kept),
+            // The database that was lost may have known it.
+            _gone if self.0.local.tables.lacks_rows() && self.reference_count(block).await?.is_none() => Ok(kept),
             Judgement::Released { released_for_ms } if released_for_ms < release_delay_ms => {
                 Ok(Outcome::Again(now.plus_millis(release_delay_ms - released_for_ms), waiting))
             }

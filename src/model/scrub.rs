@@ -1,5 +1,5 @@
-//! The scrub worker: reads every block file of this node and recomputes its hash. A corrupt copy is set aside by the read and queued
-//! to be fetched again.
+//! The scrub worker: checks every row of this node's tables against its checksum, then reads every block file and recomputes its hash. A
+//! damaged row is repaired by another worker; a corrupt block is set aside by the read and queued to be fetched again.
 
 use std::time::Duration;
 
@@ -7,6 +7,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use garage_block::BlockError;
 use garage_block::scrub::{Checked, Scrub, ScrubCommand, ScrubRefusal, Turn};
+use garage_table::damage::{CheckPlace, CheckedRows};
 use garage_types::{BlockHash, chain};
 use garage_worker::{Status, Step, StepError, Worker};
 use tokio::time::Instant;
@@ -17,6 +18,8 @@ use crate::garage::Garage;
 use crate::resync_queue::{Queued, Reason};
 use crate::state_file::StateFileError;
 
+/// Where every run begins.
+const FIRST_BLOCK: BlockHash = BlockHash::from_bytes([0; 32]);
 /// Blocks checked between two rests, and those that share their directory with the last.
 const STEP_BLOCKS: usize = 16;
 /// How often progress is saved.
@@ -60,14 +63,25 @@ struct Unsaved {
     since: Instant,
 }
 
+/// How far the rows are checked in a run. Not saved: a run that a restart cuts off here begins with the rows again.
+#[derive(Default)]
+struct RowsChecked {
+    run: u64,
+    rows: u64,
+    damaged: u64,
+    next: Option<CheckPlace>,
+    is_done: bool,
+}
+
 pub(crate) struct ScrubWorker {
     garage: Garage,
+    rows: RowsChecked,
     unsaved: Option<Unsaved>,
 }
 
 impl ScrubWorker {
     pub(crate) fn new(garage: Garage) -> Self {
-        ScrubWorker { garage, unsaved: None }
+        ScrubWorker { garage, rows: RowsChecked::default(), unsaved: None }
     }
 
     fn scrub(&self) -> Scrub {
@@ -77,6 +91,26 @@ impl ScrubWorker {
             scrub.checked(*run, *checked, garage_types::Timestamp::ZERO, 0);
         }
         scrub
+    }
+
+    /// Whether the rows have had their turn in this run; blocks come after them.
+    fn rows_are_checked(&self, run: u64, from: BlockHash) -> bool {
+        from != FIRST_BLOCK || (self.rows.run == run && self.rows.is_done)
+    }
+
+    async fn check_rows(&mut self, run: u64) -> Result<(), ModelError> {
+        if self.rows.run != run {
+            self.rows = RowsChecked { run, ..RowsChecked::default() };
+        }
+        let CheckedRows { rows, damaged, next } = self.garage.0.local.tables.check_some_rows(self.rows.next.clone()).await?;
+        self.rows.rows += rows;
+        self.rows.damaged += damaged;
+        self.rows.is_done = next.is_none();
+        self.rows.next = next;
+        if self.rows.is_done {
+            tracing::info!(rows = self.rows.rows, damaged = self.rows.damaged, "the scrub has checked all rows of the metadata");
+        }
+        Ok(())
     }
 
     async fn check(&mut self, run: u64, from: BlockHash) -> Result<(), ModelError> {
@@ -155,7 +189,11 @@ impl Worker for ScrubWorker {
                     if self.unsaved.as_ref().is_some_and(|unsaved| unsaved.run != scrub.run) {
                         self.save().await?;
                     }
-                    self.check(scrub.run, from).await?;
+                    if self.rows_are_checked(scrub.run, from) {
+                        self.check(scrub.run, from).await?;
+                    } else {
+                        self.check_rows(scrub.run).await?;
+                    }
                     Ok(Step::Busy)
                 }
                 Turn::Begin => {

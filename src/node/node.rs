@@ -27,6 +27,7 @@ use garage_rpc::mesh::{Mesh, MeshError, MeshOptions, Timing};
 use garage_rpc::peers::PeerAddress;
 use garage_rpc::quorum::ConsistencyMode;
 use garage_table::collect::{AdvanceEpoch, CollectAfter, Collector, DropTombstones, HoldTombstones};
+use garage_table::damage::RowRepair;
 use garage_table::starts::start_facts;
 use garage_table::store::{LiveLayouts, Vouch};
 use garage_table::sync::wire::{AskDigests, Exchange};
@@ -167,9 +168,6 @@ impl Node {
             start: facts,
         };
         let layout = Arc::new(LayoutManager::open(setup).await?);
-        if settings.replication_factor == 1 && facts.recorded_start.is_some_and(|recorded| recorded < facts.previous_start) {
-            tracing::warn!(node = %identity.id(), "the database is older than the files beside it, and nobody else has its rows: what was acknowledged after it was copied is lost");
-        }
         let blocks = LocalStore::open(disk.clone(), offload.clone(), settings.blocks).await?;
         let live = Arc::new(Live(layout.clone()));
         let may_delete: Arc<dyn MayDelete> = Arc::new(WhenWhole(layout.standing().clone()));
@@ -190,6 +188,12 @@ impl Node {
             background.look_at_all_blocks().await?;
         }
 
+        if settings.replication_factor == 1 {
+            local.tables.note_lost_rows(facts).await?;
+        }
+        if local.tables.lacks_rows() {
+            tracing::warn!(node = %identity.id(), "the database is new, or older than the files beside it, and nobody else has its rows: what was acknowledged under the other one is lost unless that is put back; blocks that this one does not know are kept (garage repair --yes lost-blocks gives them up)");
+        }
         settle_start(&local.tables, layout.standing(), identity.id(), start).await?;
         {
             let (disk, metadata_dir) = (disk.clone(), settings.metadata_dir.clone());
@@ -264,6 +268,7 @@ impl Node {
         cluster.spawn().spawn("record of this start", Box::pin(record));
         let clock = self.garage.clock().clone();
         self.workers.start(Collector::new(tables.clone(), cluster.clone(), clock, self.collect_after));
+        self.workers.start(RowRepair::new(tables.clone(), cluster.clone()));
         self.workers.start(SyncWorker::new(tables, cluster, self.garage.random().clone(), self.sync.clone()));
         self.garage.start_workers();
     }

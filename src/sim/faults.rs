@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use garage_types::Random;
+use garage_types::memory_disk::FailingCall;
 use garage_types::random::SeededRandom;
 
 use crate::cluster::machine::Machine;
@@ -37,6 +38,10 @@ pub enum Fault {
     FullDisk,
     /// A machine's next commits to its database fail.
     FullDatabase,
+    /// One kind of call on a machine's files answers an error of the operating system.
+    FailingDisk,
+    /// A machine cannot read its database.
+    UnreadableDatabase,
     /// An operator changes the layout; nothing heals that.
     LayoutChange,
     /// A machine loses something that the others have too.
@@ -111,8 +116,18 @@ fn begin(world: &World, fault: Fault, random: &SeededRandom) {
         Fault::SlowDisk => one.set_disk_delay_max(Duration::from_millis(10 + random.below(3_000))),
         Fault::FullDisk => one.disk.set_capacity(Some(0)),
         Fault::FullDatabase => one.engine.fail_next_commits(1 + random.below(20) as u32),
+        Fault::FailingDisk => {
+            let call = FailingCall::ALL[random.below(FailingCall::ALL.len() as u64) as usize];
+            let errno = ERRNOS[random.below(ERRNOS.len() as u64) as usize];
+            world.history.note(format!("{call:?} answers {}", std::io::Error::from_raw_os_error(errno)));
+            one.disk.failing(Some((call, errno)));
+        }
+        Fault::UnreadableDatabase => one.engine.fail_reads(true),
     }
 }
+
+/// Linux's EIO, ENOMEM, EACCES, ENFILE, EMFILE and EROFS.
+const ERRNOS: [i32; 6] = [5, 12, 13, 23, 24, 30];
 
 /// Longest wait for a write to break off.
 const WRITE_WAIT: Duration = Duration::from_secs(2);
@@ -142,6 +157,7 @@ pub async fn heal(world: &World) {
     for machine in &world.cluster.machines {
         machine.disk.set_capacity(None);
         machine.engine.fail_next_commits(0);
+        machine.end_disk_errors();
         machine.set_disk_delay_max(Duration::from_millis(2));
     }
     for machine in &world.cluster.machines {

@@ -35,6 +35,8 @@ pub enum Loss {
     Data,
     /// A byte of one stored block changes, or its file is cut short.
     Block,
+    /// A bit of one stored row changes.
+    Row,
 }
 
 /// What operators know.
@@ -43,13 +45,18 @@ pub struct Losses {
     snapshots: Mutex<BTreeMap<usize, MemoryEngine>>,
     /// Machines without their blocks on which the repair was not ordered yet.
     to_repair: Mutex<BTreeSet<usize>>,
+    /// Machines with a changed row that was not seen to be repaired yet.
+    flipped: Mutex<BTreeSet<usize>>,
 }
 
 /// Takes something from a machine, if the others can replace it now.
 pub async fn lose(world: &World, loss: Loss, random: &SeededRandom) {
     let machines = &world.cluster.machines;
     let machine = &machines[random.below(machines.len() as u64) as usize];
+    // What is lost, and what is left elsewhere, is looked up on the disks.
+    machines.iter().for_each(|machine| machine.end_disk_errors());
     order_repairs(world).await;
+    check_rows(world).await;
     if loss == Loss::DatabaseSince && !lock(&world.losses.snapshots).contains_key(&machine.number) {
         world.history.note(format!("snapshot of machine {}", machine.number));
         if let Some(snapshot) = machine.snapshot().await {
@@ -90,6 +97,42 @@ pub async fn lose(world: &World, loss: Loss, random: &SeededRandom) {
                 damage(machine, path, random);
             }
         }
+        Loss::Row => flip_row(world, machine, random),
+    }
+}
+
+/// Changes a bit of some row of a table.
+fn flip_row(world: &World, machine: &Machine, random: &SeededRandom) {
+    let Some(garage) = machine.garage() else { return };
+    let tables = garage.local().tables.clone();
+    let names: Vec<&str> = tables.tables().into_iter().filter_map(|(table, _)| tables.name_of(table)).collect();
+    let name = names[random.below(names.len() as u64) as usize];
+    let (row, bit) = (random.below(1 << 20) as usize, random.below(1 << 20) as usize);
+    if let Some(key) = machine.engine.flip_bit(&format!("{name}:rows"), row, bit) {
+        world.history.note(format!("FAULT a bit of row {} of {name} on machine {}", key.escape_ascii(), machine.number));
+        lock(&world.losses.flipped).insert(machine.number);
+    }
+}
+
+/// Has machines with a changed row check all rows, as a scrub does, as far as they can be told now.
+async fn check_rows(world: &World) {
+    let waiting = lock(&world.losses.flipped).clone();
+    for number in waiting {
+        let check = |garage: garage_model::Garage| async move {
+            let tables = garage.local().tables.clone();
+            let mut next = None;
+            loop {
+                next = tables.check_some_rows(next).await?.next;
+                if next.is_none() {
+                    return Ok::<_, garage_table::TableError>(tables.damaged_rows());
+                }
+            }
+        };
+        let damaged = world.cluster.machines[number].run(PATIENCE, check).await;
+        world.history.note(format!("check of the rows on machine {number} -> {damaged:?}"));
+        if matches!(damaged, Ok(Ok(0))) {
+            lock(&world.losses.flipped).remove(&number);
+        }
     }
 }
 
@@ -129,6 +172,9 @@ async fn come_back_with(world: &World, machine: &Machine, engine: &MemoryEngine,
 fn all_are_whole(world: &World) -> Result<(), String> {
     if !lock(&world.losses.to_repair).is_empty() {
         return Err("a repair is yet to be ordered".to_owned());
+    }
+    if !lock(&world.losses.flipped).is_empty() {
+        return Err("a changed row is yet to be repaired".to_owned());
     }
     for machine in &world.cluster.machines {
         match machine.node().map(|node| node.layout.standing().get()) {
@@ -173,10 +219,12 @@ pub async fn order_repairs(world: &World) {
 /// Has every machine look through its blocks, and waits until all databases are rebuilt; that one never is, is a violation.
 pub async fn regain(world: &World) {
     order_repairs(world).await;
+    check_rows(world).await;
     let regaining = async {
         while let Err(reason) = all_are_whole(world) {
             world.history.note(format!("not all is regained: {reason}"));
             order_repairs(world).await;
+            check_rows(world).await;
             tokio::time::sleep(Duration::from_secs(10)).await;
         }
     };

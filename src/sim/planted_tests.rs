@@ -11,7 +11,7 @@ use crate::scenario::Flaw;
 /// A flaw, the scenario or story that shows it, and a seed from which it shows soon.
 type Known = (Flaw, &'static str, u64);
 
-const KNOWN: [Known; 34] = [
+const KNOWN: [Known; 35] = [
     (Flaw::Planted(Bug::WriteQuorumOfOne), "everything", 1),
     (Flaw::Planted(Bug::NoReadBack), "crowd", 22),
     (Flaw::Planted(Bug::LostQueueRow), "calm", 0),
@@ -19,6 +19,7 @@ const KNOWN: [Known; 34] = [
     (Flaw::Planted(Bug::PageCutTooLate), "listing", 30),
     (Flaw::Planted(Bug::CopyWithoutReference), "single", 6),
     (Flaw::Planted(Bug::BehindIgnored), "crowd", 8),
+    (Flaw::Planted(Bug::DamagedRowsBelieved), "losses", 0),
     (Flaw::BlocksNotSynced, "everything", 8),
     (Flaw::RowsNotSynced, "everything", 0),
     (Flaw::Planted(Bug::LostDatabaseUnnoticed), "lost-database", 0),

@@ -77,6 +77,9 @@ const ALL: &[Fault] = &[
     Fault::SlowDisk,
     Fault::FullDisk,
     Fault::FullDatabase,
+    Fault::FailingDisk,
+    Fault::FailingDisk,
+    Fault::UnreadableDatabase,
 ];
 const LISTING: Mix = Mix { put: 45, get: 2, delete: 15, copy: 3, list: 35, create: 0, part: 0, complete: 0 };
 
@@ -117,6 +120,7 @@ const UPHEAVAL: &[Fault] = &[
     Fault::CrashWriter,
     Fault::Blackout,
     Fault::ClockJump,
+    Fault::FailingDisk,
 ];
 
 /// Machines that lose what they have, one after another.
@@ -127,8 +131,11 @@ const LOSSES: &[Fault] = &[
     Fault::Lose(Loss::Data),
     Fault::Lose(Loss::Block),
     Fault::Lose(Loss::Block),
+    Fault::Lose(Loss::Row),
+    Fault::Lose(Loss::Row),
     Fault::Delay,
     Fault::Crash,
+    Fault::FailingDisk,
 ];
 
 /// Everything that a cluster can live through.
@@ -142,6 +149,8 @@ const EVERYTHING: &[Fault] = &[
     Fault::Lose(Loss::Data),
     Fault::Lose(Loss::Block),
     Fault::Lose(Loss::Block),
+    Fault::Lose(Loss::Row),
+    Fault::Lose(Loss::Row),
     Fault::Delay,
     Fault::LoseConnections,
     Fault::BlockOneWay,
@@ -155,6 +164,9 @@ const EVERYTHING: &[Fault] = &[
     Fault::SlowDisk,
     Fault::FullDisk,
     Fault::FullDatabase,
+    Fault::FailingDisk,
+    Fault::FailingDisk,
+    Fault::UnreadableDatabase,
 ];
 
 /// Bytes of blocks in memory: more than ever needed, and hardly any.

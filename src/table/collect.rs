@@ -155,7 +155,7 @@ impl TableStore {
     /// The due tombstones of a slot behind `after`, as they are now; those that are none any more are struck off the list.
     async fn due_tombstones(&self, place: Place, before: garage_types::Timestamp) -> Result<Due, TableError> {
         let Place { table, slot, after } = place;
-        let rows = self.0.table(table)?.rows;
+        let rows = self.0.table(table)?.rows.clone();
         let graves = self.0.graves;
         let read = move |tx: &Snapshot<'_>| {
             let listed = graves.before(tx, table, slot, after, before, PAGE)?;
@@ -164,7 +164,7 @@ impl TableStore {
                 due.last = listed.last().map(|grave| grave.listed.clone());
             }
             for grave in listed {
-                match tx.get(rows, &grave.key)? {
+                match rows.get(tx, &grave.key)? {
                     Some(row) => due.tombstones.push((grave, row)),
                     None => due.settled.push(grave),
                 }

@@ -20,6 +20,11 @@ pub enum TableError {
         #[source]
         source: DecodeError,
     },
+    /// What is stored is not what was written. Another owner has to answer; the row is repaired from the others.
+    #[error("row {row} of table {table} does not match its checksum")]
+    DamagedRow { table: &'static str, row: String },
+    #[error("a row of table {table} has frame version {version}, which a newer version of this program wrote")]
+    NewerRow { table: &'static str, version: u8 },
     #[error("table {0:?} is not known to this node")]
     UnknownTable(TableId),
     #[error("no layout has been applied to the cluster yet")]
@@ -78,7 +83,9 @@ impl From<TableError> for RpcError {
             | TableError::DamagedState
             | TableError::Layout(_)
             | TableError::Row { .. }
+            | TableError::NewerRow { .. }
             | TableError::DamagedEpoch { .. } => ErrorCode::Internal,
+            TableError::DamagedRow { .. } => ErrorCode::Corrupt,
             TableError::UnknownTable(_) | TableError::ShortKey { .. } | TableError::NotATombstone { .. } => ErrorCode::BadRequest,
             TableError::NoLayout | TableError::Unsettled | TableError::Quorum(_) | TableError::Rebuilding => {
                 ErrorCode::Unavailable

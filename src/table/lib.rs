@@ -13,12 +13,14 @@
 
 mod accept;
 pub mod collect;
+pub mod damage;
 pub mod digest;
 pub mod epochs;
 pub mod error;
 pub mod graves;
 pub mod heard;
 pub mod queue;
+mod rows;
 pub mod schema;
 pub mod segments;
 pub mod set_aside;

@@ -10,8 +10,12 @@ use garage_types::codec::{self, Format};
 use serde::{Deserialize, Serialize};
 
 use crate::error::TableError;
+use crate::rows::{self, Unreadable};
 use crate::store::TableStore;
 use crate::wire::Entry;
+
+/// What errors call the queue.
+const QUEUE: &str = "queue";
 
 #[derive(Serialize, Deserialize)]
 struct Queued {
@@ -61,11 +65,19 @@ impl TableStore {
                 Ok::<_, DbError>(stored)
             })
             .await?;
-        let decode = |(key, stored): (Vec<u8>, Vec<u8>)| {
-            let queued: Queued = codec::decode(&stored).map_err(|source| TableError::Row { table: "queue", source })?;
-            Ok(Item { key, stored, entry: queued.entry })
+        let decode = |(key, stored): (Vec<u8>, Vec<u8>)| match rows::unseal(&key, &stored) {
+            Ok((row, _frame)) => {
+                let queued: Queued = codec::decode(row).map_err(|source| TableError::Row { table: QUEUE, source })?;
+                Ok(Some(Item { key, stored, entry: queued.entry }))
+            }
+            Err(Unreadable::Newer { version }) => Err(TableError::NewerRow { table: QUEUE, version }),
+            Err(Unreadable::Mismatch) => {
+                // It keeps its place. What it would have released costs space; what it says now might be another row's deletion.
+                tracing::error!(key = %key.escape_ascii(), "a queued deletion does not match its checksum and is not carried out");
+                Ok(None)
+            }
         };
-        stored.into_iter().map(decode).collect()
+        stored.into_iter().filter_map(|stored| decode(stored).transpose()).collect()
     }
 
     /// Takes deletions off the queue, except those queued anew with another content meanwhile.

@@ -12,6 +12,8 @@ use std::ops::{Bound, ControlFlow};
 use garage_db::{DbError, Direction, Snapshot, Transaction, Tree};
 
 use crate::digest::{RowDigest, SetDigest};
+use crate::error::TableError;
+use crate::rows::RowTree;
 use crate::wire::TableId;
 
 /// A segment of more rows is cut in two.
@@ -33,10 +35,10 @@ impl KeyRange {
 }
 
 /// Where a table's rows and digests are.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Segments {
     pub table: TableId,
-    pub rows: Tree,
+    pub rows: RowTree,
     pub digests: Tree,
 }
 
@@ -54,6 +56,10 @@ type Visit<'v> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'v;
 pub trait Rows {
     /// # Errors
     /// The metadata engine's.
+    fn get(&self, tree: Tree, key: &[u8]) -> Result<Option<Vec<u8>>, DbError>;
+
+    /// # Errors
+    /// The metadata engine's.
     fn range(
         &self,
         tree: Tree,
@@ -64,6 +70,10 @@ pub trait Rows {
 }
 
 impl Rows for Snapshot<'_> {
+    fn get(&self, tree: Tree, key: &[u8]) -> Result<Option<Vec<u8>>, DbError> {
+        Snapshot::get(self, tree, key)
+    }
+
     fn range(
         &self,
         tree: Tree,
@@ -76,6 +86,10 @@ impl Rows for Snapshot<'_> {
 }
 
 impl Rows for Transaction<'_> {
+    fn get(&self, tree: Tree, key: &[u8]) -> Result<Option<Vec<u8>>, DbError> {
+        Transaction::get(self, tree, key)
+    }
+
     fn range(
         &self,
         tree: Tree,
@@ -91,8 +105,14 @@ impl Segments {
     /// Records that the row of `key` changed from `old` to `new`; `None` is no row. The row itself must be written already.
     ///
     /// # Errors
-    /// The metadata engine's.
-    pub fn changed(&self, tx: &mut Transaction<'_>, key: &[u8], old: Option<&[u8]>, new: Option<&[u8]>) -> Result<(), DbError> {
+    /// [`TableError`].
+    pub fn changed(
+        &self,
+        tx: &mut Transaction<'_>,
+        key: &[u8],
+        old: Option<&[u8]>,
+        new: Option<&[u8]>,
+    ) -> Result<(), TableError> {
         let (bound, mut digest) = self.segment_of(tx, key)?;
         if let Some(old) = old {
             digest.remove(RowDigest::of(key, old));
@@ -102,7 +122,7 @@ impl Segments {
         }
         if digest.rows == 0 && !bound.is_empty() {
             // The segment before takes over the range, which has no rows.
-            return tx.remove(self.digests, &self.stored_key(&bound));
+            return Ok(tx.remove(self.digests, &self.stored_key(&bound))?);
         }
         tx.insert(self.digests, &self.stored_key(&bound), &digest.encode())?;
         if digest.rows > SEGMENT_ROWS_MAX { self.split(tx, &bound, digest) } else { Ok(()) }
@@ -111,16 +131,16 @@ impl Segments {
     /// The digest of a range.
     ///
     /// # Errors
-    /// The metadata engine's.
-    pub fn digest(&self, rows: &impl Rows, range: &KeyRange) -> Result<SetDigest, DbError> {
+    /// [`TableError`].
+    pub fn digest(&self, rows: &impl Rows, range: &KeyRange) -> Result<SetDigest, TableError> {
         Ok(self.pieces(rows, range, 1)?.iter().fold(SetDigest::default(), |sum, piece| sum.plus(piece.digest)))
     }
 
     /// Cuts a range into at most `parts` (at least one) pieces with about as many rows each.
     ///
     /// # Errors
-    /// The metadata engine's.
-    pub fn pieces(&self, rows: &impl Rows, range: &KeyRange, parts: u64) -> Result<Vec<Piece>, DbError> {
+    /// [`TableError`].
+    pub fn pieces(&self, rows: &impl Rows, range: &KeyRange, parts: u64) -> Result<Vec<Piece>, TableError> {
         let segments = self.within(rows, range)?;
         let total: u64 = segments.iter().map(|piece| piece.digest.rows).sum();
         let wanted = (total / parts.max(1)).max(1);
@@ -137,7 +157,7 @@ impl Segments {
     }
 
     /// The segments of a range, the first and the last cut to it. The last piece ends where the range does.
-    fn within(&self, rows: &impl Rows, range: &KeyRange) -> Result<Vec<Piece>, DbError> {
+    fn within(&self, rows: &impl Rows, range: &KeyRange) -> Result<Vec<Piece>, TableError> {
         if range.to.as_ref().is_some_and(|to| *to <= range.from) {
             return Ok(vec![Piece { to: range.to.clone(), digest: SetDigest::default() }]);
         }
@@ -184,9 +204,9 @@ impl Segments {
     }
 
     /// The digest of a range, from its rows.
-    fn counted(&self, rows: &impl Rows, range: &KeyRange) -> Result<SetDigest, DbError> {
+    fn counted(&self, rows: &impl Rows, range: &KeyRange) -> Result<SetDigest, TableError> {
         let mut digest = SetDigest::default();
-        rows.range(self.rows, range.bounds(), Direction::Forward, &mut |key, value| {
+        self.rows.range(rows, range.bounds(), Direction::Forward, &mut |key, value| {
             digest.add(RowDigest::of(key, value));
             ControlFlow::Continue(())
         })?;
@@ -194,7 +214,7 @@ impl Segments {
     }
 
     /// The segment a key belongs to: its bound and digest.
-    fn segment_of(&self, rows: &impl Rows, key: &[u8]) -> Result<(Vec<u8>, SetDigest), DbError> {
+    pub(crate) fn segment_of(&self, rows: &impl Rows, key: &[u8]) -> Result<(Vec<u8>, SetDigest), DbError> {
         let (low, high) = (vec![self.table.0], self.stored_key(key));
         let mut found = (Vec::new(), SetDigest::default());
         let bounds = (Bound::Included(low.as_slice()), Bound::Included(high.as_slice()));
@@ -205,13 +225,43 @@ impl Segments {
         Ok(found)
     }
 
-    fn split(&self, tx: &mut Transaction<'_>, bound: &[u8], digest: SetDigest) -> Result<(), DbError> {
-        let end = self.bound_after(tx, Some(&self.after(bound)))?;
+    /// Where the segment that begins at `bound` ends; `None`: with the table.
+    ///
+    /// # Errors
+    /// The metadata engine's.
+    pub(crate) fn end_of(&self, rows: &impl Rows, bound: &[u8]) -> Result<Option<Vec<u8>>, DbError> {
+        self.bound_after(rows, Some(&self.after(bound)))
+    }
+
+    /// Replaces the digest of the segment that begins at `bound`, if it is not what the rows say.
+    ///
+    /// # Errors
+    /// The metadata engine's.
+    pub(crate) fn correct(
+        &self,
+        tx: &mut Transaction<'_>,
+        bound: &[u8],
+        recorded: SetDigest,
+        actual: SetDigest,
+    ) -> Result<(), TableError> {
+        if recorded == actual {
+            return Ok(());
+        }
+        let key = self.stored_key(bound);
+        if actual.rows == 0 && !bound.is_empty() {
+            return Ok(tx.remove(self.digests, &key)?);
+        }
+        Ok(tx.insert(self.digests, &key, &actual.encode())?)
+    }
+
+    /// A segment with a damaged row is not cut before that is repaired: where its digest would belong is not known.
+    fn split(&self, tx: &mut Transaction<'_>, bound: &[u8], digest: SetDigest) -> Result<(), TableError> {
+        let end = self.end_of(tx, bound)?;
         let range = KeyRange { from: bound.to_vec(), to: end };
         let mut before: Vec<u8> = Vec::new();
         let mut middle = None;
         let (mut seen, mut upper) = (0, SetDigest::default());
-        Rows::range(tx, self.rows, range.bounds(), Direction::Forward, &mut |key, value| {
+        let seen_all = self.rows.range(&*tx, range.bounds(), Direction::Forward, &mut |key, value| {
             seen += 1;
             if seen > SEGMENT_ROWS_MAX / 2 {
                 if middle.is_none() {
@@ -222,10 +272,46 @@ impl Segments {
                 before = key.to_vec();
             }
             ControlFlow::Continue(())
-        })?;
+        });
+        match seen_all {
+            Err(TableError::DamagedRow { .. }) => return Ok(()),
+            seen_all => seen_all?,
+        }
         let Some(middle) = middle else { return Ok(()) };
         tx.insert(self.digests, &self.stored_key(bound), &digest.minus(upper).encode())?;
-        tx.insert(self.digests, &self.stored_key(&middle), &upper.encode())
+        Ok(tx.insert(self.digests, &self.stored_key(&middle), &upper.encode())?)
+    }
+
+    /// Whether the table has a segment.
+    ///
+    /// # Errors
+    /// The metadata engine's.
+    pub(crate) fn has_any(&self, rows: &impl Rows) -> Result<bool, DbError> {
+        Ok(!self.first_stored(rows, 1)?.is_empty())
+    }
+
+    /// Removes some segments of the table. Returns how many.
+    ///
+    /// # Errors
+    /// The metadata engine's.
+    pub(crate) fn clear(&self, tx: &mut Transaction<'_>, limit: usize) -> Result<usize, TableError> {
+        let stored = self.first_stored(tx, limit)?;
+        stored.iter().try_for_each(|key| tx.remove(self.digests, key))?;
+        Ok(stored.len())
+    }
+
+    /// The first keys of the table's segments in the tree of digests.
+    fn first_stored(&self, rows: &impl Rows, limit: usize) -> Result<Vec<Vec<u8>>, DbError> {
+        let mut found: Vec<Vec<u8>> = Vec::new();
+        let from = self.stored_key(&[]);
+        rows.range(self.digests, (Bound::Included(&from), Bound::Unbounded), Direction::Forward, &mut |key, _digest| {
+            if key.first() != Some(&self.table.0) {
+                return ControlFlow::Break(());
+            }
+            found.push(key.to_vec());
+            if found.len() < limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
+        Ok(found)
     }
 
     /// Adds up the segments of a table anew, from its rows: for a database that has none yet.
@@ -233,11 +319,11 @@ impl Segments {
     /// `after`: the last row's key of the call before. Returns the last key seen, `None` at the end.
     ///
     /// # Errors
-    /// The metadata engine's.
-    pub fn build(&self, tx: &mut Transaction<'_>, after: Option<&[u8]>, limit: usize) -> Result<Option<Vec<u8>>, DbError> {
+    /// [`TableError`].
+    pub fn build(&self, tx: &mut Transaction<'_>, after: Option<&[u8]>, limit: usize) -> Result<Option<Vec<u8>>, TableError> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let mut found: Vec<(Vec<u8>, RowDigest)> = Vec::new();
-        Rows::range(tx, self.rows, (from, Bound::Unbounded), Direction::Forward, &mut |key, value| {
+        self.rows.range(&*tx, (from, Bound::Unbounded), Direction::Forward, &mut |key, value| {
             found.push((key.to_vec(), RowDigest::of(key, value)));
             if found.len() < limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         })?;
@@ -286,37 +372,40 @@ fn separator(before: &[u8], key: &[u8]) -> Vec<u8> {
 mod tests {
     use std::collections::BTreeMap;
 
-    use garage_db::{Db, DbError, MemoryEngine};
+    use garage_db::{Db, MemoryEngine};
     use proptest::collection::vec;
     use proptest::prelude::{any, proptest};
     use proptest::test_runner::Config;
 
     use super::{KeyRange, Segments, separator};
     use crate::digest::{RowDigest, SetDigest};
+    use crate::error::TableError;
+    use crate::rows::{Damaged, RowTree};
     use crate::wire::TableId;
 
     type Model = BTreeMap<Vec<u8>, Vec<u8>>;
 
     fn open() -> (Db, Segments) {
         let db = Db::open_memory(MemoryEngine::new()).unwrap();
-        let segments =
-            Segments { table: TableId(3), rows: db.open_tree("rows").unwrap(), digests: db.open_tree("digests").unwrap() };
+        let rows = RowTree::new(db.open_tree("rows").unwrap(), TableId(3), "rows", Damaged::default());
+        let segments = Segments { table: TableId(3), rows, digests: db.open_tree("digests").unwrap() };
         (db, segments)
     }
 
-    async fn set(db: &Db, segments: Segments, changes: Vec<(Vec<u8>, Option<Vec<u8>>)>) {
+    async fn set(db: &Db, segments: &Segments, changes: Vec<(Vec<u8>, Option<Vec<u8>>)>) {
+        let segments = segments.clone();
         let write = move |tx: &mut garage_db::Transaction<'_>| {
             for (key, value) in &changes {
-                let old = tx.get(segments.rows, key)?;
+                let old = segments.rows.get(&*tx, key)?;
                 match value {
-                    Some(value) => tx.insert(segments.rows, key, value)?,
-                    None => tx.remove(segments.rows, key)?,
+                    Some(value) => segments.rows.insert(tx, key, value)?,
+                    None => segments.rows.remove(tx, key)?,
                 }
                 if old != *value {
                     segments.changed(tx, key, old.as_deref(), value.as_deref())?;
                 }
             }
-            Ok::<_, DbError>(())
+            Ok::<_, TableError>(())
         };
         db.write(write).await.unwrap();
     }
@@ -333,10 +422,12 @@ mod tests {
         vec![1 + (number >> 12) as u8, (number >> 6) as u8 & 63, number as u8 & 63, (number % 7) as u8]
     }
 
-    async fn check(db: &Db, segments: Segments, model: &Model, range: KeyRange) {
-        let asked = range.clone();
-        let (digest, pieces) =
-            db.read(move |tx| Ok::<_, DbError>((segments.digest(tx, &asked)?, segments.pieces(tx, &asked, 5)?))).await.unwrap();
+    async fn check(db: &Db, segments: &Segments, model: &Model, range: KeyRange) {
+        let (segments, asked) = (segments.clone(), range.clone());
+        let (digest, pieces) = db
+            .read(move |tx| Ok::<_, TableError>((segments.digest(tx, &asked)?, segments.pieces(tx, &asked, 5)?)))
+            .await
+            .unwrap();
         assert_eq!(digest, expected(model, &range), "{range:?}");
         assert!(pieces.len() <= 5 && pieces.last().unwrap().to == range.to);
         let mut from = range.from.clone();
@@ -366,28 +457,28 @@ mod tests {
                             None => model.remove(key),
                         };
                     }
-                    set(&db, segments, batch.to_vec()).await;
+                    set(&db, &segments, batch.to_vec()).await;
                 }
                 for (from, to) in clears {
                     let (from, to) = (key_of(from.min(to)), key_of(from.max(to)));
                     let gone: Vec<Vec<u8>> = model.range(from.min(to.clone())..to).map(|(key, _)| key.clone()).collect();
                     gone.iter().for_each(|key| drop(model.remove(key)));
-                    set(&db, segments, gone.into_iter().map(|key| (key, None)).collect()).await;
+                    set(&db, &segments, gone.into_iter().map(|key| (key, None)).collect()).await;
                 }
-                check(&db, segments, &model, KeyRange::ALL).await;
+                check(&db, &segments, &model, KeyRange::ALL).await;
                 for (from, to) in ranges {
-                    check(&db, segments, &model, KeyRange { from: key_of(from), to: to.map(key_of) }).await;
+                    check(&db, &segments, &model, KeyRange { from: key_of(from), to: to.map(key_of) }).await;
                 }
                 // Built anew they say the same.
-                let built = Segments { digests: db.open_tree("again").unwrap(), ..segments };
+                let built = Segments { digests: db.open_tree("again").unwrap(), ..segments.clone() };
                 let mut after: Option<Vec<u8>> = None;
                 loop {
-                    let from = after.clone();
+                    let (built, from) = (built.clone(), after.clone());
                     after = db.write(move |tx| built.build(tx, from.as_deref(), 300)).await.unwrap();
                     if after.is_none() { break }
                 }
-                check(&db, built, &model, KeyRange::ALL).await;
-                check(&db, built, &model, KeyRange { from: vec![3], to: Some(vec![9, 7]) }).await;
+                check(&db, &built, &model, KeyRange::ALL).await;
+                check(&db, &built, &model, KeyRange { from: vec![3], to: Some(vec![9, 7]) }).await;
             });
         }
     }

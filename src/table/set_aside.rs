@@ -13,6 +13,7 @@ use garage_types::Timestamp;
 use garage_types::hash::blake2b;
 
 use crate::error::TableError;
+use crate::rows;
 use crate::schema::Rules;
 use crate::store::TableStore;
 use crate::transaction::RowTransaction;
@@ -112,7 +113,8 @@ impl SetAsideTree {
         key: &[u8],
         row: &[u8],
     ) -> Result<(), DbError> {
-        tx.insert(self.0, &position(at, reason, Some(table), key), row)
+        let position = position(at, reason, Some(table), key);
+        tx.insert(self.0, &position, &rows::seal(&position, row))
     }
 }
 
@@ -127,7 +129,12 @@ impl TableStore {
             let from = after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
             let mut page = Vec::new();
             tx.range(tree, (from, Bound::Unbounded), Direction::Forward, &mut |position, row| {
-                page.extend(SetAside::decode(position, row));
+                match rows::unseal(position, row) {
+                    Ok((row, _frame)) => page.extend(SetAside::decode(position, row)),
+                    Err(_unreadable) => {
+                        tracing::error!(position = %position.escape_ascii(), "a row that was set aside does not match its checksum");
+                    }
+                }
                 if page.len() < limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
             })?;
             Ok::<_, TableError>(page)
@@ -236,7 +243,9 @@ impl TableStore {
             let from = after.as_deref().map_or(Bound::Included(prefix.as_slice()), Bound::Excluded);
             let mut found = None;
             tx.range(tree, (from, Bound::Unbounded), Direction::Forward, &mut |position, row| {
-                if position.starts_with(&prefix) {
+                if position.starts_with(&prefix)
+                    && let Ok((row, _frame)) = rows::unseal(position, row)
+                {
                     found = SetAside::decode(position, row);
                 }
                 ControlFlow::Break(())

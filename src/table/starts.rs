@@ -1,16 +1,21 @@
 //! What the database remembers of this node's starts, so that a new or restored database is noticed; and emptying one that is too old.
 
 use std::ops::{Bound, ControlFlow};
+use std::sync::atomic::Ordering;
 
 use garage_db::{Db, DbError, Direction, Snapshot, Transaction, Tree};
 use garage_rpc::layout::StartFacts;
 use garage_types::Timestamp;
 
 use crate::error::TableError;
+use crate::rows;
+use crate::segments::Segments;
 use crate::set_aside::Reason;
 use crate::store::TableStore;
 
 const START: &[u8] = b"start";
+/// The database began after, or was copied before, other rows were stored here that nobody else has.
+const LACKS_ROWS: &[u8] = b"lacks_rows";
 pub(crate) const REBUILDING: &[u8] = b"rebuilding";
 /// When the rebuilding set rows aside: milliseconds since 1970, big-endian.
 pub(crate) const SET_ASIDE_AT: &[u8] = b"set_aside_at";
@@ -18,6 +23,8 @@ pub(crate) const SET_ASIDE_AT: &[u8] = b"set_aside_at";
 pub(crate) const ACCEPTING: &[u8] = b"accepting";
 /// They are back, and have not been compared with the others' yet.
 pub(crate) const ACCEPTED: &[u8] = b"accepted";
+/// Followed by a table's number: its digests are being built, and what there is of them is not all.
+const DIGESTS_UNFINISHED: &[u8] = b"digests_unfinished";
 /// Rows moved in one transaction.
 const BATCH: usize = 500;
 
@@ -74,6 +81,43 @@ impl TableStore {
         Ok(self.db().write::<_, DbError>(record).await?)
     }
 
+    /// Records, where nobody else has this node's rows, that its database is not all it was: it is new although the node is not, or older
+    /// than the files beside it. What such a database does not know may yet be needed by the one that was lost.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub async fn note_lost_rows(&self, facts: StartFacts) -> Result<(), TableError> {
+        let is_other = match facts.recorded_start {
+            None => facts.previous_start > 0,
+            Some(recorded) => recorded < facts.previous_start,
+        };
+        let state = self.0.state;
+        let note = move |tx: &mut Transaction<'_>| {
+            if is_other {
+                tx.insert(state, LACKS_ROWS, &[1])?;
+            }
+            Ok::<_, DbError>(tx.get(state, LACKS_ROWS)?.is_some())
+        };
+        let lacks_rows = self.db().write(note).await?;
+        self.0.lacks_rows.store(lacks_rows, Ordering::Release);
+        Ok(())
+    }
+
+    /// Whether this node stored rows that neither its database nor any other node has.
+    pub fn lacks_rows(&self) -> bool {
+        self.0.lacks_rows.load(Ordering::Acquire)
+    }
+
+    /// The operator gives up what the database lacks. Returns whether it lacked anything.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub async fn give_up_lost_rows(&self) -> Result<bool, TableError> {
+        let state = self.0.state;
+        self.db().write::<_, DbError>(move |tx| tx.remove(state, LACKS_ROWS)).await?;
+        Ok(self.0.lacks_rows.swap(false, Ordering::AcqRel))
+    }
+
     /// Records that this node rebuilds, and sets every row aside: what a database from another time says must not be mistaken for
     /// what is. To be called before anything is served. A rebuilding that was under way goes on, unless its database was put back.
     ///
@@ -100,7 +144,7 @@ impl TableStore {
 
     /// Sets every row aside and clears what follows from rows.
     async fn empty(&self) -> Result<(), TableError> {
-        let tables: Vec<_> = self.0.tables.iter().map(|(table, local)| (*table, local.rows)).collect();
+        let tables: Vec<_> = self.0.tables.iter().map(|(table, local)| (*table, local.rows.raw())).collect();
         let (aside, state, now) = (self.0.set_aside, self.0.state, self.0.clock.now());
         // All under one time, also when a crash comes in between.
         let begin = move |tx: &mut Transaction<'_>| match tx.get(state, SET_ASIDE_AT)? {
@@ -112,12 +156,14 @@ impl TableStore {
         };
         let begun = self.db().write(begin).await?;
         let at = Timestamp::from_millis(u64::from_be_bytes(begun.try_into().map_err(|_| TableError::DamagedState)?));
-        for (table, rows) in tables {
+        for (table, tree) in tables {
             let move_some = move |tx: &mut Transaction<'_>| {
-                let moved = first_rows(tx, rows, BATCH)?;
-                for (key, row) in &moved {
+                let moved = first_rows(tx, tree, BATCH)?;
+                for (key, stored) in &moved {
+                    // One that is damaged is kept all the same, and is known for that when it is looked at.
+                    let row = rows::unseal(key, stored).map_or(stored.as_slice(), |(row, _frame)| row);
                     aside.keep(tx, (at, Reason::Restored), table, key, row)?;
-                    tx.remove(rows, key)?;
+                    tx.remove(tree, key)?;
                 }
                 Ok::<_, DbError>(moved.len())
             };
@@ -155,36 +201,58 @@ impl TableStore {
         Ok(self.db().write::<_, DbError>(record).await?)
     }
 
-    /// Adds up digests for a database that was written without them.
+    /// Adds up digests for a database that was written without them, and again where a crash cut that short.
+    ///
+    /// Each table's are built in one go from nothing, under a mark that goes with the last of them: some digests do not mean all.
     ///
     /// # Errors
     /// [`TableError`].
     pub async fn ensure_digests(&self) -> Result<(), TableError> {
         for (table, _) in self.tables() {
             let segments = self.segments(table)?;
-            let read = move |tx: &Snapshot<'_>| {
-                let mut has_digest = false;
-                let (from, to) = (vec![table.0], vec![table.0.saturating_add(1)]);
-                let bounds = (Bound::Included(from.as_slice()), Bound::Excluded(to.as_slice()));
-                tx.range(segments.digests, bounds, Direction::Forward, &mut |_key, _value| {
-                    has_digest = true;
-                    ControlFlow::Break(())
-                })?;
-                Ok::<_, DbError>(has_digest || tx.count(segments.rows)? == 0)
+            let (state, mark) = (self.0.state, [DIGESTS_UNFINISHED, &[table.0]].concat());
+            let (read_segments, read_mark) = (segments.clone(), mark.clone());
+            let is_complete = move |tx: &Snapshot<'_>| {
+                let is_unfinished = tx.get(state, &read_mark)?.is_some();
+                Ok::<_, TableError>(!is_unfinished && (read_segments.has_any(tx)? || tx.count(read_segments.rows.raw())? == 0))
             };
-            if self.db().read(read).await? {
-                continue;
-            }
-            let mut after: Option<Vec<u8>> = None;
-            loop {
-                let from = after.clone();
-                after = self.db().write(move |tx| segments.build(tx, from.as_deref(), BATCH)).await?;
-                if after.is_none() {
-                    break;
-                }
+            if !self.db().read(is_complete).await? {
+                self.build_digests(segments, mark).await?;
             }
         }
         Ok(())
+    }
+
+    async fn build_digests(&self, segments: Segments, mark: Vec<u8>) -> Result<(), TableError> {
+        let state = self.0.state;
+        tracing::info!(table = self.name_of(segments.table), "the digests of a table's rows are added up");
+        let begin = mark.clone();
+        self.db().write::<_, DbError>(move |tx| tx.insert(state, &begin, &[1])).await?;
+        let cleared = segments.clone();
+        while self
+            .db()
+            .write::<_, TableError>({
+                let cleared = cleared.clone();
+                move |tx| cleared.clear(tx, BATCH)
+            })
+            .await?
+            > 0
+        {}
+        let mut after: Option<Vec<u8>> = None;
+        loop {
+            let (segments, mark, from) = (segments.clone(), mark.clone(), after.clone());
+            let build = move |tx: &mut Transaction<'_>| {
+                let after = segments.build(tx, from.as_deref(), BATCH)?;
+                if after.is_none() {
+                    tx.remove(state, &mark)?;
+                }
+                Ok::<_, TableError>(after)
+            };
+            after = self.db().write(build).await?;
+            if after.is_none() {
+                return Ok(());
+            }
+        }
     }
 }
 

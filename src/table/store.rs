@@ -10,7 +10,7 @@ mod pages;
 use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use garage_db::{Db, DbError, Direction, Snapshot, Tree};
 use garage_rpc::layout::VersionKey;
@@ -21,6 +21,7 @@ use tokio::sync::Notify;
 use crate::epochs::{EpochTree, Known, Slot};
 use crate::error::TableError;
 use crate::graves::Graves;
+use crate::rows::{Damaged, RowTree};
 use crate::schema::{Collection, Replication, Rules, Schema, local_key};
 use crate::segments::Segments;
 use crate::set_aside::SetAsideTree;
@@ -55,7 +56,7 @@ pub type Vouch = Box<dyn Send + Sync>;
 
 pub(crate) struct LocalTable {
     pub(crate) rules: Arc<dyn Rules>,
-    pub(crate) rows: Tree,
+    pub(crate) rows: RowTree,
     /// Counts commits that touched the table, so that caches know when they are old.
     generation: Arc<AtomicU64>,
 }
@@ -79,6 +80,9 @@ pub(crate) struct Inner {
     /// Epochs of the database that is being rebuilt.
     pub(crate) epochs_aside: Tree,
     pub(crate) state: Tree,
+    pub(crate) damaged: Damaged,
+    /// See [`TableStore::lacks_rows`].
+    pub(crate) lacks_rows: AtomicBool,
     queued: Notify,
 }
 
@@ -191,9 +195,8 @@ impl TableStore {
     pub async fn read(&self, read: Read) -> Result<Found, TableError> {
         self.check_layout(read.layout)?;
         self.check_answers()?;
-        let rows = self.0.table(read.table)?.rows;
-        let row: Option<Vec<u8>> =
-            self.0.db.read_at_once(move |tx| tx.get(rows, &local_key(&read.placement, &read.sort_key))).await?;
+        let rows = self.0.table(read.table)?.rows.clone();
+        let row = self.0.db.read_at_once(move |tx| rows.get(tx, &local_key(&read.placement, &read.sort_key))).await?;
         Ok(Found { row: row.map(Into::into) })
     }
 
@@ -203,16 +206,16 @@ impl TableStore {
         self.check_layout(range.layout)?;
         self.check_answers()?;
         let table = self.0.table(range.table)?;
-        let (rules, rows) = (table.rules.clone(), table.rows);
+        let (rules, rows) = (table.rules.clone(), table.rows.clone());
         let range = Arc::new(range);
         if range.limit <= BRIEF_LIMIT_MAX {
-            let (rules, limit, range) = (rules.clone(), range.limit as usize, range.clone());
-            let page = self.0.db.read_at_once(move |tx| read_page(tx, rows, &*rules, &range, BRIEF)).await?;
+            let (rules, rows, limit, range) = (rules.clone(), rows.clone(), range.limit as usize, range.clone());
+            let page = self.0.db.read_at_once(move |tx| read_page(tx, &rows, &*rules, &range, BRIEF)).await?;
             if !page.truncated || page.rows.len() >= limit {
                 return Ok(page);
             }
         }
-        self.0.db.read(move |tx| read_page(tx, rows, &*rules, &range, FULL)).await
+        self.0.db.read(move |tx| read_page(tx, &rows, &*rules, &range, FULL)).await
     }
 
     /// Visits every row this node has of a table, in pages, in the order of placements. `visit` runs on a blocking thread.
@@ -227,13 +230,13 @@ impl TableStore {
         limit: usize,
         mut visit: impl FnMut(S::Row) + Send + 'static,
     ) -> Result<Option<Vec<u8>>, TableError> {
-        let rows = self.0.table(S::ID)?.rows;
+        let rows = self.0.table(S::ID)?.rows.clone();
         let read = move |tx: &Snapshot<'_>| {
             let from = after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
             let mut left = limit;
             let mut last = None;
             let mut failed = None;
-            tx.range(rows, (from, Bound::Unbounded), Direction::Forward, &mut |key, value| {
+            rows.range(tx, (from, Bound::Unbounded), Direction::Forward, &mut |key, value| {
                 match S::decode(value) {
                     Ok(row) => visit(row),
                     Err(error) => {
@@ -260,7 +263,7 @@ impl TableStore {
     pub async fn counts(&self) -> Result<Vec<TableCount>, TableError> {
         let inner = self.0.clone();
         let read = move |tx: &Snapshot<'_>| {
-            let count = |table: &LocalTable| Ok(TableCount { name: table.rules.name(), rows: tx.count(table.rows)? });
+            let count = |table: &LocalTable| Ok(TableCount { name: table.rules.name(), rows: tx.count(table.rows.raw())? });
             inner.tables.values().map(count).collect::<Result<Vec<_>, DbError>>()
         };
         Ok(self.0.db.read(read).await?)
@@ -291,6 +294,14 @@ impl TableStore {
     /// Every table, with who holds its rows.
     pub fn tables(&self) -> Vec<(TableId, Replication)> {
         self.0.tables.iter().map(|(table, local)| (*table, local.rules.replication())).collect()
+    }
+
+    /// Who holds the rows of a table.
+    ///
+    /// # Errors
+    /// [`TableError::UnknownTable`].
+    pub(crate) fn replication_of(&self, table: TableId) -> Result<Replication, TableError> {
+        Ok(self.0.table(table)?.rules.replication())
     }
 
     /// The tables of which tombstones are collected.
@@ -390,7 +401,7 @@ impl Drop for TouchLate {
 
 impl LocalTable {
     pub(crate) fn segments(&self, table: TableId, digests: Tree) -> Segments {
-        Segments { table, rows: self.rows, digests }
+        Segments { table, rows: self.rows.clone(), digests }
     }
 }
 

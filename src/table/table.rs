@@ -129,7 +129,7 @@ impl<S: Schema> Table<S> {
     /// [`TableError`].
     pub async fn get_here_first(&self, placement: Placement, sort_key: Vec<u8>) -> Result<Option<S::Row>, TableError> {
         match self.get_here(placement, sort_key.clone()).await {
-            Ok(None) | Err(TableError::Rebuilding) => self.get(placement, sort_key).await,
+            Ok(None) | Err(TableError::Rebuilding | TableError::DamagedRow { .. }) => self.get(placement, sort_key).await,
             here => here,
         }
     }
@@ -137,14 +137,14 @@ impl<S: Schema> Table<S> {
     /// One row of a full-copy table as this node alone knows it.
     ///
     /// # Errors
-    /// [`TableError::Rebuilding`] when the node has not all it should have.
+    /// [`TableError::Rebuilding`] when the node has not all it should have, [`TableError::DamagedRow`] when its copy is damaged.
     pub async fn get_here(&self, placement: Placement, sort_key: Vec<u8>) -> Result<Option<S::Row>, TableError> {
         let layout = self.cluster.layout().version();
         let Found { row } = self.store.read(Read { layout, table: S::ID, placement, sort_key: sort_key.into() }).await?;
         row.map(|row| S::decode(&row)).transpose()
     }
 
-    /// Rows of one placement as this node alone knows them; `None` when it is no owner of them, or has not all it should have.
+    /// Rows of one placement as this node alone knows them; `None` when it is no owner of them, or has not all it should have as it was stored.
     ///
     /// For rows that never change once they are complete, where the caller can tell whether they are.
     ///
@@ -157,7 +157,7 @@ impl<S: Schema> Table<S> {
         }
         let page = match self.store.range(range_request::<S>(layout.version(), placement, &query)).await {
             Ok(page) => page,
-            Err(TableError::Rebuilding) => return Ok(None),
+            Err(TableError::Rebuilding | TableError::DamagedRow { .. }) => return Ok(None),
             Err(error) => return Err(error),
         };
         let last = page.rows.last().filter(|_| page.truncated).map(|row| row.sort_key.to_vec());

@@ -10,6 +10,7 @@ use crate::digest::RowDigest;
 use crate::epochs::Slot;
 use crate::error::TableError;
 use crate::queue;
+use crate::rows;
 use crate::schema::{Schema, local_key};
 use crate::store::Inner;
 use crate::wire::{Entry, TableId, Verdict};
@@ -38,14 +39,14 @@ impl<'tx> RowTransaction<'_, 'tx> {
     }
 
     pub(crate) fn get(&self, table: TableId, key: &[u8]) -> Result<Option<Vec<u8>>, TableError> {
-        Ok(self.tx.get(self.inner.table(table)?.rows, key)?)
+        self.inner.table(table)?.rows.get(&*self.tx, key)
     }
 
     /// Writes a row, and with it what is kept about it. `old`: the row as it is now.
     pub(crate) fn put(&mut self, table: TableId, key: &[u8], old: Option<&[u8]>, row: &[u8]) -> Result<(), TableError> {
         let local = self.inner.table(table)?;
-        self.tx.insert(local.rows, key, row)?;
-        Ok(local.segments(table, self.inner.digests).changed(self.tx, key, old, Some(row))?)
+        local.rows.insert(self.tx, key, row)?;
+        local.segments(table, self.inner.digests).changed(self.tx, key, old, Some(row))
     }
 
     /// Lists a row as a tombstone to be collected.
@@ -56,8 +57,8 @@ impl<'tx> RowTransaction<'_, 'tx> {
     /// Removes a row, and with it what is kept about it.
     pub(crate) fn remove(&mut self, table: TableId, key: &[u8], old: &[u8]) -> Result<(), TableError> {
         let local = self.inner.table(table)?;
-        self.tx.remove(local.rows, key)?;
-        Ok(local.segments(table, self.inner.digests).changed(self.tx, key, Some(old), None)?)
+        local.rows.remove(self.tx, key)?;
+        local.segments(table, self.inner.digests).changed(self.tx, key, Some(old), None)
     }
 
     /// Applies a row as if it had been sent here; for effects on tables placed like the row that causes them.
@@ -86,7 +87,7 @@ impl<'tx> RowTransaction<'_, 'tx> {
         let to = garage_types::sort_key::after_prefix(&from);
         let bounds = (Bound::Included(from.as_slice()), to.as_deref().map_or(Bound::Unbounded, Bound::Excluded));
         let mut rows = Vec::new();
-        self.tx.range(self.inner.table(S::ID)?.rows, bounds, Direction::Forward, &mut |_key, value| {
+        self.inner.table(S::ID)?.rows.range(&*self.tx, bounds, Direction::Forward, &mut |_key, value| {
             rows.push(S::decode(value));
             ControlFlow::Continue(())
         })?;
@@ -115,7 +116,8 @@ impl<'tx> RowTransaction<'_, 'tx> {
         if is_planted(Bug::LostQueueRow) {
             return Ok(());
         }
-        Ok(self.tx.insert(self.inner.queue, &queue::key_of(entry), &queue::encode(entry))?)
+        let key = queue::key_of(entry);
+        Ok(self.tx.insert(self.inner.queue, &key, &rows::seal(&key, &queue::encode(entry)))?)
     }
 
     /// Refuses what was sent under an epoch that this owner has left behind.

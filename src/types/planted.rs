@@ -68,6 +68,8 @@ pub enum Bug {
     LateLayoutApplied,
     /// Of different layout versions with one number, one is put into use before an operator has chosen.
     RivalLayoutApplied,
+    /// A stored row is believed although it does not match its checksum.
+    DamagedRowsBelieved,
     /// A layout version that keeps two copies of a partition on one node is taken in.
     UnsoundLayoutApplied,
 }

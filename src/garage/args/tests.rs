@@ -203,6 +203,7 @@ fn repairs_take_their_flags_before_or_after_what_is_repaired() {
         "block_refs",
         "block-rc",
         "block_rc",
+        "lost-blocks",
         "rebalance",
         "tables",
         "aliases",

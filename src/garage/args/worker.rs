@@ -72,6 +72,8 @@ pub enum RepairWhat {
     /// Count the references to blocks anew
     #[command(alias = "block_rc")]
     BlockRc,
+    /// Give up the blocks of a database that was lost, where no other node has its rows, and remove them
+    LostBlocks,
     /// Move blocks to their primary data directory
     Rebalance,
     /// Set right names of buckets that contradict each other

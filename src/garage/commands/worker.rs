@@ -74,6 +74,7 @@ pub(super) async fn repair(daemon: &Daemon, args: RepairArgs, output: Output) ->
         RepairWhat::Mpu => RepairType::MultipartUploads,
         RepairWhat::BlockRefs => RepairType::BlockRefs,
         RepairWhat::BlockRc => RepairType::BlockRc,
+        RepairWhat::LostBlocks => RepairType::LostBlocks,
         RepairWhat::Rebalance => RepairType::Rebalance,
         RepairWhat::Aliases => RepairType::Aliases,
         RepairWhat::Scrub { command: ScrubWhat::SetTranquility { tranquility } } => {

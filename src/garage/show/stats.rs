@@ -43,6 +43,10 @@ fn node(id: NodeId, statistics: &NodeStatistics) -> String {
     rows.extend(statistics.tables.iter().map(|table| vec![format!("  {}", table.name), table.items.to_string()]));
     text += &table(&rows);
     text += &format!("\nInsert queue length: {}\n", statistics.insert_queue_length);
+    if let Some(damaged) = statistics.damaged_rows.filter(|damaged| *damaged > 0) {
+        text +=
+            &format!("Damaged rows: {damaged} (they are repaired from the other owners once these answer; the log names them)\n");
+    }
     if let Some(BlockStatistics { rc_entries, resync_queue_length, resync_errors }) = statistics.blocks {
         text += "\nBlock manager stats:\n";
         text += &table(&[
@@ -248,6 +252,7 @@ mod tests {
             hostname: "alpha".into(),
             tables: vec![TableStatistics { name: "object".into(), items: 1204 }],
             insert_queue_length: 2,
+            damaged_rows: Some(3),
             blocks: Some(BlockStatistics { rc_entries: 5120, resync_queue_length: 0, resync_errors: 0 }),
             moves: None,
         };

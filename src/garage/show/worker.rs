@@ -108,6 +108,7 @@ pub fn launched(multi: &Multi<()>, repair: RepairType) -> String {
         | RepairType::MultipartUploads
         | RepairType::BlockRefs
         | RepairType::BlockRc
+        | RepairType::LostBlocks
         | RepairType::Rebalance
         | RepairType::Aliases => "Repair launched",
     };

@@ -303,7 +303,15 @@ impl Machine {
         self.engine.set_durability(self.setup.metadata_durability);
     }
 
+    /// Its files and its database can be read and written again.
+    pub fn end_disk_errors(&self) {
+        self.disk.failing(None);
+        self.engine.fail_reads(false);
+    }
+
+    /// Starts the machine. Its disks answer: a node that cannot read its state does not start, and its supervisor tries again.
     pub async fn restart(&self) {
+        self.end_disk_errors();
         self.network.machine_returns(self.number);
         // What the dead node's tasks drop is dropped before the new one starts.
         tokio::task::yield_now().await;

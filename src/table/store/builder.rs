@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use garage_db::{Db, DbError, Tree};
 use garage_types::Clock;
@@ -10,6 +11,7 @@ use tokio::sync::Notify;
 use super::{Inner, LiveLayouts, LocalTable, TableStore};
 use crate::epochs::{EpochTree, Known};
 use crate::graves::Graves;
+use crate::rows::{Damaged, RowTree};
 use crate::schema::{Schema, Typed};
 use crate::set_aside::SetAsideTree;
 use crate::starts::STATE_TREE;
@@ -20,11 +22,12 @@ pub struct Builder {
     db: Db,
     tables: BTreeMap<TableId, LocalTable>,
     derived: Vec<Tree>,
+    damaged: Damaged,
 }
 
 impl Builder {
     pub fn new(db: Db) -> Self {
-        Builder { db, tables: BTreeMap::new(), derived: Vec::new() }
+        Builder { db, tables: BTreeMap::new(), derived: Vec::new(), damaged: Damaged::default() }
     }
 
     /// Adds a table.
@@ -35,7 +38,8 @@ impl Builder {
     /// # Panics
     /// When two tables have one id.
     pub fn with<S: Schema>(mut self, schema: Arc<S>) -> Result<Self, DbError> {
-        let rows = self.db.open_tree(&format!("{}:rows", S::NAME))?;
+        let tree = self.db.open_tree(&format!("{}:rows", S::NAME))?;
+        let rows = RowTree::new(tree, S::ID, S::NAME, self.damaged.clone());
         let table = LocalTable { rules: Arc::new(Typed(schema)), rows, generation: Arc::default() };
         assert!(self.tables.insert(S::ID, table).is_none(), "table id {:?} is used twice", S::ID);
         Ok(self)
@@ -51,7 +55,7 @@ impl Builder {
     /// # Errors
     /// The metadata engine's.
     pub fn open(self, clock: Arc<dyn Clock>, layouts: Arc<dyn LiveLayouts>) -> Result<TableStore, DbError> {
-        let Builder { db, tables, derived } = self;
+        let Builder { db, tables, derived, damaged } = self;
         let inner = Inner {
             queue: db.open_tree("queue")?,
             digests: db.open_tree("digests")?,
@@ -67,6 +71,8 @@ impl Builder {
             layouts,
             tables,
             derived,
+            damaged,
+            lacks_rows: AtomicBool::new(false),
             queued: Notify::new(),
         };
         Ok(TableStore(Arc::new(inner)))

@@ -2,9 +2,10 @@
 
 use std::ops::{Bound, ControlFlow};
 
-use garage_db::{Direction, Snapshot, Tree};
+use garage_db::{Direction, Snapshot};
 
 use crate::error::TableError;
+use crate::rows::RowTree;
 use crate::schema::{Rules, local_key};
 use crate::wire::{Order, Page, Range, RangeRow};
 
@@ -33,7 +34,7 @@ pub(super) struct PageBounds {
 /// [`TableError`].
 pub(super) fn read_page(
     tx: &Snapshot<'_>,
-    rows: Tree,
+    rows: &RowTree,
     rules: &dyn Rules,
     range: &Range,
     page_bounds: PageBounds,
@@ -51,7 +52,7 @@ pub(super) fn read_page(
     let limit = (range.limit as usize).min(page_bounds.rows);
     let mut page = Page { rows: Vec::new(), truncated: false };
     let (mut bytes, mut failed) = (0, None);
-    tx.range(rows, bounds, direction, &mut |key, value| {
+    rows.range(tx, bounds, direction, &mut |key, value| {
         if page.rows.len() >= limit || bytes >= page_bounds.bytes {
             page.truncated = true;
             return ControlFlow::Break(());

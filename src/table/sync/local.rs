@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::ops::{Bound, ControlFlow};
 
-use garage_db::{DbError, Direction, Snapshot, Tree};
+use garage_db::{Direction, Snapshot, Tree};
 use garage_rpc::layout::ClusterLayout;
 use garage_types::NodeId;
 use serde_bytes::ByteBuf;
@@ -32,7 +32,7 @@ impl TableStore {
     /// [`TableError`].
     pub async fn range_digest(&self, table: TableId, range: KeyRange) -> Result<SetDigest, TableError> {
         let segments = self.segments(table)?;
-        self.db().read(move |tx| Ok(segments.digest(tx, &range)?)).await
+        self.db().read(move |tx| segments.digest(tx, &range)).await
     }
 
     /// The digests of this node's rows in several ranges.
@@ -41,15 +41,15 @@ impl TableStore {
     /// [`TableError`].
     pub async fn range_digests(&self, table: TableId, ranges: Vec<KeyRange>) -> Result<Vec<SetDigest>, TableError> {
         let segments = self.segments(table)?;
-        self.db().read(move |tx| Ok(ranges.iter().map(|range| segments.digest(tx, range)).collect::<Result<_, DbError>>()?)).await
+        self.db().read(move |tx| ranges.iter().map(|range| segments.digest(tx, range)).collect()).await
     }
 
     pub(crate) async fn named_page(&self, table: TableId, range: KeyRange, limit: usize) -> Result<Page, TableError> {
-        let rows = self.0.table(table)?.rows;
+        let rows = self.0.table(table)?.rows.clone();
         let read = move |tx: &Snapshot<'_>| {
             let mut page = Page { named: Vec::new(), until: None };
             let bounds = (Bound::Included(range.from.as_slice()), range.to.as_deref().map_or(Bound::Unbounded, Bound::Excluded));
-            tx.range(rows, bounds, Direction::Forward, &mut |key, row| {
+            rows.range(tx, bounds, Direction::Forward, &mut |key, row| {
                 if page.named.len() >= limit {
                     page.until = Some(key.to_vec());
                     return ControlFlow::Break(());
@@ -113,13 +113,13 @@ impl TableStore {
 
     pub(crate) async fn rows_now(&self, table: TableId, keys: Vec<ByteBuf>, bytes_max: usize) -> Result<RowsNow, TableError> {
         let Some(first) = keys.first() else { return Ok(RowsNow { epoch: 0, rows: Vec::new(), left: Vec::new() }) };
-        let (rows, epochs, slot) = (self.0.table(table)?.rows, self.0.epochs, Slot::of_key(first));
+        let (rows, epochs, slot) = (self.0.table(table)?.rows.clone(), self.0.epochs, Slot::of_key(first));
         let read = move |tx: &Snapshot<'_>| {
             let mut now = RowsNow { epoch: epochs.get(tx, table, slot)?, rows: Vec::new(), left: Vec::new() };
             let mut bytes = 0;
             let mut keys = keys.into_iter();
             for key in keys.by_ref() {
-                if let Some(row) = tx.get(rows, &key)? {
+                if let Some(row) = rows.get(tx, &key)? {
                     bytes += key.len() + row.len();
                     now.rows.push(KeyedRow { key, row: ByteBuf::from(row) });
                 }
@@ -142,14 +142,11 @@ impl TableStore {
         if keys.is_empty() {
             return Ok(0);
         }
-        let (rules, rows, aside) = {
-            let local = self.0.table(table)?;
-            (local.rules.clone(), local.rows, self.0.set_aside)
-        };
+        let (rules, aside) = (self.0.table(table)?.rules.clone(), self.0.set_aside);
         self.transact(move |tx| {
             let mut kept = 0;
             for key in &keys {
-                let Some(row) = tx.raw().get(rows, key)? else { continue };
+                let Some(row) = tx.get(table, key)? else { continue };
                 if !rules.is_collectable(&row)? {
                     let now = tx.now();
                     aside.keep(tx.raw(), (now, reason), table, key, &row)?;
@@ -184,7 +181,7 @@ impl TableStore {
     pub async fn partitions_to_hand_over(&self, layout: &ClusterLayout, me: NodeId) -> Result<u64, TableError> {
         let slices = slices_of_others(layout, me);
         let sharded = self.0.tables.values().filter(|local| local.rules.replication() == Replication::Sharded);
-        let trees: Vec<Tree> = sharded.map(|local| local.rows).collect();
+        let trees: Vec<Tree> = sharded.map(|local| local.rows.raw()).collect();
         let read = move |tx: &Snapshot<'_>| {
             let mut with_rows = BTreeSet::new();
             for (partition, range) in &slices {

@@ -7,7 +7,7 @@ use std::ops::{Bound, ControlFlow};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use garage_db::{Direction, Snapshot, Tree};
+use garage_db::{Direction, Snapshot};
 use garage_rpc::endpoint::{Caller, Handler, Message};
 use garage_rpc::error::{ErrorCode, RpcError};
 use garage_types::planted::{Bug, is_planted};
@@ -20,6 +20,7 @@ use super::wire::{
 use crate::digest::RowDigest;
 use crate::epochs::Slot;
 use crate::error::TableError;
+use crate::rows::RowTree;
 use crate::segments::KeyRange;
 use crate::store::TableStore;
 
@@ -53,11 +54,11 @@ impl TableStore {
     async fn exchange(&self, request: Exchange) -> Result<Exchanged, TableError> {
         self.check_layout(request.layout)?;
         self.check_offers()?;
-        let rows = self.0.table(request.table)?.rows;
+        let rows = self.0.table(request.table)?.rows.clone();
         let epochs = self.0.epochs;
         let read = move |tx: &Snapshot<'_>| {
             let epoch = epochs.get(tx, request.table, Slot::of_key(&request.range.from))?;
-            let mut exchanged = compare(tx, rows, &request)?;
+            let mut exchanged = compare(tx, &rows, &request)?;
             exchanged.epoch = epoch;
             Ok::<_, TableError>(exchanged)
         };
@@ -65,7 +66,7 @@ impl TableStore {
     }
 }
 
-fn compare(tx: &Snapshot<'_>, rows: Tree, request: &Exchange) -> Result<Exchanged, TableError> {
+fn compare(tx: &Snapshot<'_>, rows: &RowTree, request: &Exchange) -> Result<Exchanged, TableError> {
     let mut comparison = Comparison {
         named: request.named.as_slice(),
         scope: request.scope,
@@ -76,11 +77,11 @@ fn compare(tx: &Snapshot<'_>, rows: Tree, request: &Exchange) -> Result<Exchange
         Scope::Both => {
             let range = KeyRange::from(request.range.clone());
             let bounds = (Bound::Included(range.from.as_slice()), range.to.as_deref().map_or(Bound::Unbounded, Bound::Excluded));
-            tx.range(rows, bounds, Direction::Forward, &mut |key, row| comparison.row(key, row))?;
+            rows.range(tx, bounds, Direction::Forward, &mut |key, row| comparison.row(key, row))?;
         }
         Scope::Callers => {
             for named in &request.named {
-                let found = tx.get(rows, &named.key)?;
+                let found = rows.get(tx, &named.key)?;
                 if let Some(row) = found
                     && comparison.row(&named.key, &row).is_break()
                 {
