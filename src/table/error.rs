@@ -61,6 +61,9 @@ pub enum TableError {
     #[error("the rows changed faster than they could be read")]
     Unsettled,
     /// Below the reserve: what is left is for deletions.
+    /// Some owner may have stored the row before a collection that went on meanwhile; none has it now.
+    #[error("whether the row was stored, and deleted again meanwhile, cannot be told")]
+    PerhapsForgotten,
     #[error("there is no room for more metadata on this node")]
     NoRoom,
     #[error("too few owners of the row answered")]
@@ -87,9 +90,11 @@ impl From<TableError> for RpcError {
             | TableError::DamagedEpoch { .. } => ErrorCode::Internal,
             TableError::DamagedRow { .. } => ErrorCode::Corrupt,
             TableError::UnknownTable(_) | TableError::ShortKey { .. } | TableError::NotATombstone { .. } => ErrorCode::BadRequest,
-            TableError::NoLayout | TableError::Unsettled | TableError::Quorum(_) | TableError::Rebuilding => {
-                ErrorCode::Unavailable
-            }
+            TableError::NoLayout
+            | TableError::Unsettled
+            | TableError::PerhapsForgotten
+            | TableError::Quorum(_)
+            | TableError::Rebuilding => ErrorCode::Unavailable,
             TableError::Peer { source, .. } => source.code,
             TableError::StaleLayout { .. } | TableError::OldLayoutOfStranger { .. } | TableError::OtherLayout { .. } => {
                 ErrorCode::StaleLayout

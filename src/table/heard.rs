@@ -83,6 +83,8 @@ impl Hearing {
             let stored_nothing = match &result {
                 Ok(Verdict::Won) => false,
                 Ok(Verdict::Behind(_) | Verdict::Refused(_)) => true,
+                // Refused before anything was stored.
+                Err(error) if matches!(error.code, ErrorCode::StaleEpoch | ErrorCode::StaleLayout) => true,
                 Err(error) => error.code == ErrorCode::Unavailable && !self.is_reachable,
             };
             if stored_nothing {

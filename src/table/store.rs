@@ -277,6 +277,14 @@ impl TableStore {
         self.0.table(table)?.rules.merge(a, b)
     }
 
+    /// Whether a row of this table, as bytes, only says that something is over.
+    ///
+    /// # Errors
+    /// [`TableError::Row`] when it cannot be read.
+    pub(crate) fn is_collectable(&self, table: TableId, row: &[u8]) -> Result<bool, TableError> {
+        self.0.table(table)?.rules.is_collectable(row)
+    }
+
     pub(crate) fn queue_tree(&self) -> Tree {
         self.0.queue
     }

@@ -3,20 +3,20 @@
 //! Must stay true: replies that differ are written back to a write quorum before the answer is given, so that reads never go back;
 //! only an owner's `Won` counts towards a commit; a merged page ends at the smallest last key of any truncated reply.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::marker::PhantomData;
 use std::sync::Arc;
 
 use futures_util::TryFutureExt;
-use futures_util::future::try_join_all;
+use futures_util::future::{join_all, try_join_all};
 use garage_rpc::cluster::Cluster;
 use garage_rpc::error::{ErrorCode, RpcError};
 use garage_rpc::layout::ClusterLayout;
-use garage_rpc::quorum::{NodeError, NodeReply, QuorumError, WriteQuorum};
+use garage_rpc::quorum::{NodeError, NodeReply, QuorumError, Quorums, WriteQuorum};
 use garage_types::codec;
 use garage_types::crdt::Crdt;
 use garage_types::planted::{Bug, is_planted};
-use garage_types::{NodeId, Placement};
+use garage_types::{NodeId, Placement, chain};
 use serde_bytes::ByteBuf;
 
 use crate::epochs::Slot;
@@ -61,8 +61,19 @@ pub struct Rows<R> {
     pub last: Option<Vec<u8>>,
 }
 
+/// Rows of a page that are brought to other live layout versions' owners before they are shown.
+const DIFFERING_MAX: usize = 16;
+
 /// How often a row is sent again, or read again, because a collection went on meanwhile.
 const STALE_TRIES: usize = 3;
+
+/// The last try of a write.
+struct Tried {
+    verdict: Verdict,
+    heard: Arc<Heard>,
+    /// Whether an earlier try may have stored it somewhere.
+    earlier: Extent,
+}
 
 /// Why one owner did not store a row.
 #[derive(Debug, thiserror::Error)]
@@ -106,7 +117,10 @@ impl<S: Schema> Table<S> {
         let read = Read { layout: layout.version(), table: S::ID, placement, sort_key: ByteBuf::from(sort_key) };
         // Known before the rows are read: what is read back is never stamped with a later epoch than its copies had.
         let epoch = self.store.known_epoch(S::ID, &placement);
-        let replies = self.ask(placement, |node| self.call(node, read.clone())).await?;
+        let mut replies = self.ask(placement, |node| self.call(node, read.clone())).await?;
+        if replies.iter().any(|reply| reply.reply.row.is_some()) {
+            replies.extend(self.ask_other_versions(placement, &replies, |node| self.call(node, read.clone())).await);
+        }
         let mut merged: Option<S::Row> = None;
         for reply in &replies {
             if let Some(row) = &reply.reply.row {
@@ -207,42 +221,79 @@ impl<S: Schema> Table<S> {
     ///
     /// # Errors
     /// As [`Self::write`].
-    pub async fn commit_heard(&self, placement: Placement, mut entries: Vec<Entry>) -> Result<Committed, TableError> {
-        let mut tries_left = STALE_TRIES;
-        loop {
-            let is_first = tries_left == STALE_TRIES;
-            for entry in &mut entries {
-                entry.epoch = self.store.known_epoch(entry.table, &placement);
-            }
-            let heard = Arc::new(Heard::default());
-            match self.write_once(placement, entries.clone(), None, Some(&heard)).await {
-                Err(TableError::StaleEpoch { .. }) if tries_left > 0 => tries_left -= 1,
-                Ok(Verdict::Won) => return Ok(Committed { verdict: Verdict::Won, extent: Extent::Perhaps }),
-                Ok(verdict) if is_first => return Ok(Committed { verdict, extent: heard.extent().await }),
-                // Some owner may have stored it when it was sent first, under the earlier epoch.
-                Ok(verdict) => return Ok(Committed { verdict, extent: Extent::Perhaps }),
-                Err(error) => return Err(error),
-            }
-        }
+    pub async fn commit_heard(&self, placement: Placement, entries: Vec<Entry>) -> Result<Committed, TableError> {
+        let Tried { verdict, heard, earlier } = self.write_until_heard(placement, entries, None).await?;
+        let extent = match (&verdict, earlier) {
+            (Verdict::Won, _) | (_, Extent::Perhaps) => Extent::Perhaps,
+            (_, Extent::Nowhere) => heard.extent().await,
+        };
+        Ok(Committed { verdict, extent })
     }
 
     /// `quorum`: the usual one unless given.
     async fn write_to(
         &self,
         placement: Placement,
-        mut entries: Vec<Entry>,
+        entries: Vec<Entry>,
         quorum: Option<WriteQuorum>,
     ) -> Result<Verdict, TableError> {
+        Ok(self.write_until_heard(placement, entries, quorum).await?.verdict)
+    }
+
+    /// Sends rows under the newest epoch known, and again when an owner knows a newer one.
+    ///
+    /// A row that some owner may have stored at an earlier try is sent again only while an owner still has it, as seen after the newer
+    /// epoch was known. Otherwise it might have been seen, deleted and collected meanwhile, and would come back under the newer epoch.
+    async fn write_until_heard(
+        &self,
+        placement: Placement,
+        mut entries: Vec<Entry>,
+        quorum: Option<WriteQuorum>,
+    ) -> Result<Tried, TableError> {
         let mut tries_left = STALE_TRIES;
+        let mut earlier = Extent::Nowhere;
         loop {
             for entry in &mut entries {
                 entry.epoch = self.store.known_epoch(entry.table, &placement);
             }
-            match self.write_once(placement, entries.clone(), quorum, None).await {
-                Err(TableError::StaleEpoch { .. }) if tries_left > 0 => tries_left -= 1,
-                result => return result,
+            if earlier == Extent::Perhaps && !self.are_stored_somewhere(placement, &entries).await? {
+                return Err(TableError::PerhapsForgotten);
+            }
+            let heard = Arc::new(Heard::default());
+            match self.write_once(placement, entries.clone(), quorum, Some(&heard)).await {
+                Err(TableError::StaleEpoch { .. }) if tries_left > 0 => {
+                    tries_left -= 1;
+                    if heard.extent().await == Extent::Perhaps {
+                        earlier = Extent::Perhaps;
+                    }
+                }
+                Ok(verdict) => return Ok(Tried { verdict, heard, earlier }),
+                Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Whether each of the rows that is no deletion is at some owner, as it is or merged with more.
+    async fn are_stored_somewhere(&self, placement: Placement, entries: &[Entry]) -> Result<bool, TableError> {
+        let layout = self.cluster.layout();
+        let (sets, _quorum) = self.owners(&layout, placement)?;
+        let owners: BTreeSet<NodeId> = sets.into_iter().flatten().collect();
+        for entry in entries {
+            if self.store.is_collectable(entry.table, &entry.row)? {
+                continue;
+            }
+            let (table, sort_key) = (entry.table, entry.sort_key.clone());
+            let read = Read { layout: layout.version(), table, placement, sort_key };
+            let answers = join_all(owners.iter().map(|owner| self.call(*owner, read.clone()))).await;
+            let mut is_stored = false;
+            for found in answers.into_iter().filter_map(|answer| answer.ok().and_then(|found| found.row)) {
+                is_stored |= self.store.merge(table, &found, &entry.row)? == found.as_slice();
+            }
+            if !is_stored {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// As [`Self::write`], under the epochs that the entries say. After [`TableError::StaleEpoch`] the newer one is known.
@@ -334,7 +385,7 @@ impl<S: Schema> Table<S> {
         // Known before the rows are read, as in `get`.
         let epoch = self.store.known_epoch(S::ID, &placement);
         let replies = self.ask(placement, |node| self.call(node, range.clone())).await?;
-        let MergedPage { rows: merged, last } = merge_pages::<S>(&replies, query.order)?;
+        let MergedPage { rows: merged, last } = self.merge_with_other_versions(placement, &range, replies).await?;
         if query.projection == Projection::Whole {
             let differing = merged.iter().filter(|row| row.differs);
             let entries: Vec<Entry> = differing.map(|row| Entry { epoch, ..S::entry(&row.row, Mode::Replicate) }).collect();
@@ -359,6 +410,24 @@ impl<S: Schema> Table<S> {
         Ok(Some(Rows { rows, last }))
     }
 
+    /// Joins the owners' pages with those of other live versions' owners, unless these are only about to receive their rows: what many rows lack
+    /// there comes with the layout change, and a page is not the place to bring it.
+    async fn merge_with_other_versions(
+        &self,
+        placement: Placement,
+        range: &Range,
+        mut replies: Vec<NodeReply<Page>>,
+    ) -> Result<MergedPage<S::Row>, TableError> {
+        let page = merge_pages::<S>(&replies, range.order)?;
+        let more = self.ask_other_versions(placement, &replies, |node| self.call(node, range.clone())).await;
+        if page.rows.is_empty() || more.is_empty() {
+            return Ok(page);
+        }
+        replies.extend(more);
+        let joined = merge_pages::<S>(&replies, range.order)?;
+        Ok(if joined.rows.iter().filter(|row| row.differs).count() > DIFFERING_MAX { page } else { joined })
+    }
+
     async fn ask<T, F>(&self, placement: Placement, call: impl Fn(NodeId) -> F) -> Result<Vec<NodeReply<T>>, TableError>
     where
         T: Send + 'static,
@@ -377,6 +446,52 @@ impl<S: Schema> Table<S> {
             }
         };
         self.cluster.read(nodes, quorum, call).await.map_err(|error| TableError::Quorum(Box::new(error)))
+    }
+
+    /// While several layout versions are live, what owners of the others say, until a write quorum of each has answered.
+    ///
+    /// Equal replies of the version that reads go by do not show that a row is at a write quorum of the next one: a write that broke off
+    /// may have reached the former only. A reader that answers with it unseen there would see it vanish once reads go by the latter. Where too few of
+    /// a version's owners are connected, reads go on without them.
+    async fn ask_other_versions<T, F>(
+        &self,
+        placement: Placement,
+        replies: &[NodeReply<T>],
+        call: impl Fn(NodeId) -> F,
+    ) -> Vec<NodeReply<T>>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, RpcError>> + Send + 'static,
+    {
+        let layout = self.cluster.layout();
+        let Quorums { read, write } = self.cluster.quorums();
+        let mut more: Vec<NodeReply<T>> = Vec::new();
+        // In the other modes a read is one node's word.
+        let sets = match S::REPLICATION {
+            Replication::Sharded if read + write > layout.replication_factor() => layout.write_sets(placement),
+            Replication::Sharded | Replication::FullCopy => return more,
+        };
+        if sets.len() < 2 {
+            return more;
+        }
+        for set in sets {
+            let has_answered = |node: &NodeId| replies.iter().chain(&more).any(|reply| reply.node == *node);
+            let (answered, rest): (Vec<NodeId>, Vec<NodeId>) = set.into_iter().partition(has_answered);
+            let missing = write.saturating_sub(answered.len());
+            let me = self.cluster.node_id();
+            let connected: Vec<NodeId> =
+                rest.into_iter().filter(|node| *node == me || self.cluster.mesh().is_up(*node)).collect();
+            if missing > 0 && connected.len() >= missing {
+                match self.cluster.read(connected, missing, &call).await {
+                    Ok(theirs) => more.extend(theirs),
+                    Err(error) => {
+                        let error = chain(&error);
+                        tracing::debug!(table = S::NAME, error, "owners by another layout version do not say what they have");
+                    }
+                }
+            }
+        }
+        more
     }
 
     fn owners(&self, layout: &ClusterLayout, placement: Placement) -> Result<(Vec<Vec<NodeId>>, WriteQuorum), TableError> {
