@@ -16,13 +16,14 @@ use garage_worker::Workers;
 
 use crate::alias::{AliasRow, AliasScope, AliasTable};
 use crate::background::{Background, MayDelete};
-use crate::block_buffer::BlockBuffer;
+use crate::block_buffer::{BlockBuffer, Document, DocumentRoom};
 use crate::block_ref::{Arriving, BlockRefTable, BlockTrees};
 use crate::blocks::{BlockService, Blocks};
 use crate::bucket::{BucketRow, BucketTable};
 use crate::cache::RowCache;
 use crate::count::CountService;
 use crate::counters::BucketCounters;
+use crate::error::ModelError;
 use crate::fresh_refs::FreshReferences;
 use crate::key::{KeyRow, KeyTable};
 use crate::object::ObjectTable;
@@ -163,7 +164,7 @@ const LINGERING_SHARE: usize = 4;
 /// Room for blocks in memory, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockMemory {
-    /// Of uploads and copies.
+    /// Of uploads and copies, and of readers that have not taken theirs yet.
     pub in_flight: usize,
     pub in_flight_max: usize,
     /// On their way to slow owners when the others have them.
@@ -208,6 +209,14 @@ impl Garage {
         let (in_flight, in_flight_max) = self.0.block_buffer.used();
         let (lingering, lingering_max) = self.0.blocks.lingering();
         BlockMemory { in_flight, in_flight_max, lingering, lingering_max }
+    }
+
+    /// Room in memory for a document of at most so many bytes.
+    ///
+    /// # Errors
+    /// [`ModelError::TooManyDocuments`].
+    pub fn document_room(&self, document: Document, bytes: u64) -> Result<DocumentRoom, ModelError> {
+        self.0.block_buffer.for_document(document, bytes).ok_or(ModelError::TooManyDocuments)
     }
 
     pub fn cluster(&self) -> &Cluster {

@@ -237,6 +237,7 @@ impl From<ModelError> for S3Error {
             ModelError::BlockUnavailable { .. }
             | ModelError::BlockNotStored { .. }
             | ModelError::NoRoom
+            | ModelError::TooManyDocuments
             | ModelError::Overtaken
             | ModelError::ShuttingDown => unavailable(&error),
             ModelError::Table(_) | ModelError::NodeSilent(_) | ModelError::Superseded => unavailable(&error),
