@@ -26,6 +26,7 @@ use crate::counters::BucketCounters;
 use crate::error::ModelError;
 use crate::fresh_refs::FreshReferences;
 use crate::key::{KeyRow, KeyTable};
+use crate::misses::Misses;
 use crate::object::ObjectTable;
 use crate::part::PartTable;
 use crate::resync::Resync;
@@ -138,6 +139,7 @@ pub(crate) struct Inner {
     pub bucket_cache: RowCache<BucketId, BucketRow>,
     pub alias_cache: RowCache<(AliasScope, String), AliasRow>,
     pub key_cache: RowCache<KeyId, KeyRow>,
+    pub misses: Misses,
     pub block_buffer: BlockBuffer,
 }
 
@@ -191,6 +193,7 @@ impl Garage {
             bucket_cache: RowCache::new(tables.generation(crate::table_ids::BUCKET)),
             alias_cache: RowCache::new(tables.generation(crate::table_ids::ALIAS)),
             key_cache: RowCache::new(tables.generation(crate::table_ids::KEY)),
+            misses: Misses::default(),
             block_buffer: BlockBuffer::new(settings.block_ram_buffer_max),
             cluster,
             clock,

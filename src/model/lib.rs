@@ -40,6 +40,7 @@ pub mod keys;
 mod lingering;
 pub mod list;
 pub mod list_uploads;
+mod misses;
 pub mod moving;
 pub mod multipart;
 pub mod object;

@@ -236,6 +236,7 @@ impl From<ModelError> for S3Error {
             ModelError::BlockUnavailable { .. }
             | ModelError::BlockNotStored { .. }
             | ModelError::NoRoom
+            | ModelError::UnknownKeys
             | ModelError::TooManyDocuments
             | ModelError::Overtaken
             | ModelError::ShuttingDown => unavailable(&error),
