@@ -144,6 +144,8 @@ fn class_of_model(error: &ModelError) -> Class {
         | ModelError::BlockUnavailable { .. }
         | ModelError::BlockNotStored { .. }
         | ModelError::Superseded
+        | ModelError::UnknownKeys
+        | ModelError::TooManyDocuments
         | ModelError::NoRoom
         | ModelError::Overtaken
         | ModelError::NodeSilent(_)

@@ -7,7 +7,9 @@ mod args;
 mod commands;
 mod connection;
 mod error;
+mod escape;
 mod hints;
+mod logging;
 mod output;
 mod server;
 mod settings;
@@ -15,13 +17,19 @@ mod show;
 mod single_node;
 mod waiting;
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::IsTerminal;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use garage_admin::error::with_causes;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::args::Command;
+use crate::escape::{Colours, escaped_text};
+use crate::logging::{EscapingStderr, LogQueue, Repeats};
 
 /// As other programs do when the command line cannot be understood.
 const EXIT_USAGE: u8 = 2;
@@ -30,13 +38,16 @@ const EXIT_USAGE: u8 = 2;
 /// used of it takes memory.
 const STACK_BYTES: usize = 8 << 20;
 
+/// At the end, for work that was handed to other threads.
+const THREADS_END_TIMEOUT: Duration = Duration::from_secs(5);
+
 fn main() -> ExitCode {
     let is_empty = |variable: &str| std::env::var_os(variable).is_some_and(|value| value.is_empty());
     let cli = match args::parse(std::env::args_os(), is_empty) {
         Ok(cli) => cli,
         Err(error) => return explain(&error),
     };
-    log_to_stderr(&cli.command);
+    let log = log_to_stderr(&cli.command);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(STACK_BYTES).build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -44,10 +55,16 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(commands::run(&cli.global, cli.command)) {
+    let ended = runtime.block_on(commands::run(&cli.global, cli.command));
+    // Work on a disk that does not answer must not keep the process.
+    runtime.shutdown_timeout(THREADS_END_TIMEOUT);
+    if let Some(log) = log {
+        log.flush();
+    }
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("Error: {}", with_causes(&error));
+            eprintln!("Error: {}", escaped_text(&with_causes(&error)));
             ExitCode::FAILURE
         }
     }
@@ -68,14 +85,46 @@ fn explain(error: &clap::Error) -> ExitCode {
 }
 
 /// The daemon tells what it does; other commands only what goes wrong. `RUST_LOG` overrides both.
-fn log_to_stderr(command: &Command) {
-    let default = if matches!(command, Command::Server(_)) { "info" } else { "warn" };
+///
+/// Returns the queue of the daemon's log: requests must not wait for whoever reads it.
+fn log_to_stderr(command: &Command) -> Option<LogQueue> {
+    let is_daemon = matches!(command, Command::Server(_));
+    let default = if is_daemon { "info" } else { "warn" };
     let wanted = settings::variable("RUST_LOG").filter(|text| !text.is_empty());
     let filter = wanted.as_deref().map_or_else(|| Ok(EnvFilter::new(default)), EnvFilter::try_new);
     let filter = filter.unwrap_or_else(|error| {
+        let error = escaped_text(&error.to_string());
         eprintln!("Warning: RUST_LOG is not a log filter, such as garage=debug ({error}): {default} is used");
         EnvFilter::new(default)
     });
     let ansi = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
+    let colours = if ansi { Colours::Kept } else { Colours::None };
+    let queue = if is_daemon { LogQueue::start(std::io::stderr(), colours).map(Some) } else { Ok(None) };
+    let queue = queue.unwrap_or_else(|error| {
+        eprintln!("Warning: cannot start a thread for the log ({error}): it is written directly");
+        None
+    });
+    match &queue {
+        Some(queue) => {
+            let lines = tracing_subscriber::fmt::layer().with_writer(queue.clone()).with_ansi(ansi);
+            let repeats = Repeats::new(queue.clone());
+            tracing_subscriber::registry().with(filter).with(repeats).with(lines).init();
+            let queue = queue.clone();
+            std::panic::set_hook(Box::new(move |panic| {
+                queue.submit(format!("ERROR garage: {panic}").as_bytes());
+                let backtrace = Backtrace::capture();
+                if backtrace.status() == BacktraceStatus::Captured {
+                    backtrace.to_string().lines().for_each(|line| queue.submit(line.as_bytes()));
+                }
+                if std::thread::current().name() == Some("main") {
+                    // The process ends with it.
+                    queue.flush();
+                }
+            }));
+        }
+        None => {
+            tracing_subscriber::fmt().with_env_filter(filter).with_writer(move || EscapingStderr(colours)).with_ansi(ansi).init();
+        }
+    }
+    queue
 }

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 use crate::error::CliError;
+use crate::escape::escaped_text;
 
 /// For people, or for programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,13 +30,13 @@ impl Output {
     }
 }
 
-/// Prints a text as it is.
+/// Prints a text, in which names from elsewhere are made harmless.
 ///
 /// # Errors
 /// [`CliError::Terminal`], unless the reader has just seen enough.
 pub fn print(text: &str) -> Result<(), CliError> {
     let mut stdout = io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+    match stdout.write_all(escaped_text(text).as_bytes()).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         written => written.map_err(|source| CliError::Terminal { action: "write to standard output", source }),
     }

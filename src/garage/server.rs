@@ -22,6 +22,7 @@ use garage_types::config::{Config, DataDirPurpose, Listen};
 use garage_types::names::Punycode;
 use garage_types::offload::offload;
 use garage_types::{BucketName, KeyId, Secret};
+use rustix::process::{Resource, Rlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::args::{Global, ServerArgs};
@@ -60,7 +61,7 @@ pub async fn run(global: &Global, args: &ServerArgs) -> Result<(), CliError> {
     let facts = facts(&config);
     let is_single = args.single_node;
     let setup = setup(args, &config)?;
-    let options = DaemonOptions { config, rpc_secret, setup };
+    let options = DaemonOptions { config, rpc_secret, setup, descriptors: raise_descriptor_limit() };
     let stop = stop_signals()?;
     let ready = |ready: &Ready| {
         tracing::info!(node = %ready.node, "ready");
@@ -134,22 +135,53 @@ fn default_bucket(variable: impl Fn(&str) -> Option<String>, punycode: Punycode)
     Ok(DefaultBucket { key_id, secret: variable("GARAGE_DEFAULT_SECRET_KEY").map(Secret::new), bucket })
 }
 
+/// More than any node needs; some systems allow no unlimited number.
+const DESCRIPTORS_MAX: u64 = 1 << 20;
+
+/// Raises the number of files and sockets this process may have open as far as it may; returns that number.
+fn raise_descriptor_limit() -> u64 {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let (current, wanted) =
+        (limit.current.unwrap_or(DESCRIPTORS_MAX), limit.maximum.unwrap_or(DESCRIPTORS_MAX).min(DESCRIPTORS_MAX));
+    if current >= wanted {
+        return current;
+    }
+    match rustix::process::setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum: limit.maximum }) {
+        Ok(()) => wanted,
+        Err(error) => {
+            tracing::warn!(%error, current, "cannot raise the limit of open files: fewer clients can be connected");
+            current
+        }
+    }
+}
+
 /// The signals that end the daemon, listened to from before it starts.
 struct StopSignals {
     interrupt: Signal,
     terminate: Signal,
+    hangup: Signal,
 }
 
 fn stop_signals() -> Result<StopSignals, CliError> {
     let listen = |kind| signal(kind).map_err(|source| CliError::Terminal { action: "listen for signals", source });
-    Ok(StopSignals { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
+    Ok(StopSignals {
+        interrupt: listen(SignalKind::interrupt())?,
+        terminate: listen(SignalKind::terminate())?,
+        hangup: listen(SignalKind::hangup())?,
+    })
 }
 
 impl StopSignals {
     async fn received(mut self) -> &'static str {
-        tokio::select! {
-            _ = self.interrupt.recv() => "SIGINT",
-            _ = self.terminate.recv() => "SIGTERM",
+        loop {
+            tokio::select! {
+                _ = self.interrupt.recv() => return "SIGINT",
+                _ = self.terminate.recv() => return "SIGTERM",
+                // The terminal is gone, or somebody expects what other daemons do: neither is a reason to stop.
+                _ = self.hangup.recv() => {
+                    tracing::info!("SIGHUP has no effect: the configuration is read at the start only, and the log is not a file");
+                }
+            }
         }
     }
 }

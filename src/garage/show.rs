@@ -19,14 +19,18 @@ use garage_types::NodeId;
 use garage_types::size::{format_binary, format_decimal};
 use jiff::tz::TimeZone;
 
+use crate::escape::{Colours, escaped_line};
+
 /// With more nodes than this, output is by zone, or of those that matter most, where a line for each would be too much.
 pub const MANY_NODES: usize = 20;
 const TAGS_CHARS_MAX: usize = 32;
 /// Of a list of nodes within a sentence.
 const NAMED_MAX: usize = 4;
 
-/// Rows of cells as columns, two spaces apart. Every line ends in a line break.
+/// Rows of cells as columns, two spaces apart. Every line ends in a line break, and no cell has one.
 pub fn table(rows: &[Vec<String>]) -> String {
+    let one_line = |row: &Vec<String>| row.iter().map(|cell| escaped_line(cell, Colours::None)).collect();
+    let rows: Vec<Vec<String>> = rows.iter().map(one_line).collect();
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(width).collect();

@@ -1,28 +1,99 @@
-//! The room for blocks in memory, shared by all bodies that are being written.
+//! The room for blocks in memory, shared by all bodies that are being written or read.
 //!
-//! The first half is for whoever comes: for blocks being read, and for several blocks of one body on their way at once. The other half
-//! is kept for one block of each body at a time, so that clients who send slowly never keep all of it: what is in that half is on its
-//! way to the owners and leaves by itself.
-//! What must stay true: whoever waits for a turn holds no room, or goes on with what gives it back.
+//! The first half is for whoever comes: for blocks that clients are sending, for several blocks of one body on their way at once, and (at
+//! most half of that half) for blocks that wait to be taken by who reads them. An eighth more is for the blocks of clients who are
+//! sending their only one. The rest is kept for one block of each body at a time, so that clients who send or read slowly never keep
+//! all of it: what is in the rest is on its way to the owners and leaves by itself. A body that finds no room is cut into small blocks.
+//! What must stay true: whoever waits for a turn holds no room, or goes on with what gives it back; nobody waits for what a reader holds.
 
 use std::sync::Arc;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use crate::error::ModelError;
 
 /// Bytes of a permit: semaphores do not count far enough to have one for each byte.
 const UNIT: usize = 1024;
+/// The part of all room that blocks may have which wait for their readers.
+const READERS_SHARE: usize = 4;
+/// The parts of all room that documents may have beside it: those that clients send, and those that they receive.
+const SENT_DOCUMENTS_SHARE: usize = 8;
+const RECEIVED_DOCUMENTS_SHARE: usize = 4;
+/// Documents up to this length are not counted.
+const UNCOUNTED_DOCUMENT_BYTES: u64 = 64 << 10;
+/// Blocks read at once, each of which has no room and of which a small piece is kept.
+const PIECES_AT_ONCE: usize = 16;
 
 pub(crate) struct BlockBuffer {
     units: Arc<Semaphore>,
     units_max: usize,
+    /// Of `units`, those that readers may have.
+    readers: Arc<Semaphore>,
+    pieces: Semaphore,
+    sent_documents: Arc<Semaphore>,
+    received_documents: Arc<Semaphore>,
+}
+
+/// Who has a document, such as a list of keys, and may take any time to pass it on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Document {
+    SentByClient,
+    ReceivedByClient,
+}
+
+/// Room for a document, until it is dropped.
+pub struct DocumentRoom(Option<OwnedSemaphorePermit>);
+
+impl DocumentRoom {
+    /// The document, which keeps its room until the last of it is taken.
+    pub fn holding(self, document: Bytes) -> Bytes {
+        match self.0 {
+            Some(permit) => Bytes::from_owner(Counted { document, _permit: permit }),
+            None => document,
+        }
+    }
+}
+
+struct Counted {
+    document: Bytes,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.document
+    }
+}
+
+/// Room for a block that waits for its reader.
+pub(crate) struct ReadersRoom {
+    _share: OwnedSemaphorePermit,
+    _room: OwnedSemaphorePermit,
+}
+
+/// Ahead of what a reader's next block is fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ahead {
+    /// The reader has no other block.
+    OfNothing,
+    /// The reader has other blocks to take first.
+    OfOthers,
 }
 
 impl BlockBuffer {
     pub(crate) fn new(bytes_max: usize) -> Self {
         let units_max = (bytes_max / UNIT).clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
-        BlockBuffer { units: Arc::new(Semaphore::new(units_max)), units_max }
+        let readers = Arc::new(Semaphore::new(units_max / READERS_SHARE));
+        let share = |share: usize| Arc::new(Semaphore::new((units_max / share).max(1)));
+        BlockBuffer {
+            units: Arc::new(Semaphore::new(units_max)),
+            units_max,
+            readers,
+            pieces: Semaphore::new(PIECES_AT_ONCE),
+            sent_documents: share(SENT_DOCUMENTS_SHARE),
+            received_documents: share(RECEIVED_DOCUMENTS_SHARE),
+        }
     }
 
     /// Bytes taken, and bytes there are.
@@ -37,13 +108,62 @@ impl BlockBuffer {
 
     /// Room for so many bytes, if it is left of the first half and nobody waits.
     pub(crate) fn spare(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        self.leaving(self.units_max / 2, bytes)
+    }
+
+    /// Whether something is left of the first half.
+    pub(crate) fn has_spare(&self) -> bool {
+        self.units.available_permits() > self.units_max / 2
+    }
+
+    /// Room for a block that a client is sending, which has no other on its way.
+    pub(crate) fn for_sender(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        self.leaving(self.units_max / 8 * 3, bytes)
+    }
+
+    /// Room for so many bytes, if as many units are left afterwards.
+    fn leaving(&self, left_min: usize, bytes: usize) -> Option<OwnedSemaphorePermit> {
         let units = self.units_of(bytes);
         let left_after = self.units.available_permits().checked_sub(units as usize)?;
-        if left_after < self.units_max / 2 {
+        if left_after < left_min {
             return None;
         }
         // Taken by another at this moment: as if it had not been there.
         self.units.clone().try_acquire_many_owned(units).ok()
+    }
+
+    /// Room for bytes that a reader will take when it likes. Half of the readers' share is kept for those that have nothing yet.
+    pub(crate) fn for_reader(&self, bytes: usize, ahead: Ahead) -> Option<ReadersRoom> {
+        let units = self.units_of(bytes);
+        let left_after = self.readers.available_permits().checked_sub(units as usize)?;
+        if ahead == Ahead::OfOthers && left_after < self.units_max / READERS_SHARE / 2 {
+            return None;
+        }
+        let share = self.readers.clone().try_acquire_many_owned(units).ok()?;
+        Some(ReadersRoom { _share: share, _room: self.spare(bytes)? })
+    }
+
+    /// Room for a document of at most so many bytes; `None` when others have taken it. Nobody waits for it.
+    pub(crate) fn for_document(&self, document: Document, bytes: u64) -> Option<DocumentRoom> {
+        if bytes <= UNCOUNTED_DOCUMENT_BYTES {
+            return Some(DocumentRoom(None));
+        }
+        let (room, share) = match document {
+            Document::SentByClient => (&self.sent_documents, SENT_DOCUMENTS_SHARE),
+            Document::ReceivedByClient => (&self.received_documents, RECEIVED_DOCUMENTS_SHARE),
+        };
+        // A document longer than all the room has it for itself.
+        let units =
+            self.units_of(usize::try_from(bytes).unwrap_or(usize::MAX)).min(self.units_of(self.units_max / share * UNIT).max(1));
+        Some(DocumentRoom(Some(room.clone().try_acquire_many_owned(units).ok()?)))
+    }
+
+    /// The turn to read a block without room for it, to keep a small piece. Whoever has it must not wait for a client.
+    ///
+    /// # Errors
+    /// [`ModelError::ShuttingDown`].
+    pub(crate) async fn piece_turn(&self) -> Result<SemaphorePermit<'_>, ModelError> {
+        self.pieces.acquire().await.map_err(|_closed| ModelError::ShuttingDown)
     }
 
     /// Room for so many bytes, after those who asked before.
@@ -60,7 +180,7 @@ impl BlockBuffer {
 mod tests {
     use futures_util::FutureExt;
 
-    use super::BlockBuffer;
+    use super::{Ahead, BlockBuffer, Document};
 
     const KIB: usize = 1024;
 
@@ -74,6 +194,34 @@ mod tests {
         drop(spare);
         assert!(buffer.spare(KIB).is_none(), "what was given back is needed for turns first");
         assert!(buffer.turn(KIB).now_or_never().is_some());
+    }
+
+    #[test]
+    fn readers_have_a_share_half_of_which_is_for_those_that_have_nothing() {
+        let buffer = BlockBuffer::new(16 * KIB);
+        let mut ahead: Vec<_> = std::iter::from_fn(|| buffer.for_reader(KIB, Ahead::OfOthers)).collect();
+        assert_eq!(ahead.len(), 2);
+        let first: Vec<_> = std::iter::from_fn(|| buffer.for_reader(KIB, Ahead::OfNothing)).collect();
+        assert_eq!((first.len(), buffer.used().0), (2, 4 * KIB));
+        assert!(buffer.spare(4 * KIB).is_some(), "the rest is for those who write");
+        drop(first);
+        ahead.truncate(1);
+        assert!(buffer.for_reader(KIB, Ahead::OfOthers).is_some());
+    }
+
+    #[test]
+    fn documents_have_room_of_their_own_and_the_longest_always_fits_alone() {
+        let buffer = BlockBuffer::new(1024 * KIB);
+        let sent = |bytes: usize| buffer.for_document(Document::SentByClient, bytes as u64);
+        let all = sent(2000 * KIB).unwrap();
+        assert!(sent(65 * KIB).is_none());
+        assert!(sent(64 * KIB).is_some(), "small ones are not counted");
+        assert!(buffer.for_document(Document::ReceivedByClient, 256 << 10).is_some());
+        assert_eq!(buffer.used().0, 0);
+        let held = all.holding(vec![7; 2000 * KIB].into()).slice(5..6);
+        assert!(sent(65 * KIB).is_none(), "a part of it is still to be taken");
+        drop(held);
+        assert!(sent(65 * KIB).is_some());
     }
 
     #[test]

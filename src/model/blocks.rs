@@ -1,5 +1,6 @@
 //! Blocks across the cluster: bytes and their references travel together, each owner stores both before it answers.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -144,6 +145,14 @@ impl BlockService {
     async fn read_stored(&self, hash: BlockHash) -> Result<StoredBlock, RpcError> {
         match self.blocks.read_stored(hash).await {
             Ok(stored) => Ok(stored),
+            Err(error) => Err(self.missed(hash, error).await),
+        }
+    }
+
+    /// A part of the plain content; of a block that is not compressed only that part is read from the disk.
+    async fn read_range(&self, hash: BlockHash, range: Range<u64>) -> Result<Bytes, RpcError> {
+        match self.blocks.read_range(hash, range).await {
+            Ok(plain) => Ok(plain),
             Err(error) => Err(self.missed(hash, error).await),
         }
     }
@@ -367,12 +376,26 @@ impl Blocks {
     /// # Errors
     /// [`ModelError::BlockUnavailable`] with the last node's error.
     pub async fn get(&self, hash: BlockHash) -> Result<Bytes, ModelError> {
+        self.get_wanted(hash, None).await
+    }
+
+    /// A part of the plain content of a block, in memory of its own.
+    ///
+    /// # Errors
+    /// As [`Blocks::get`], also when the block has fewer bytes.
+    pub async fn get_range(&self, hash: BlockHash, range: Range<u64>) -> Result<Bytes, ModelError> {
+        self.get_wanted(hash, Some(range)).await
+    }
+
+    /// `wanted`: a part, or the whole.
+    async fn get_wanted(&self, hash: BlockHash, wanted: Option<Range<u64>>) -> Result<Bytes, ModelError> {
         let mut last = no_owner();
         for node in self.holders(hash) {
-            let got = if node == self.cluster.node_id() {
-                self.local.read(hash).await
-            } else {
-                self.get_from(node, hash).await.map(|(_stored, plain)| plain)
+            let is_here = node == self.cluster.node_id();
+            let got = match wanted.clone() {
+                Some(range) if is_here => self.local.read_range(hash, range).await,
+                None if is_here => self.local.read(hash).await,
+                wanted => self.get_from(node, hash).await.and_then(|(_stored, plain)| cut(plain, wanted)),
             };
             match got {
                 Ok(plain) => return Ok(plain),
@@ -429,6 +452,14 @@ impl Blocks {
         let verified = offload::offload(&*self.offload, move || block.verify(hash).map(|plain| (block, plain))).await;
         verified.map_err(|lost| RpcError::new(ErrorCode::Internal, lost.to_string()))?.map_err(corrupt)
     }
+}
+
+/// What is wanted of a block, without keeping the rest in memory.
+fn cut(plain: Bytes, wanted: Option<Range<u64>>) -> Result<Bytes, RpcError> {
+    let Some(Range { start, end }) = wanted else { return Ok(plain) };
+    let part = usize::try_from(start).ok().zip(usize::try_from(end).ok()).and_then(|(start, end)| plain.get(start..end));
+    let too_short = || RpcError::new(ErrorCode::Corrupt, format!("a block has {} bytes, not {end}", plain.len()));
+    part.map(Bytes::copy_from_slice).ok_or_else(too_short)
 }
 
 fn no_owner() -> RpcError {

@@ -163,8 +163,9 @@ impl Garage {
         if self.0.blocks.refer(hash, version, origin).await.is_ok() {
             return Ok(());
         }
+        // Before the block is in memory. What has the turn waits for nodes only, and gives it back by itself.
+        let permit = self.0.block_buffer.turn(self.0.settings.block_size).await?;
         let plain = self.0.blocks.get(hash).await?;
-        let permit = self.0.block_buffer.turn(plain.len()).await?;
         let block = self.0.blocks.encode(plain).await?;
         let stored = self.0.blocks.put(block, version, origin).await;
         drop(permit);

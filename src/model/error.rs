@@ -31,6 +31,10 @@ pub enum ModelError {
     Overtaken,
     #[error("access key {0} does not exist")]
     NoSuchAccessKey(String),
+    #[error("clients take too long over too many large documents; try again")]
+    TooManyDocuments,
+    #[error("too many access keys that nobody knows are asked for; try again")]
+    UnknownKeys,
     #[error("access key {0} exists already or existed before: a key id is never used twice")]
     KeyExists(KeyId),
     #[error("the key does not exist")]

@@ -16,15 +16,17 @@ use garage_worker::Workers;
 
 use crate::alias::{AliasRow, AliasScope, AliasTable};
 use crate::background::{Background, MayDelete};
-use crate::block_buffer::BlockBuffer;
+use crate::block_buffer::{BlockBuffer, Document, DocumentRoom};
 use crate::block_ref::{Arriving, BlockRefTable, BlockTrees};
 use crate::blocks::{BlockService, Blocks};
 use crate::bucket::{BucketRow, BucketTable};
 use crate::cache::RowCache;
 use crate::count::CountService;
 use crate::counters::BucketCounters;
+use crate::error::ModelError;
 use crate::fresh_refs::FreshReferences;
 use crate::key::{KeyRow, KeyTable};
+use crate::misses::Misses;
 use crate::object::ObjectTable;
 use crate::part::PartTable;
 use crate::resync::Resync;
@@ -137,6 +139,7 @@ pub(crate) struct Inner {
     pub bucket_cache: RowCache<BucketId, BucketRow>,
     pub alias_cache: RowCache<(AliasScope, String), AliasRow>,
     pub key_cache: RowCache<KeyId, KeyRow>,
+    pub misses: Misses,
     pub block_buffer: BlockBuffer,
 }
 
@@ -163,7 +166,7 @@ const LINGERING_SHARE: usize = 4;
 /// Room for blocks in memory, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockMemory {
-    /// Of uploads and copies.
+    /// Of uploads and copies, and of readers that have not taken theirs yet.
     pub in_flight: usize,
     pub in_flight_max: usize,
     /// On their way to slow owners when the others have them.
@@ -190,6 +193,7 @@ impl Garage {
             bucket_cache: RowCache::new(tables.generation(crate::table_ids::BUCKET)),
             alias_cache: RowCache::new(tables.generation(crate::table_ids::ALIAS)),
             key_cache: RowCache::new(tables.generation(crate::table_ids::KEY)),
+            misses: Misses::default(),
             block_buffer: BlockBuffer::new(settings.block_ram_buffer_max),
             cluster,
             clock,
@@ -208,6 +212,14 @@ impl Garage {
         let (in_flight, in_flight_max) = self.0.block_buffer.used();
         let (lingering, lingering_max) = self.0.blocks.lingering();
         BlockMemory { in_flight, in_flight_max, lingering, lingering_max }
+    }
+
+    /// Room in memory for a document of at most so many bytes.
+    ///
+    /// # Errors
+    /// [`ModelError::TooManyDocuments`].
+    pub fn document_room(&self, document: Document, bytes: u64) -> Result<DocumentRoom, ModelError> {
+        self.0.block_buffer.for_document(document, bytes).ok_or(ModelError::TooManyDocuments)
     }
 
     pub fn cluster(&self) -> &Cluster {

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::task::Poll;
 
 use bytes::Bytes;
-use futures_util::future::{Either, join, ready};
+use futures_util::future::join;
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
 use garage_table::table::{Query, Rows};
@@ -12,13 +12,13 @@ use garage_table::wire::{Order, Projection};
 use garage_types::{BlockHash, BucketId, ObjectKey, Timestamp, VersionId, sort_key};
 use tokio::sync::mpsc;
 
+use crate::detached::detached;
 use crate::error::ModelError;
+use crate::fetch::{PREFETCH, Slice};
 use crate::garage::Garage;
 use crate::object::{Content, IndexShard, ObjectMeta, ObjectRow, ObjectState, current, key_prefix};
 use crate::version::{Piece, Segment, VersionContent, VersionRow};
 
-/// Blocks fetched ahead of the one being sent.
-const PREFETCH: usize = 2;
 /// Blocks of parts that are looked up ahead of the one being sent: 16 GiB of an object, in less than a megabyte of memory.
 const BLOCKS_LISTED_AHEAD: u64 = 16 * 1024;
 /// Parts whose blocks are looked up at once.
@@ -37,13 +37,6 @@ pub struct Object {
 /// The bytes of an object, block by block. An error ends the stream: the reader must be cut off, not ended politely.
 pub type ByteStream = BoxStream<'static, Result<Bytes, ModelError>>;
 
-/// A block, and which of its bytes are wanted.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Slice {
-    hash: BlockHash,
-    bytes: Range<u64>,
-}
-
 /// Which bytes of which pieces a range of the whole covers, in order. Pieces are given with their lengths.
 fn slices(pieces: &[(BlockHash, u64)], range: &Range<u64>) -> Vec<Slice> {
     let mut start = 0;
@@ -52,7 +45,7 @@ fn slices(pieces: &[(BlockHash, u64)], range: &Range<u64>) -> Vec<Slice> {
         let end = start + length;
         let (from, to) = (range.start.max(start), range.end.min(end));
         if from < to {
-            wanted.push(Slice { hash: *hash, bytes: from - start..to - start });
+            wanted.push(Slice { hash: *hash, block_length: *length, bytes: from - start..to - start });
         }
         start = end;
     }
@@ -152,23 +145,29 @@ impl Garage {
                 Ok(stream::once(async move { Ok(bytes) }).boxed())
             }
             Content::Blocks { first, first_length } if range.end <= *first_length => {
-                Ok(self.stream_slices(None, vec![Slice { hash: *first, bytes: range }]))
+                Ok(self.stream_slices(None, vec![Slice { hash: *first, block_length: *first_length, bytes: range }]))
             }
             Content::Blocks { first, first_length } => {
                 // The row names the first block, so that it is fetched while the others are looked up.
-                let opening = (range.start < *first_length).then_some(Slice { hash: *first, bytes: range.start..*first_length });
+                let opening = (range.start < *first_length).then_some(Slice {
+                    hash: *first,
+                    block_length: *first_length,
+                    bytes: range.start..*first_length,
+                });
                 let opened = async {
                     match opening.clone() {
-                        Some(slice) => self.fetch(slice).await.map(Some),
+                        Some(slice) => self.fetch_first(slice).await.map(Some),
                         None => Ok(None),
                     }
                 };
                 let (slices, opened) = join(self.slices_of(object, &range), opened).await;
                 // A list that is gone says more than a block that is.
-                let slices = slices?;
-                let opened = opened?.filter(|_bytes| slices.first() == opening.as_ref());
-                let rest = slices.into_iter().skip(usize::from(opened.is_some())).collect();
-                Ok(self.stream_slices(opened, rest))
+                let mut slices = slices?;
+                let Some((opened, rest)) = opened?.filter(|_opened| slices.first() == opening.as_ref()) else {
+                    return Ok(self.stream_slices(None, slices));
+                };
+                slices.splice(..1, rest);
+                Ok(self.stream_slices(Some(opened), slices))
             }
             Content::Parts { .. } => {
                 let parts = overlapping(&self.object_parts(object).await?, &range);
@@ -235,7 +234,11 @@ impl Garage {
         let (sender, mut receiver) = mpsc::channel::<Result<Vec<Slice>, ModelError>>(ahead);
         let (garage, mut missing) = (self.clone(), parts.len());
         let look_up = async move {
-            let list = |part| garage.slices_of_part(part);
+            let list = |part| {
+                let looking = garage.clone();
+                // Polled by nobody while the reader takes nothing and the channel is full.
+                detached(&**garage.0.cluster.spawn(), "list of a part", async move { looking.slices_of_part(part).await })
+            };
             let mut lists = stream::iter(parts).map(list).buffered(LISTS_AT_ONCE);
             while let Some(list) = lists.next().await {
                 let failed = list.is_err();
@@ -262,14 +265,7 @@ impl Garage {
             })
         });
         let slices = lists.map_ok(|slices| stream::iter(slices.into_iter().map(Ok::<Slice, ModelError>))).try_flatten();
-        let garage = self.clone();
-        slices
-            .map(move |slice| {
-                let garage = garage.clone();
-                async move { garage.fetch(slice?).await }
-            })
-            .buffered(PREFETCH)
-            .boxed()
+        self.stream_blocks(None, slices)
     }
 
     async fn slices_of_part(&self, part: WantedPart) -> Result<Vec<Slice>, ModelError> {
@@ -281,29 +277,9 @@ impl Garage {
         Ok(slices(&blocks, &part.bytes))
     }
 
-    async fn fetch(&self, slice: Slice) -> Result<Bytes, ModelError> {
-        let block = self.0.blocks.get(slice.hash).await?;
-        let wanted = usize::try_from(slice.bytes.start).ok().zip(usize::try_from(slice.bytes.end).ok());
-        let within = wanted.filter(|(_start, end)| *end <= block.len());
-        let (start, end) = within.ok_or_else(|| ModelError::Damaged(format!("block {} is shorter than listed", slice.hash)))?;
-        Ok(block.slice(start..end))
-    }
-
     /// `opened`: what comes before the slices.
     fn stream_slices(&self, opened: Option<Bytes>, slices: Vec<Slice>) -> ByteStream {
-        let garage = self.clone();
-        let fetch = move |slice: Slice| {
-            let garage = garage.clone();
-            async move { garage.fetch(slice).await }
-        };
-        match (opened, slices.as_slice()) {
-            (None, [only]) => stream::once(fetch(only.clone())).boxed(),
-            (opened, _) => {
-                let opened = opened.into_iter().map(|bytes| Either::Left(ready(Ok(bytes))));
-                let fetched = slices.into_iter().map(move |slice| Either::Right(fetch(slice)));
-                stream::iter(opened.chain(fetched)).buffered(PREFETCH).boxed()
-            }
-        }
+        self.stream_blocks(opened, stream::iter(slices.into_iter().map(Ok)))
     }
 
     /// Which bytes of which blocks a range of an object covers.
@@ -425,7 +401,7 @@ mod tests {
     fn a_range_is_cut_out_of_the_blocks_it_touches() {
         let hash = |n: u8| BlockHash::from_bytes([n; 32]);
         let blocks = [(hash(0), 10), (hash(1), 10), (hash(2), 5)];
-        let cut = |range| slices(&blocks, &range).into_iter().map(|Slice { hash, bytes }| (hash, bytes)).collect::<Vec<_>>();
+        let cut = |range| slices(&blocks, &range).into_iter().map(|Slice { hash, bytes, .. }| (hash, bytes)).collect::<Vec<_>>();
         assert_eq!(cut(0..25), [(hash(0), 0..10), (hash(1), 0..10), (hash(2), 0..5)]);
         assert_eq!(cut(9..11), [(hash(0), 9..10), (hash(1), 0..1)]);
         assert_eq!(cut(10..20), [(hash(1), 0..10)]);

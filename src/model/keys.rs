@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use garage_table::TableError;
 use garage_types::crdt::{Deletable, Lww};
 use garage_types::{BucketId, KeyId, Secret, Timestamp};
 
 use crate::error::ModelError;
 use crate::garage::Garage;
 use crate::key::{KeyRow, KeyState, KeyTable, Permissions, placement_of};
+use crate::misses::Miss;
 
 /// A change of some of a key's attributes; `None` leaves one as it is.
 #[derive(Clone, Debug, Default)]
@@ -31,18 +33,47 @@ fn generate_secret(random: &dyn garage_types::Random) -> Secret {
 }
 
 impl Garage {
-    /// The row of a key, from memory when it has not changed.
+    /// The row of a key, from memory when it has not changed; of one that is not here, as a quorum knows it.
     ///
     /// # Errors
-    /// [`ModelError::Table`].
+    /// [`ModelError::Table`]; [`ModelError::UnknownKeys`] while others ask for so many unknown keys that nobody is asked about this one.
     pub async fn key_row(&self, id: &KeyId) -> Result<Option<Arc<KeyRow>>, ModelError> {
-        if let Some(known) = self.0.key_cache.get(id) {
-            return Ok(known);
+        loop {
+            if let Some(known) = self.0.key_cache.get(id) {
+                return Ok(known);
+            }
+            let read_at = self.0.key_cache.about_to_read();
+            let here = match self.0.keys.get_here(placement_of(id), Vec::new()).await {
+                Err(TableError::Rebuilding) => None,
+                here => here?,
+            };
+            let row = match here {
+                Some(row) => row,
+                None => match self.0.misses.look(id, self.0.clock.now()) {
+                    Miss::Absent => return Ok(None),
+                    Miss::TooMany => return Err(ModelError::UnknownKeys),
+                    Miss::Asking(answer) => {
+                        // It ends without a message, whatever the answer was.
+                        drop(answer.await);
+                        continue;
+                    }
+                    Miss::Ask(question) => match self.0.keys.get(placement_of(id), Vec::new()).await? {
+                        Some(row) => {
+                            question.found();
+                            row
+                        }
+                        None => {
+                            question.absent(self.0.clock.now());
+                            return Ok(None);
+                        }
+                    },
+                },
+            };
+            let row = Some(Arc::new(row));
+            // Absent ones are not kept here: strangers would make good keys be forgotten.
+            self.0.key_cache.put(read_at, id.clone(), row.clone());
+            return Ok(row);
         }
-        let read_at = self.0.key_cache.about_to_read();
-        let row = self.0.keys.get_here_first(placement_of(id), Vec::new()).await?.map(Arc::new);
-        self.0.key_cache.put(read_at, id.clone(), row.clone());
-        Ok(row)
     }
 
     /// # Errors

@@ -11,7 +11,7 @@
 
 pub mod alias;
 pub mod background;
-mod block_buffer;
+pub mod block_buffer;
 pub mod block_info;
 pub mod block_need;
 pub mod block_ref;
@@ -25,8 +25,10 @@ pub mod complete;
 pub mod copy;
 pub mod count;
 pub mod counters;
+mod detached;
 pub mod digest;
 pub mod error;
+mod fetch;
 pub mod fresh_contents;
 pub mod fresh_refs;
 pub mod garage;
@@ -38,6 +40,7 @@ pub mod keys;
 mod lingering;
 pub mod list;
 pub mod list_uploads;
+mod misses;
 pub mod moving;
 pub mod multipart;
 pub mod object;

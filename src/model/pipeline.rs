@@ -25,6 +25,8 @@ use crate::version::{Piece, SEGMENT_PIECES_MAX, Segment, VersionContent, Version
 /// Blocks of one body that may be on their way at once: 80 MiB/s over a round trip of 100 ms. Each takes the longer on a slow link
 /// the more there are.
 const BLOCKS_IN_FLIGHT: usize = 8;
+/// Bytes of the blocks of a body for which there is no room: they stay in memory, uncounted, until they have come and their turn.
+const BLOCK_BYTES_WITHOUT_ROOM: usize = 128 << 10;
 /// After how many new blocks the list of them is written.
 const PIECES_PER_WRITE: usize = 8;
 
@@ -99,7 +101,9 @@ struct Pipeline {
     digests: Option<Digests>,
     /// The start of the next block.
     reading: BytesMut,
-    /// Room that was spare when its first bytes came.
+    /// How long that block will be, unless the body ends before.
+    block_length: usize,
+    /// Room that there was for it when its first bytes came.
     room: Option<OwnedSemaphorePermit>,
     /// What each block is, once encoded; in the order of the body.
     pieces: VecDeque<Option<Piece>>,
@@ -128,6 +132,7 @@ pub(crate) async fn store(
         garage,
         plan,
         reading: BytesMut::new(),
+        block_length: 0,
         room: None,
         pieces: VecDeque::new(),
         pieces_before: 0,
@@ -173,21 +178,43 @@ impl Pipeline {
     ///
     /// A block gets memory for itself and no more: the rest of what came with its last bytes would keep all of it from being freed.
     async fn cut(&mut self, mut bytes: Bytes, expected: Option<u64>) -> Result<(), ModelError> {
-        let block_size = self.garage.0.settings.block_size;
         while !bytes.is_empty() {
             if self.reading.is_empty() {
                 let left = expected.map(|expected| expected.saturating_add(bytes.len() as u64));
-                let length = left.and_then(|left| usize::try_from(left).ok()).unwrap_or(block_size).min(block_size);
-                self.reading = BytesMut::with_capacity(length);
-                self.room = self.garage.0.block_buffer.spare(length);
+                self.begin_block(left).await?;
             }
-            let missing = block_size - self.reading.len();
+            let missing = self.block_length - self.reading.len();
             self.reading.extend_from_slice(&bytes.split_to(missing.min(bytes.len())));
-            if self.reading.len() == block_size {
+            if self.reading.len() == self.block_length {
                 let block = std::mem::take(&mut self.reading).freeze();
                 self.push(block).await?;
             }
         }
+        Ok(())
+    }
+
+    /// Settles how long the next block will be: as configured when there is room for it, short otherwise. `left`: bytes still to come, if
+    /// that is known.
+    ///
+    /// Whoever has blocks on their way waits for them to give back room. A body that has none goes on at once: those who hold the
+    /// room may be clients who send slowly, or not at all.
+    async fn begin_block(&mut self, left: Option<u64>) -> Result<(), ModelError> {
+        let block_size = self.garage.0.settings.block_size;
+        let length = left.and_then(|left| usize::try_from(left).ok()).unwrap_or(block_size).min(block_size);
+        self.block_length = block_size;
+        loop {
+            self.room = self.garage.0.block_buffer.for_sender(length);
+            if self.room.is_some() {
+                break;
+            }
+            if self.encoding + self.storing == 0 {
+                self.block_length = block_size.min(BLOCK_BYTES_WITHOUT_ROOM);
+                break;
+            }
+            let done = self.steps.next().await.expect("what is in flight is a step");
+            self.advance(done?)?;
+        }
+        self.reading = BytesMut::with_capacity(length.min(self.block_length));
         Ok(())
     }
 
@@ -212,7 +239,9 @@ impl Pipeline {
     async fn room(&mut self, length: usize) -> Result<OwnedSemaphorePermit, ModelError> {
         loop {
             let in_flight = self.encoding + self.storing;
-            if in_flight < BLOCKS_IN_FLIGHT {
+            // A block that has room goes at once where it is the only one, or others find room all the same.
+            let may_have_more = in_flight == 0 || self.garage.0.block_buffer.has_spare();
+            if in_flight < BLOCKS_IN_FLIGHT && may_have_more {
                 self.room = self.room.take().or_else(|| self.garage.0.block_buffer.spare(length));
                 if let Some(room) = self.room.take() {
                     return Ok(room);

@@ -19,6 +19,8 @@ use crate::transport::{ByteStream, Socket};
 
 /// What every garage node says first. The digits change when nodes can no longer talk to older ones.
 pub const VERSION_TAG: [u8; 16] = *b"garage-mesh/0002";
+/// How long somebody who connects may take to say that it belongs to the cluster: two messages, which it can send at once.
+pub const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// The part of the tag that all versions share.
 const VERSION_MAGIC_BYTES: usize = 12;
 
@@ -83,12 +85,13 @@ pub async fn connect(socket: Socket, local: &Local, expected: NodeId, purpose: P
     tokio::time::timeout(local.timeout, work).await.map_err(|_elapsed| NetError::HandshakeTimeout(local.timeout))?
 }
 
-/// Makes `socket`, which somebody opened to us, an authenticated connection.
+/// Makes `socket`, which somebody opened to us, an authenticated connection. `proven` is called once the other side has shown that it
+/// knows the network key, for which it has [`HELLO_TIMEOUT`] at most.
 ///
 /// # Errors
 /// [`NetError`]: as [`connect`].
-pub async fn accept(socket: Socket, local: &Local) -> Result<Established, NetError> {
-    let work = accept_untimed(socket, local);
+pub async fn accept(socket: Socket, local: &Local, proven: impl FnOnce()) -> Result<Established, NetError> {
+    let work = accept_untimed(socket, local, proven);
     tokio::time::timeout(local.timeout, work).await.map_err(|_elapsed| NetError::HandshakeTimeout(local.timeout))?
 }
 
@@ -124,11 +127,17 @@ fn is_closed(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::ConnectionAborted)
 }
 
-async fn accept_untimed(socket: Socket, local: &Local) -> Result<Established, NetError> {
+async fn accept_untimed(socket: Socket, local: &Local, proven: impl FnOnce()) -> Result<Established, NetError> {
     let Socket { mut stream, remote } = socket;
-    exchange_version(&mut stream).await?;
+    let hello_timeout = local.timeout.min(HELLO_TIMEOUT);
+    let hello = tokio::time::timeout(hello_timeout, async {
+        exchange_version(&mut stream).await?;
+        receive(&mut stream).await
+    });
+    let hello = hello.await.map_err(|_elapsed| NetError::HandshakeTimeout(hello_timeout))??;
     let server = Server::new(&local.network, &local.identity, &*local.random);
-    let (server, hello) = server.receive_hello(&receive(&mut stream).await?)?;
+    let (server, hello) = server.receive_hello(&hello)?;
+    proven();
     send(&mut stream, &hello).await?;
     let (session, proof) = server.receive_proof(&receive(&mut stream).await?)?;
 

@@ -87,7 +87,7 @@ async fn a_node_does_not_connect_to_itself() {
 async fn another_version_is_refused_naming_both() {
     let (mut wire, ours) = duplex(1024);
     wire.write_all(b"garage-mesh/0777").await.unwrap();
-    let error = accept(socket(ours), &local(1)).await.err().unwrap();
+    let error = accept(socket(ours), &local(1), || ()).await.err().unwrap();
     assert!(error.to_string().contains("0777") && error.to_string().contains("0002"), "{error}");
 }
 
@@ -95,12 +95,12 @@ async fn another_version_is_refused_naming_both() {
 async fn other_protocols_are_refused_as_such() {
     let (mut wire, ours) = duplex(1024);
     wire.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
-    assert!(matches!(accept(socket(ours), &local(1)).await.err(), Some(NetError::NotGarage { .. })));
+    assert!(matches!(accept(socket(ours), &local(1), || ()).await.err(), Some(NetError::NotGarage { .. })));
 
     let (mut wire, ours) = duplex(1024);
     wire.write_all(&VERSION_TAG).await.unwrap();
     wire.write_all(&[0x55; 300]).await.unwrap();
-    let error = accept(socket(ours), &local(1)).await.err();
+    let error = accept(socket(ours), &local(1), || ()).await.err();
     assert!(matches!(error, Some(NetError::Handshake(HandshakeError::NetworkKey))));
 }
 
@@ -146,7 +146,10 @@ async fn half_open_connections_go_away_whoever_is_silent() {
     for sent in [0, 10, 16, 50] {
         let (mut wire, ours) = duplex(1024);
         wire.write_all(&[&VERSION_TAG[..], &[1; 64]].concat()[..sent]).await.unwrap();
-        assert!(matches!(accept(socket(ours), &local(1)).await.err(), Some(NetError::HandshakeTimeout(_))), "{sent} bytes");
+        assert!(
+            matches!(accept(socket(ours), &local(1), || ()).await.err(), Some(NetError::HandshakeTimeout(_))),
+            "{sent} bytes"
+        );
     }
     let (_wire, ours) = duplex(1024);
     let error = connect(socket(ours), &local(1), local(2).identity.id(), PURPOSE).await.err();

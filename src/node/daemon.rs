@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use garage_block::{DataDirectory, StoreOptions, Usage};
 use garage_db::DbError;
@@ -40,6 +41,8 @@ pub struct DaemonOptions {
     pub config: Config,
     pub rpc_secret: [u8; 32],
     pub setup: Setup,
+    /// Files and sockets that the process may have open.
+    pub descriptors: u64,
 }
 
 /// What the daemon makes itself before it serves.
@@ -72,6 +75,10 @@ pub enum DaemonError {
     #[error("the metadata database cannot be closed")]
     Close(#[source] DbError),
     #[error(
+        "the metadata database did not close within {CLOSE_TIMEOUT:?}: its disk does not answer; what was acknowledged is on it"
+    )]
+    CloseTimeout,
+    #[error(
         "the metadata database {} cannot be opened (if it is damaged: other nodes have its rows, or a snapshot in {}; see doc/operations.md)",
         path.display(), snapshots.display()
     )]
@@ -98,6 +105,9 @@ pub enum DaemonError {
 /// Block files read or written at once.
 const BLOCK_FILES_IN_FLIGHT: usize = 16;
 
+/// How long the database may take to close once no request is left.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Runs a node until `shutdown` resolves, then stops it in order: no new requests, those in flight end, the database closes.
 ///
 /// `ready` is called once everything listens.
@@ -110,7 +120,7 @@ pub async fn run(
     ready: impl FnOnce(&Ready),
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), DaemonError> {
-    let DaemonOptions { config, rpc_secret, setup } = options;
+    let DaemonOptions { config, rpc_secret, setup, descriptors } = options;
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     let chosen = engine::choose(&*disk, &config)?;
     let lock = state::lock(&*disk, &config.metadata_dir)?;
@@ -202,7 +212,11 @@ pub async fn run(
     node.start_workers();
     let stop = CancellationToken::new();
     let s3 = match &config.s3_api.api_bind_addr {
-        Some(listen) => Some(serve_s3(&node, &config, listen, stop.clone()).await?),
+        Some(listen) => {
+            let limits = ServerLimits::default().for_descriptors(descriptors);
+            tracing::info!(descriptors, connections_max = limits.connections_max, "limits");
+            Some(serve_s3(&node, &config, listen, limits, stop.clone()).await?)
+        }
         None => None,
     };
     ready(&Ready {
@@ -220,7 +234,8 @@ pub async fn run(
         tracing::error!(%error, "the S3 server ended badly");
     }
     node.mesh.shutdown();
-    db.close().await.map_err(DaemonError::Close)?;
+    let closed = tokio::time::timeout(CLOSE_TIMEOUT, db.close()).await;
+    closed.map_err(|_elapsed| DaemonError::CloseTimeout)?.map_err(DaemonError::Close)?;
     drop(lock);
     Ok(())
 }
@@ -231,7 +246,13 @@ struct Serving {
     task: JoinHandle<server::Drained>,
 }
 
-async fn serve_s3(node: &Node, config: &Config, listen: &Listen, stop: CancellationToken) -> Result<Serving, DaemonError> {
+async fn serve_s3(
+    node: &Node,
+    config: &Config,
+    listen: &Listen,
+    limits: ServerLimits,
+    stop: CancellationToken,
+) -> Result<Serving, DaemonError> {
     let region = config.s3_api.region.clone();
     let region_policy = if config.s3_api.region_any { RegionPolicy::Any } else { RegionPolicy::Exactly(region.clone()) };
     let root_domains = config.s3_api.root_domain.iter().cloned().collect();
@@ -243,8 +264,7 @@ async fn serve_s3(node: &Node, config: &Config, listen: &Listen, stop: Cancellat
     let listener = server::bind(&address).await?;
     let address = listener.local_address().map_or_else(|| listen.to_string(), |address| address.to_string());
     let random = node.garage.random().clone();
-    let serve =
-        async move { server::serve(listener, Arc::new(service), ServerLimits::default(), random, stop.cancelled()).await };
+    let serve = async move { server::serve(listener, Arc::new(service), limits, random, stop.cancelled()).await };
     Ok(Serving { address, task: tokio::spawn(serve) })
 }
 

@@ -4,6 +4,7 @@
 //! whose key was asked for, wherever it is; clients are never called and never listed; a peer that does not answer pings is down,
 //! and calls to it fail at once; whoever is known to one peer becomes known to all.
 
+mod arrivals;
 mod connections;
 mod dialling;
 mod endpoints;
@@ -35,13 +36,12 @@ use crate::error::{ErrorCode, RpcError};
 use crate::link::Link;
 use crate::peers::{Backoff, PeerAddress, PeerAddresses, PeerInfo, PeerState};
 use crate::serve::Budget;
+use arrivals::Arrivals;
 use endpoints::{Answerer, Exchange, Exchanger, Ping};
 use refusals::Refusals;
 use saving::load;
 use state::Shared;
 
-/// Handshakes of strangers under way at once.
-const HANDSHAKES_MAX: usize = 64;
 /// Connections of command lines at once.
 const CLIENTS_MAX: usize = 64;
 /// Pause after a failure to accept, which is usually a lack of file descriptors.
@@ -141,7 +141,7 @@ struct Inner {
     client_router: OnceLock<Router>,
     budget: Arc<Budget>,
     state: Arc<Shared>,
-    handshakes: Arc<Semaphore>,
+    arrivals: Arrivals,
     clients: Arc<Semaphore>,
     refusals: Mutex<Refusals>,
     shutdown: CancellationToken,
@@ -180,7 +180,7 @@ impl Mesh {
             node_router,
             client_router: OnceLock::new(),
             state: shared,
-            handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
+            arrivals: Arrivals::default(),
             clients: Arc::new(Semaphore::new(CLIENTS_MAX)),
             refusals: Mutex::default(),
             shutdown: CancellationToken::new(),
@@ -217,10 +217,11 @@ impl Mesh {
         let mesh = self.clone();
         self.spawn("mesh-listen", async move {
             loop {
-                // Waiting for a place, not refusing: a flood of strangers delays peers by one handshake time-out at most.
-                let permit = mesh.0.handshakes.clone().acquire_owned().await.expect("the semaphore is never closed");
                 match listener.accept().await {
-                    Ok(socket) => mesh.spawn("mesh-accept", mesh.clone().accept(socket, permit)),
+                    Ok(socket) => {
+                        let arrival = mesh.arrival(&socket.remote);
+                        mesh.spawn("mesh-accept", mesh.clone().accept(socket, arrival));
+                    }
                     Err(error) => {
                         tracing::warn!(%error, "cannot accept a connection");
                         tokio::time::sleep(ACCEPT_PAUSE).await;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use garage_net::establish::{self, Local, Purpose};
+use garage_net::establish::{self, HELLO_TIMEOUT, Local, Purpose};
 use garage_net::mux::Windows;
 use garage_net::{Class, Identity, MemoryNetwork, NetError, NetworkKey, Transport};
 use garage_types::clock::ManualClock;
@@ -19,6 +19,7 @@ use garage_types::{Disk, NodeId, Random};
 use garage_worker::spawn::TokioSpawn;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::client::{Client, ClientOptions};
 use crate::endpoint::{Caller, Handler, Message, Request, Role, Router};
@@ -305,6 +306,24 @@ async fn clients_call_what_is_for_them_and_nothing_else() {
     assert_eq!(code(client.call(Message::new(Absent {}), TIMEOUT).await), Some(ErrorCode::UnknownEndpoint));
     assert_eq!(a.peers().len(), 2, "a client is no peer");
     assert_eq!(a.call(b.node_id(), Message::new(ForClients {}), TIMEOUT).await.unwrap().body, format!("{:?}", Role::Node));
+}
+
+#[tokio::test(start_paused = true)]
+async fn connections_that_say_nothing_keep_neither_peers_nor_the_command_line_out() {
+    let world = World::new();
+    let one = world.node(1, &[]).await;
+    let address = World::address(1).address.to_string();
+    let mut silent = Vec::new();
+    for _ in 0..500 {
+        silent.push(world.network.connect(&address).await.unwrap());
+    }
+    let started = Instant::now();
+    let two = world.node(2, &[1]).await;
+    until_up(&two, one.node_id()).await;
+    let client = world.client(1, KEY).await.unwrap();
+    client.call(Message::new(ForClients {}), TIMEOUT).await.unwrap();
+    assert!(started.elapsed() < HELLO_TIMEOUT, "nobody waited for the time of the silent ones to be up");
+    drop(silent);
 }
 
 #[tokio::test(start_paused = true)]

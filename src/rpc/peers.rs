@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use garage_net::Class;
 use garage_types::codec::Format;
+use garage_types::config::HostPort;
 pub use garage_types::config::PeerAddress;
 use garage_types::{NodeId, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -256,6 +257,12 @@ impl PeerTable {
 
     pub(crate) fn latency(&self, id: NodeId) -> Option<Duration> {
         self.peers.get(&id)?.latency
+    }
+
+    /// Whether a peer is known at this host.
+    pub(crate) fn is_host_of_a_peer(&self, host: &str) -> bool {
+        let is_there = |address: &str| address.parse().is_ok_and(|address: HostPort| address.host == host);
+        self.peers.values().any(|peer| peer.addresses.iter().any(|address| is_there(address)))
     }
 
     /// All peers, in the order of their ids, without ourselves.

@@ -77,7 +77,7 @@ async fn serve_stream(service: Service, caller: Caller, mut stream: MuxStream, c
 
 async fn serve_call(service: &Service, caller: Caller, stream: &mut MuxStream) -> Result<(), MessageError> {
     let lengths = wire::receive_lengths(stream).await?;
-    let _memory = service.budget.take(lengths.total()).await;
+    let memory = service.budget.take(lengths.total()).await;
     let received = wire::receive_content(stream, lengths).await?;
     let envelope: RequestEnvelope = received.envelope()?;
     let reply = tokio::select! {
@@ -86,6 +86,8 @@ async fn serve_call(service: &Service, caller: Caller, stream: &mut MuxStream) -
         // Nothing is sent before the reply: any event on the stream means that nobody waits any more.
         _gone = stream.read_u8() => return Err(MessageError::Ended),
     };
+    // Others wait for the room of the request: it must not depend on how soon the caller takes its reply.
+    drop((received, memory));
     reply.send(stream).await
 }
 

@@ -59,7 +59,6 @@ codes! {
     InvalidAccessKeyId = 403, "The access key id you provided does not exist in our records.";
     InvalidArgument = 400, "Invalid argument.";
     InvalidBucketName = 400, "The specified bucket is not valid.";
-    InvalidChunkSizeError = 403, "A signed chunk is larger than can be held.";
     InvalidDigest = 400, "The Content-MD5 or checksum you specified is not valid.";
     InvalidPart = 400, "One or more of the specified parts could not be found. The part might not have been uploaded, or the specified entity tag might not have matched the part's entity tag.";
     InvalidPartOrder = 400, "The list of parts was not in ascending order. Parts must be ordered by part number.";
@@ -237,6 +236,8 @@ impl From<ModelError> for S3Error {
             ModelError::BlockUnavailable { .. }
             | ModelError::BlockNotStored { .. }
             | ModelError::NoRoom
+            | ModelError::UnknownKeys
+            | ModelError::TooManyDocuments
             | ModelError::Overtaken
             | ModelError::ShuttingDown => unavailable(&error),
             ModelError::Table(_) | ModelError::NodeSilent(_) | ModelError::Superseded => unavailable(&error),

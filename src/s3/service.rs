@@ -9,6 +9,7 @@ use garage_http::body::{BodyLimits, Payload};
 use garage_http::server::{Peer, RequestBody, Service};
 use garage_http::sigv4::{self, PathEncoding, RegionPolicy, Rules, SigningKeys};
 use garage_http::{ReplyBody, ReplyContext, RequestHead, RequestId, Target};
+use garage_model::block_buffer::Document;
 use garage_model::{Garage, ModelError};
 use garage_types::{KeyId, ObjectKey};
 use hyper::header::{HeaderName, HeaderValue};
@@ -38,7 +39,7 @@ use crate::ops::put_object::PutObject;
 use crate::ops::upload_part::UploadPart;
 use crate::ops::upload_part_copy::UploadPartCopy;
 use crate::ops::{Access, BucketCtx, Caller, Operation};
-use crate::reply::Reply;
+use crate::reply::{Reply, ReplyContent};
 use crate::route::{Route, route};
 
 /// What the operator configured of the S3 frontend.
@@ -97,7 +98,17 @@ impl S3Service {
             return Err(Code::InvalidToken.into());
         }
         let payload = Payload::new(body, payload, &head, &BodyLimits::default())?;
-        self.dispatch(&head, target, caller, payload).await.map_err(|error| self.with_region(error, &head))
+        let reply = self.dispatch(&head, target, caller, payload).await.and_then(|reply| self.counted(reply));
+        reply.map_err(|error| self.with_region(error, &head))
+    }
+
+    /// A reply whose document has room in memory until the client has taken it.
+    fn counted(&self, mut reply: Reply) -> Result<Reply, S3Error> {
+        if let ReplyContent::Bytes(document) = &mut reply.content {
+            let room = self.0.garage.document_room(Document::ReceivedByClient, document.len() as u64)?;
+            *document = room.holding(std::mem::take(document));
+        }
+        Ok(reply)
     }
 
     /// HeadBucket tells the bucket's region even when it refuses, and a signature for another region is told the right one: clients

@@ -92,3 +92,6 @@ mod doubts;
 
 #[cfg(test)]
 mod cut_points;
+
+#[cfg(test)]
+mod idle_readers;

@@ -72,6 +72,8 @@ pub enum Bug {
     DamagedRowsBelieved,
     /// A layout version that keeps two copies of a partition on one node is taken in.
     UnsoundLayoutApplied,
+    /// Blocks for a reader are fetched by futures that nobody polls while the reader takes nothing.
+    PlacesHeldUnpolled,
 }
 
 #[cfg(all(feature = "planted", not(debug_assertions)))]

@@ -1,8 +1,9 @@
 //! Decoding `aws-chunked` bodies: a state machine from received bytes to verified bytes.
 //!
-//! Pure. Invariants: data of a signed chunk leave only after its signature held; [`ChunkedDecoder::finish`] succeeds only after
-//! the zero chunk, the exact decoded length and exactly the declared trailers, with nothing behind them. After an error
-//! the decoder must not be used again.
+//! Pure, and holds no data: those of a signed chunk pass on while they are hashed, and the signature is checked with the chunk's last
+//! byte. Invariants: [`ChunkedDecoder::finish`] succeeds only after every signature held, the zero chunk, the exact decoded length and
+//! exactly the declared trailers, with nothing behind them; so whoever reads may store the data but must let nobody see them before
+//! that. After an error the decoder must not be used again.
 //!
 //! ```text
 //! body    = chunk* "0" [signature] CRLF  ( CRLF | trailer* [signature line] CRLF )
@@ -15,7 +16,7 @@
 
 use std::collections::VecDeque;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use sha2::{Digest, Sha256};
 
 use super::Trailer;
@@ -35,8 +36,6 @@ pub struct ChunkedSpec {
     pub trailers: Trailers,
     /// `x-amz-decoded-content-length`.
     pub decoded_length: u64,
-    /// Bytes of a signed chunk that are held until its signature is known to be right.
-    pub chunk_bytes_max: u64,
 }
 
 /// See the module.
@@ -45,7 +44,6 @@ pub struct ChunkedDecoder {
     signatures: ChunkSignatures,
     declared: Trailers,
     decoded_length: u64,
-    chunk_bytes_max: u64,
     /// Announced by chunk headers so far.
     announced: u64,
     line: LineBuffer,
@@ -68,7 +66,7 @@ enum State {
     Passing {
         left: u64,
     },
-    Holding(Held),
+    Signed(SignedChunk),
     /// The CRLF after a chunk's data.
     DataEnd,
     /// The empty line after the zero chunk of a body without trailers.
@@ -79,10 +77,9 @@ enum State {
 
 /// A signed chunk that is still coming in.
 #[derive(Debug)]
-struct Held {
+struct SignedChunk {
     signature: Signature,
     left: u64,
-    data: BytesMut,
     digest: Sha256,
 }
 
@@ -99,7 +96,6 @@ impl ChunkedDecoder {
             signatures: spec.signatures,
             declared: spec.trailers,
             decoded_length: spec.decoded_length,
-            chunk_bytes_max: spec.chunk_bytes_max,
             announced: 0,
             line: LineBuffer::default(),
             state: State::Header,
@@ -124,12 +120,14 @@ impl ChunkedDecoder {
                     }
                     output.push_back(part);
                 }
-                State::Holding(held) => {
-                    let part = split_up_to(&mut input, held.left);
-                    held.take(&part);
-                    if held.left == 0 {
-                        output.push_back(self.release()?);
+                State::Signed(chunk) => {
+                    let part = split_up_to(&mut input, chunk.left);
+                    chunk.left -= part.len() as u64;
+                    chunk.digest.update(&part);
+                    if chunk.left == 0 {
+                        self.end_of_chunk()?;
                     }
+                    output.push_back(part);
                 }
                 State::DataEnd => {
                     self.blank(&mut input, "chunk data are not followed by CRLF", State::Header)?;
@@ -164,7 +162,7 @@ impl ChunkedDecoder {
             return Err(BodyError::Incomplete { expected: self.decoded_length, received: self.announced });
         }
         self.state = match (&self.signatures, header.signature) {
-            (ChunkSignatures::Chain(_), Some(signature)) => self.hold(header.length, signature)?,
+            (ChunkSignatures::Chain(_), Some(signature)) => self.signed(header.length, signature)?,
             (ChunkSignatures::Chain(_), None) => return Err(refuse("a chunk is not signed")),
             (ChunkSignatures::None, Some(_)) => return Err(refuse("a chunk is signed, which the request does not announce")),
             _ if header.length == 0 => self.after_last(),
@@ -173,27 +171,21 @@ impl ChunkedDecoder {
         Ok(())
     }
 
-    fn hold(&mut self, length: u64, signature: Signature) -> Result<State, BodyError> {
-        if length > self.chunk_bytes_max {
-            return Err(BodyError::ChunkTooLarge { length, length_max: self.chunk_bytes_max });
-        }
+    fn signed(&mut self, length: u64, signature: Signature) -> Result<State, BodyError> {
         if length > 0 {
-            // Grows with what really comes, not with what was announced.
-            let data = BytesMut::with_capacity(length.min(64 * 1024) as usize);
-            return Ok(State::Holding(Held { signature, left: length, data, digest: Sha256::new() }));
+            return Ok(State::Signed(SignedChunk { signature, left: length, digest: Sha256::new() }));
         }
         check(&mut self.signatures, |chain| chain.next_chunk(Sha256::digest(b"").into()), signature)?;
         Ok(self.after_last())
     }
 
-    /// The held chunk's data, once its signature is right.
-    fn release(&mut self) -> Result<Bytes, BodyError> {
-        let State::Holding(held) = std::mem::replace(&mut self.state, State::DataEnd) else {
-            unreachable!("only called while holding")
+    /// Checks the signature of the chunk whose last byte has come.
+    fn end_of_chunk(&mut self) -> Result<(), BodyError> {
+        let State::Signed(chunk) = std::mem::replace(&mut self.state, State::DataEnd) else {
+            unreachable!("only called in a signed chunk")
         };
-        let digest = held.digest.finalize().into();
-        check(&mut self.signatures, |chain| chain.next_chunk(digest), held.signature)?;
-        Ok(held.data.freeze())
+        let digest = chunk.digest.finalize().into();
+        check(&mut self.signatures, |chain| chain.next_chunk(digest), chunk.signature)
     }
 
     fn after_last(&self) -> State {
@@ -297,14 +289,6 @@ impl ChunkedDecoder {
             self.slack = Slack::Used;
         }
         Ok(())
-    }
-}
-
-impl Held {
-    fn take(&mut self, part: &[u8]) {
-        self.left -= part.len() as u64;
-        self.digest.update(part);
-        self.data.extend_from_slice(part);
     }
 }
 

@@ -27,8 +27,6 @@ pub enum BodyError {
     ChunkSignatureMismatch,
     #[error("The chunked body is malformed: {problem}.")]
     MalformedChunk { problem: &'static str },
-    #[error("A chunk has {length} bytes, more than the {length_max} that can be held.")]
-    ChunkTooLarge { length: u64, length_max: u64 },
     #[error("The request contained trailing data that was not well-formed or did not conform to our published schema.")]
     MalformedTrailer { problem: &'static str },
     /// A document, which is held as a whole; objects have limits of their own.
@@ -47,7 +45,6 @@ impl BodyError {
             BodyError::DigestMismatch { .. } => "XAmzContentSHA256Mismatch",
             BodyError::ChunkSignatureMismatch => "SignatureDoesNotMatch",
             BodyError::MalformedChunk { .. } => "InvalidRequest",
-            BodyError::ChunkTooLarge { .. } => "InvalidChunkSizeError",
             BodyError::MalformedTrailer { .. } => "MalformedTrailerError",
             BodyError::TooLarge { .. } => "MaxMessageLengthExceeded",
         }
@@ -56,7 +53,7 @@ impl BodyError {
     pub fn status(&self) -> StatusCode {
         match self {
             BodyError::MissingLength => StatusCode::LENGTH_REQUIRED,
-            BodyError::ChunkSignatureMismatch | BodyError::ChunkTooLarge { .. } => StatusCode::FORBIDDEN,
+            BodyError::ChunkSignatureMismatch => StatusCode::FORBIDDEN,
             BodyError::MalformedLength
             | BodyError::Incomplete { .. }
             | BodyError::Transport(_)

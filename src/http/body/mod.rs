@@ -1,8 +1,8 @@
 //! The body of a request: a bounded stream of verified bytes.
 //!
-//! Invariants: a signed chunk is handed out only once its signature was checked; the stream ends with `None` only if
-//! everything the client promised came and agreed (length, digest, last chunk, trailers) and nothing came after it, so a cut
-//! upload can never look complete; at most [`BodyLimits::chunk_bytes_max`] bytes are held back, whatever the client sends.
+//! Invariants: the stream ends with `None` only if everything the client promised came and agreed (length, digest, signatures of the
+//! chunks, last chunk, trailers) and nothing came after it, so a cut or forged upload can never look complete; no bytes are held back,
+//! whatever the client sends, so whoever reads them lets nobody see them before that end.
 //!
 //! hyper answers `Expect: 100-continue` at the first [`Payload::next`]: nothing may read before the request is allowed.
 

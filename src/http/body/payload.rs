@@ -21,13 +21,11 @@ use crate::sigv4::PayloadKind;
 pub struct BodyLimits {
     /// How long the client may send nothing.
     pub idle: Duration,
-    /// Bytes of a signed chunk, all of which are held until its signature is checked.
-    pub chunk_bytes_max: u64,
 }
 
 impl Default for BodyLimits {
     fn default() -> Self {
-        BodyLimits { idle: Duration::from_secs(60), chunk_bytes_max: 16 * 1024 * 1024 }
+        BodyLimits { idle: Duration::from_secs(60) }
     }
 }
 
@@ -73,7 +71,7 @@ impl Payload {
             PayloadKind::Signed(sha256) => (Framing::Plain(PlainCheck::new(announced, Some(sha256))), announced),
             PayloadKind::Chunked { signatures, trailers } => {
                 let decoded_length = length_header(head, "x-amz-decoded-content-length")?.ok_or(BodyError::MissingLength)?;
-                let spec = ChunkedSpec { signatures, trailers, decoded_length, chunk_bytes_max: limits.chunk_bytes_max };
+                let spec = ChunkedSpec { signatures, trailers, decoded_length };
                 (Framing::Chunked(Box::new(ChunkedDecoder::new(spec))), Some(decoded_length))
             }
         };
@@ -93,8 +91,9 @@ impl Payload {
         self.decoded_length
     }
 
-    /// The next bytes, never empty; `None` once everything came and was found right. After an error nothing more comes,
-    /// and what came before must be thrown away. Cancel safe.
+    /// The next bytes, never empty; `None` once everything came and was found right. Until then nothing is proven, not even of a signed
+    /// chunk: the bytes may be stored, but nobody may see them. After an error nothing more comes, and what came before must be
+    /// thrown away. Cancel safe.
     pub async fn next(&mut self) -> Option<Result<Bytes, BodyError>> {
         loop {
             if let Some(bytes) = self.ready.pop_front() {

@@ -29,7 +29,7 @@ fn payload(kind: PayloadKind, headers: &[(&str, &str)], body: &'static str) -> P
 /// An unsigned chunked body with these trailers declared, decoded in pieces of `step` bytes.
 fn decode(body: &[u8], decoded_length: u64, trailers: &[&str], step: usize) -> Result<(Vec<u8>, Vec<super::Trailer>), BodyError> {
     let trailers = Trailers::Declared(trailers.iter().map(|name| (*name).to_owned()).collect());
-    let spec = ChunkedSpec { signatures: ChunkSignatures::None, trailers, decoded_length, chunk_bytes_max: 1024 };
+    let spec = ChunkedSpec { signatures: ChunkSignatures::None, trailers, decoded_length };
     let mut decoder = ChunkedDecoder::new(spec);
     let mut output = VecDeque::new();
     for piece in body.chunks(step) {

@@ -5,11 +5,13 @@ use std::future::poll_fn;
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Either, select};
-use hyper::body::{Body, Incoming};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::header::{CONNECTION, EXPECT, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -19,28 +21,60 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 
 use super::patient::Patient;
+use super::places::{Answering, Place};
 use super::request_body::RequestBody;
 use super::{Peer, Service, Shared};
 use crate::error::{ErrorReply, REQUEST_ID_HEADER, ReplyContext};
-use crate::reply::ReplyBody;
+use crate::reply::{ReplyBody, ReplyError};
 use crate::request_id::RequestId;
 
 /// After the last reply, how long and how much a client that is still sending may go on, so that it reads that reply.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES_MAX: usize = 1024 * 1024;
 
-/// Serves one connection. `on_close` ends (its sender is dropped) when the server stops; `_place` is held to the end.
+/// Serves one connection. `on_close` ends (its sender is dropped) when the server stops; `place` is held to the end.
 pub(super) async fn run<S: Service + ?Sized>(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     peer: Peer,
     shared: Arc<Shared<S>>,
     on_close: watch::Receiver<()>,
-    _place: impl Send,
+    place: Place,
 ) {
-    let io = TokioIo::new(Patient::new(stream, shared.limits.write_idle));
+    let (place, first_head_timeout) = (Arc::new(place), shared.limits.first_head_timeout);
+    let serving = pin!(serve(stream, peer, shared, on_close, place.clone()));
+    let must_leave = pin!(async {
+        tokio::select! {
+            () = place.cut() => "its place was needed by another",
+            () = silent_from_the_start(&place, first_head_timeout) => "no request came",
+        }
+    });
+    // Dropping the connection closes it: there is nothing to say to who has said nothing.
+    if let Either::Right((reason, _serving)) = select(serving, must_leave).await {
+        tracing::debug!(%peer, reason, "connection ended");
+    }
+}
+
+/// Returns when no whole head has come within the time for the first one.
+async fn silent_from_the_start(place: &Place, first_head_timeout: Duration) {
+    tokio::time::sleep(first_head_timeout).await;
+    if place.was_answered() {
+        std::future::pending().await
+    }
+}
+
+async fn serve<S: Service + ?Sized>(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    peer: Peer,
+    shared: Arc<Shared<S>>,
+    on_close: watch::Receiver<()>,
+    place: Arc<Place>,
+) {
+    let io = TokioIo::new(Patient::new(stream, shared.limits.write_idle, place.clone()));
     let handler = service_fn(|request| {
-        let reply: BoxFuture<'static, Result<Response<ReplyBody>, Infallible>> =
-            answer(request, peer, shared.clone()).map(Ok).boxed();
+        let answering = place.answer();
+        let answered = answer(request, peer, shared.clone());
+        let reply: BoxFuture<'static, Result<Response<AnsweringBody>, Infallible>> =
+            answered.map(|reply| Ok(reply.map(|body| AnsweringBody { body, _answering: answering }))).boxed();
         reply
     });
     let mut connection = http1::Builder::new()
@@ -69,6 +103,29 @@ pub(super) async fn run<S: Service + ?Sized>(
         Ok(()) => linger(connection.into_parts().io.into_inner()).await,
         // Time-outs, resets, malformed requests: the client's side, and no reason for alarm.
         Err(error) => tracing::debug!(%peer, error = &error as &dyn std::error::Error, "connection ended"),
+    }
+}
+
+/// The body of a reply, until whose end its connection is not silent.
+struct AnsweringBody {
+    body: ReplyBody,
+    _answering: Answering,
+}
+
+impl Body for AnsweringBody {
+    type Data = Bytes;
+    type Error = ReplyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ReplyError>>> {
+        Pin::new(&mut self.get_mut().body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

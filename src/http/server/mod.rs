@@ -9,6 +9,7 @@
 mod connection;
 mod listener;
 mod patient;
+mod places;
 mod request_body;
 
 use std::future::Future;
@@ -19,10 +20,11 @@ use futures_util::future::BoxFuture;
 use garage_types::Random;
 use hyper::{Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::reply::ReplyBody;
+use places::{NoPlace, Place, Places};
 
 pub use listener::{BindAddress, BindError, Listener, Peer, bind};
 pub use request_body::RequestBody;
@@ -38,27 +40,48 @@ pub trait Service: Send + Sync + 'static {
 pub struct ServerLimits {
     /// From the readiness to read a request until its head is complete: bounds slow heads and idle connections alike.
     pub head_timeout: Duration,
+    /// The same for the first request of a connection.
+    pub first_head_timeout: Duration,
     /// How long a client may accept no byte of a reply.
     pub write_idle: Duration,
     /// Request line and headers.
     pub head_bytes_max: usize,
     pub header_count_max: usize,
-    /// Beyond these, clients wait to be accepted.
+    /// Beyond these, a new connection takes the place of one that is silent. If each is being answered, clients wait to be accepted.
     pub connections_max: usize,
+    /// Of these, those of one address (or one IPv6 network): a proxy may be all there is, so only some places are kept for others.
+    pub connections_of_one_address_max: usize,
     /// Bytes a connection buffers in each direction; grows with the traffic.
     pub buffer_bytes_max: usize,
     /// How long requests in flight may still take once the server is told to stop.
     pub drain: Duration,
 }
 
+const CONNECTIONS_MAX: usize = 4096;
+/// The part of all places that no single address has.
+const KEPT_FROM_ONE_ADDRESS: usize = 8;
+
+impl ServerLimits {
+    /// As many connections as half of these file descriptors allow; the other half is for peers, blocks and the database.
+    #[must_use]
+    pub fn for_descriptors(self, descriptors: u64) -> Self {
+        let half = usize::try_from(descriptors / 2).unwrap_or(usize::MAX).max(1);
+        let connections_max = self.connections_max.min(half);
+        let connections_of_one_address_max = (connections_max - connections_max / KEPT_FROM_ONE_ADDRESS).max(1);
+        ServerLimits { connections_max, connections_of_one_address_max, ..self }
+    }
+}
+
 impl Default for ServerLimits {
     fn default() -> Self {
         ServerLimits {
             head_timeout: Duration::from_secs(60),
+            first_head_timeout: Duration::from_secs(15),
             write_idle: Duration::from_secs(60),
             head_bytes_max: 32 * 1024,
             header_count_max: 128,
-            connections_max: 4096,
+            connections_max: CONNECTIONS_MAX,
+            connections_of_one_address_max: CONNECTIONS_MAX - CONNECTIONS_MAX / KEPT_FROM_ONE_ADDRESS,
             buffer_bytes_max: 128 * 1024,
             drain: Duration::from_secs(30),
         }
@@ -90,7 +113,7 @@ pub async fn serve<S: Service + ?Sized>(
     stop: impl Future<Output = ()>,
 ) -> Drained {
     let shared = Arc::new(Shared { service, limits, random });
-    let places = Arc::new(Semaphore::new(limits.connections_max));
+    let places = Places::new(limits.connections_max, limits.connections_of_one_address_max);
     let (closing, on_close) = watch::channel(());
     let mut connections = JoinSet::new();
     let mut stop = std::pin::pin!(stop);
@@ -117,26 +140,42 @@ pub async fn serve_connection<S: Service + ?Sized>(
 ) {
     // Held to the end: nobody stops this server.
     let (_closing, on_close) = watch::channel(());
-    connection::run(stream, peer, Arc::new(Shared { service, limits, random }), on_close, ()).await;
+    let Ok(place) = Places::new(1, 1).take(peer) else { return };
+    connection::run(stream, peer, Arc::new(Shared { service, limits, random }), on_close, place).await;
 }
 
 struct Accepted {
     stream: listener::Stream,
     peer: Peer,
-    place: tokio::sync::OwnedSemaphorePermit,
+    place: Place,
 }
 
-/// Waits for a place first, so that clients beyond the bound stay in the kernel's queue.
-async fn accept(listener: &Listener, places: &Arc<Semaphore>) -> Accepted {
-    let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
+/// While everybody is being answered, one new client is kept waiting, and the others stay in the kernel's queue.
+async fn accept(listener: &Listener, places: &Places) -> Accepted {
     loop {
+        places.free().await;
         match listener.accept().await {
-            Ok((stream, peer)) => return Accepted { stream, peer, place },
+            Ok((stream, peer)) => match place_for(peer, places).await {
+                Some(place) => return Accepted { stream, peer, place },
+                None => tracing::debug!(%peer, "refused a connection: all places of its address are in use"),
+            },
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
                 // Out of file descriptors, most likely: asking again at once would spin until one is closed.
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
+        }
+    }
+}
+
+/// Waits until a client has a place; `None` when its address has too many already.
+async fn place_for(peer: Peer, places: &Places) -> Option<Place> {
+    loop {
+        match places.take(peer) {
+            Ok(place) => return Some(place),
+            Err(NoPlace::OfThisAddress) => return None,
+            // It was silent when we began to listen.
+            Err(NoPlace::OfAnybody) => places.free().await,
         }
     }
 }

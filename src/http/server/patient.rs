@@ -3,29 +3,39 @@
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
+use super::places::{Place, Taking};
+
 /// Fails a write with `TimedOut` once the client has accepted nothing for `write_idle`. Reads are left alone.
 pub(super) struct Patient<IO> {
     io: IO,
     write_idle: Duration,
+    /// Told whether the client still has something to accept.
+    place: Arc<Place>,
     /// Running while a write is stuck.
     stuck: Option<Pin<Box<Sleep>>>,
 }
 
 impl<IO> Patient<IO> {
-    pub(super) fn new(io: IO, write_idle: Duration) -> Self {
-        Patient { io, write_idle, stuck: None }
+    pub(super) fn new(io: IO, write_idle: Duration, place: Arc<Place>) -> Self {
+        Patient { io, write_idle, place, stuck: None }
     }
 
     fn judge<T>(&mut self, cx: &mut Context<'_>, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if outcome.is_ready() {
-            self.stuck = None;
+            if self.stuck.take().is_some() {
+                self.place.note(Taking::All);
+            }
             return outcome;
+        }
+        if self.stuck.is_none() {
+            self.place.note(Taking::Some);
         }
         let write_idle = self.write_idle;
         let stuck = self.stuck.get_or_insert_with(|| Box::pin(sleep(write_idle)));

@@ -15,8 +15,9 @@ use http_body_util::BodyExt;
 use hyper::{Request, Response};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::{Notify, Semaphore, oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 
+use super::places::Places;
 use super::{BindAddress, BindError, Drained, Peer, RequestBody, ServerLimits, Service, Shared, bind, connection, serve};
 use crate::reply::{ReplyBody, ReplyError};
 
@@ -76,8 +77,8 @@ fn wire_over(client: DuplexStream, server: impl AsyncRead + AsyncWrite + Unpin +
     let tester = Arc::new(Tester::default());
     let shared = Arc::new(Shared { service: tester.clone(), limits, random: Arc::new(SeededRandom::new(1)) });
     let (close, on_close) = watch::channel(());
-    let place = Arc::new(Semaphore::new(1)).try_acquire_owned().expect("a free place");
     let peer = Peer::Unix;
+    let place = Places::new(1, 1).take(peer).expect("a free place");
     let done = tokio::spawn(connection::run(server, peer, shared, on_close, place));
     Wire { client, tester, close, done }
 }
@@ -256,7 +257,16 @@ async fn a_head_that_never_completes_is_given_up() {
     wire.send("GET / HTTP/1.1\r\nho").await;
     let started = tokio::time::Instant::now();
     assert_eq!(wire.rest().await, "");
-    assert_eq!(started.elapsed().as_secs(), 60);
+    assert_eq!(started.elapsed(), ServerLimits::default().first_head_timeout);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_was_answered_may_rest_longer_before_its_next_request() {
+    let mut wire = wire(1 << 16, ServerLimits::default());
+    wire.send(&get("/hello")).await;
+    let started = tokio::time::Instant::now();
+    assert!(wire.rest().await.ends_with("hello"));
+    assert_eq!(started.elapsed(), ServerLimits::default().head_timeout);
 }
 
 #[tokio::test(start_paused = true)]
@@ -351,6 +361,41 @@ async fn a_connection_beyond_the_bound_waits_for_its_turn() {
     let mut reply = String::new();
     second.read_to_string(&mut reply).await.expect("text");
     assert!(reply.ends_with("hello"));
+}
+
+#[tokio::test]
+async fn silent_connections_make_way_for_clients_that_speak() {
+    let tcp = bind(&BindAddress::Tcp("127.0.0.1:0".parse().expect("an address"))).await.expect("bound");
+    let address = tcp.local_address().expect("TCP has one");
+    let running = start(tcp, ServerLimits { connections_max: 8, connections_of_one_address_max: 8, ..ServerLimits::default() });
+    let mut speaking = TcpStream::connect(address).await.expect("connected");
+    speaking.write_all(last("/slow").as_bytes()).await.expect("sent");
+    running.tester.arrived.notified().await;
+    let mut silent = Vec::new();
+    for _ in 0..30 {
+        silent.push(TcpStream::connect(address).await.expect("connected"));
+    }
+    let mut client = TcpStream::connect(address).await.expect("connected");
+    client.write_all(last("/hello").as_bytes()).await.expect("sent");
+    let mut reply = String::new();
+    client.read_to_string(&mut reply).await.expect("text");
+    assert!(reply.ends_with("hello"), "{reply}");
+    assert_eq!(silent[0].read(&mut [0; 1]).await.expect("an orderly end"), 0, "the first of the silent ones has made way");
+    running.tester.go_on.notify_one();
+    let mut reply = String::new();
+    speaking.read_to_string(&mut reply).await.expect("text");
+    assert!(reply.ends_with("late"), "whoever is being answered stays: {reply}");
+}
+
+#[test]
+fn connections_leave_half_of_the_descriptors_and_no_address_has_all() {
+    let limits = |descriptors| {
+        let limits = ServerLimits::default().for_descriptors(descriptors);
+        (limits.connections_max, limits.connections_of_one_address_max)
+    };
+    assert_eq!(limits(1024), (512, 448));
+    assert_eq!(limits(1 << 20), (4096, 3584));
+    assert_eq!(limits(2), (1, 1));
 }
 
 #[tokio::test]

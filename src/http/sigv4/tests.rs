@@ -124,7 +124,7 @@ fn a_presigned_request_does_not_cover_an_added_header() {
 /// Decodes the published chunked body: 65 KiB of `a` in chunks of 64 KiB, 1 KiB and 0, cut in pieces of `step` bytes.
 fn decode(payload: PayloadKind, body: &[u8], step: usize) -> Result<(Vec<u8>, usize), BodyError> {
     let PayloadKind::Chunked { signatures, trailers } = payload else { panic!("not chunked") };
-    let spec = ChunkedSpec { signatures, trailers, decoded_length: 66560, chunk_bytes_max: 65536 };
+    let spec = ChunkedSpec { signatures, trailers, decoded_length: 66560 };
     let mut decoder = ChunkedDecoder::new(spec);
     let mut output = VecDeque::new();
     for piece in body.chunks(step) {
@@ -179,6 +179,21 @@ fn the_published_chunked_example_verifies_however_it_is_cut() {
         let (data, _) = decode(payload.clone(), &body, step).expect("the chain holds");
         assert!(data == vec![b'a'; 66560], "step {step}");
     }
+}
+
+#[test]
+fn data_of_a_signed_chunk_pass_on_at_once_and_a_forged_signature_ends_the_body() {
+    let (payload, body) = published_chunked();
+    let PayloadKind::Chunked { signatures, trailers } = payload else { panic!("not chunked") };
+    let mut decoder = ChunkedDecoder::new(ChunkedSpec { signatures, trailers, decoded_length: 66560 });
+    let (first, mut rest) = (Bytes::copy_from_slice(&body[..40_000]), body[40_000..].to_vec());
+    let mut output = VecDeque::new();
+    decoder.push(first, &mut output).expect("nothing is wrong yet");
+    let passed: usize = output.iter().map(Bytes::len).sum();
+    assert!(passed > 39_800, "{passed} bytes have left, of 40000 that came");
+    assert!(matches!(decoder.finish(), Err(BodyError::Truncated)), "and none of them is proven");
+    rest[0] ^= 1;
+    assert!(matches!(decoder.push(rest.into(), &mut output), Err(BodyError::ChunkSignatureMismatch)));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The life of one connection: accepted or made, served and watched, until it ends for whichever reason.
 
+use std::net::IpAddr;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::Mesh;
+use super::arrivals::{Arrival, Kind};
 use super::endpoints::Ping;
 use super::refusals::Telling;
 use crate::client::log_end;
@@ -24,16 +26,38 @@ use crate::serve::{Service, serve};
 const SUPERSEDED_GRACE: Duration = Duration::from_secs(10);
 
 impl Mesh {
-    pub(super) async fn accept(self, socket: Socket, handshake: OwnedSemaphorePermit) {
+    /// The place of a connection that has just been made from `remote`.
+    pub(super) fn arrival(&self, remote: &str) -> Arrival {
+        let host = remote.parse().map_or_else(|_no_port| remote.to_owned(), |HostPort { host, .. }| host);
+        let is_here = host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback());
+        let kind = if is_here {
+            Kind::ThisMachine
+        } else if self.0.state.with(|state| state.peers.is_host_of_a_peer(&host)) {
+            Kind::KnownPeer
+        } else {
+            Kind::Stranger
+        };
+        self.0.arrivals.take(kind, &host)
+    }
+
+    pub(super) async fn accept(self, socket: Socket, arrival: Arrival) {
         let remote = socket.remote.clone();
-        let established = match establish::accept(socket, &self.0.local).await {
+        let established = tokio::select! {
+            biased;
+            established = establish::accept(socket, &self.0.local, || arrival.prove()) => established,
+            () = arrival.cut() => {
+                tracing::debug!(remote, "a connection that had proven nothing made way for another");
+                return;
+            }
+        };
+        let established = match established {
             Ok(established) => established,
             Err(error) => {
                 self.tell_refusal(&remote, &error);
                 return;
             }
         };
-        drop(handshake);
+        drop(arrival);
         match established.purpose.role {
             garage_net::Role::Node => self.begin(established, None),
             garage_net::Role::Client => match self.0.clients.clone().try_acquire_owned() {

@@ -12,7 +12,7 @@ use garage_types::ObjectKey;
 
 use crate::error::{Code, S3Error};
 use crate::ops::put_object::BodyFacts;
-use crate::ops::uploads::document;
+use crate::ops::uploads::{document, document_room};
 use crate::ops::{Access, BucketCtx, Operation};
 use crate::reply::Reply;
 
@@ -88,6 +88,7 @@ impl Operation for DeleteObjects {
     }
 
     async fn run(self, ctx: &BucketCtx, body: Payload) -> Result<Reply, S3Error> {
+        let _room = document_room(ctx, &body, DOCUMENT_MAX)?;
         let order = parse_order(&document(body, self.facts, DOCUMENT_MAX).await?)?;
 
         let delete = |wanted: Wanted| async move { (delete_one(ctx, &wanted).await, wanted) };

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use garage_http::body::Payload;
 use garage_http::head::RequestHead;
 use garage_http::xml::XmlWriter;
+use garage_model::block_buffer::{Document, DocumentRoom};
 use garage_model::combine;
 use garage_model::digest::{Checksum, ChecksumAlgorithm, ChecksumKind, Digests};
 use garage_model::multipart::UploadName;
@@ -134,6 +135,15 @@ pub fn preconditions(head: &RequestHead) -> Result<Preconditions, S3Error> {
         return Err(S3Error::not_implemented("If-None-Match with anything but * on a write"));
     }
     Ok(Preconditions { if_match: etags(head, "if-match")?, if_none_match })
+}
+
+/// Room in memory for a document that a client is about to send, of at most `length_max` bytes.
+///
+/// # Errors
+/// 503 when others take too long over theirs.
+pub fn document_room(ctx: &BucketCtx, body: &Payload, length_max: usize) -> Result<DocumentRoom, S3Error> {
+    let length = body.decoded_length().unwrap_or(u64::MAX).min(length_max as u64);
+    Ok(ctx.garage().document_room(Document::SentByClient, length)?)
 }
 
 /// A document, checked against the digests of the head before anybody parses it.

@@ -1,0 +1,359 @@
+//! Who may be connected: a bounded number of connections, of which those that say nothing make way for new ones.
+//!
+//! A connection is silent while no request of it is being answered: before its first request, between two, or while a head is still
+//! coming in. When all places are taken, the connection that has been silent longest is cut: first those that never sent a whole head, then
+//! those that rest between two requests. One address never has all places. What must stay true: a connection whose request is being answered, or
+//! whose client still takes the reply, is never cut; so a client that speaks at once is served, however many others keep silent.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use super::Peer;
+
+/// Where connections come from. Whoever has an IPv6 address has all others of its network, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Origin {
+    Ipv4([u8; 4]),
+    Ipv6Network([u8; 8]),
+    Unix,
+}
+
+impl Origin {
+    fn of(peer: Peer) -> Self {
+        let Peer::Tcp(address) = peer else { return Origin::Unix };
+        match address.ip().to_canonical() {
+            IpAddr::V4(ip) => Origin::Ipv4(ip.octets()),
+            IpAddr::V6(ip) => {
+                let [a, b, c, d, e, f, g, h, ..] = ip.octets();
+                Origin::Ipv6Network([a, b, c, d, e, f, g, h])
+            }
+        }
+    }
+}
+
+/// Silent connections in the order in which they make way: strangers before those that were answered before, then the longest silent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Turn {
+    acquaintance: Acquaintance,
+    since: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Acquaintance {
+    /// No request has come on this connection.
+    Stranger,
+    Answered,
+}
+
+struct Connected {
+    origin: Origin,
+    /// When it is silent.
+    turn: Option<Turn>,
+    signals: Arc<Signals>,
+}
+
+/// What a connection and its place tell each other.
+#[derive(Default)]
+struct Signals {
+    /// The client has not taken all of the last reply.
+    is_taking: AtomicBool,
+    was_answered: AtomicBool,
+    cut: Notify,
+}
+
+/// How much of what was written to a client it has taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Taking {
+    All,
+    Some,
+}
+
+#[derive(Default)]
+struct State {
+    /// Counts events, in place of a clock.
+    now: u64,
+    connected: HashMap<u64, Connected>,
+    silent: BTreeMap<Turn, u64>,
+    silent_of: HashMap<Origin, BTreeSet<Turn>>,
+    count_of: HashMap<Origin, usize>,
+}
+
+/// All places of one server. Clones are the same.
+#[derive(Clone)]
+pub(super) struct Places(Arc<Shared>);
+
+struct Shared {
+    places_max: usize,
+    /// Of one origin; Unix sockets are of one and have all.
+    origin_max: usize,
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+/// Why a new connection has no place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NoPlace {
+    /// All that its address may have are being answered.
+    OfThisAddress,
+    /// Everybody is being answered: [`Places::free`] tells when that is over.
+    OfAnybody,
+}
+
+/// The place of one connection, until it is dropped.
+pub(super) struct Place {
+    places: Places,
+    id: u64,
+    signals: Arc<Signals>,
+}
+
+/// A request being answered, until it is dropped.
+pub(super) struct Answering(Arc<Place>);
+
+impl Places {
+    pub(super) fn new(places_max: usize, origin_max: usize) -> Self {
+        let (state, changed) = (Mutex::default(), Notify::new());
+        Places(Arc::new(Shared { places_max: places_max.max(1), origin_max: origin_max.max(1), state, changed }))
+    }
+
+    /// Waits until a new connection would find a place: not everybody is being answered.
+    pub(super) async fn free(&self) {
+        loop {
+            let changed = self.0.changed.notified();
+            let mut changed = std::pin::pin!(changed);
+            changed.as_mut().enable();
+            {
+                let state = self.state();
+                if state.connected.len() < self.0.places_max || state.first_silent(None).is_some() {
+                    return;
+                }
+            }
+            changed.await;
+        }
+    }
+
+    /// A place for a new connection.
+    ///
+    /// # Errors
+    /// [`NoPlace`].
+    pub(super) fn take(&self, peer: Peer) -> Result<Place, NoPlace> {
+        let origin = Origin::of(peer);
+        let mut state = self.state();
+        let own = state.count_of.get(&origin).copied().unwrap_or(0);
+        let makes_way = if origin != Origin::Unix && own >= self.0.origin_max {
+            Some(state.first_silent(Some(origin)).ok_or(NoPlace::OfThisAddress)?)
+        } else if state.connected.len() >= self.0.places_max {
+            Some(state.first_silent(None).ok_or(NoPlace::OfAnybody)?)
+        } else {
+            None
+        };
+        if let Some(gone) = makes_way.and_then(|id| state.remove(id)) {
+            gone.signals.cut.notify_one();
+        }
+        let signals = Arc::new(Signals::default());
+        let id = state.add(origin, signals.clone());
+        Ok(Place { places: self.clone(), id, signals })
+    }
+
+    /// Every change under this lock is whole before anything can panic.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    #[cfg(test)]
+    fn count(&self) -> usize {
+        self.state().connected.len()
+    }
+}
+
+impl State {
+    fn tick(&mut self) -> u64 {
+        self.now += 1;
+        self.now
+    }
+
+    fn add(&mut self, origin: Origin, signals: Arc<Signals>) -> u64 {
+        let id = self.tick();
+        self.connected.insert(id, Connected { origin, turn: None, signals });
+        *self.count_of.entry(origin).or_default() += 1;
+        self.fall_silent(id, Acquaintance::Stranger);
+        id
+    }
+
+    fn fall_silent(&mut self, id: u64, acquaintance: Acquaintance) {
+        let since = self.tick();
+        // Cut meanwhile, or silent already.
+        let Some(connected) = self.connected.get_mut(&id).filter(|connected| connected.turn.is_none()) else { return };
+        let turn = Turn { acquaintance, since };
+        connected.turn = Some(turn);
+        self.silent.insert(turn, id);
+        self.silent_of.entry(connected.origin).or_default().insert(turn);
+    }
+
+    fn speak(&mut self, id: u64) {
+        let Some(connected) = self.connected.get_mut(&id) else { return };
+        let origin = connected.origin;
+        if let Some(turn) = connected.turn.take() {
+            self.forget_turn(origin, turn);
+        }
+    }
+
+    fn forget_turn(&mut self, origin: Origin, turn: Turn) {
+        self.silent.remove(&turn);
+        if let Some(turns) = self.silent_of.get_mut(&origin) {
+            turns.remove(&turn);
+            if turns.is_empty() {
+                self.silent_of.remove(&origin);
+            }
+        }
+    }
+
+    /// The silent connection that makes way first, of one origin or of all, passing over those whose clients still take a reply.
+    fn first_silent(&self, origin: Option<Origin>) -> Option<u64> {
+        let is_idle = |id: &u64| {
+            let connected = self.connected.get(id);
+            connected.is_some_and(|connected| !connected.signals.is_taking.load(Ordering::Relaxed))
+        };
+        match origin {
+            None => self.silent.values().copied().find(is_idle),
+            Some(origin) => self.silent_of.get(&origin)?.iter().filter_map(|turn| self.silent.get(turn)).copied().find(is_idle),
+        }
+    }
+
+    fn remove(&mut self, id: u64) -> Option<Connected> {
+        let mut connected = self.connected.remove(&id)?;
+        if let Some(turn) = connected.turn.take() {
+            self.forget_turn(connected.origin, turn);
+        }
+        if let Some(count) = self.count_of.get_mut(&connected.origin) {
+            *count -= 1;
+            if *count == 0 {
+                self.count_of.remove(&connected.origin);
+            }
+        }
+        Some(connected)
+    }
+}
+
+impl Place {
+    /// Returns when the connection has to make way for another.
+    pub(super) async fn cut(&self) {
+        self.signals.cut.notified().await;
+    }
+
+    /// Notes how much of what was written its client has taken.
+    pub(super) fn note(&self, taking: Taking) {
+        self.signals.is_taking.store(taking == Taking::Some, Ordering::Relaxed);
+        if taking == Taking::All {
+            self.places.0.changed.notify_one();
+        }
+    }
+
+    /// Whether a whole head has ever come.
+    pub(super) fn was_answered(&self) -> bool {
+        self.signals.was_answered.load(Ordering::Relaxed)
+    }
+
+    /// A whole head has come.
+    pub(super) fn answer(self: &Arc<Self>) -> Answering {
+        self.places.state().speak(self.id);
+        self.signals.was_answered.store(true, Ordering::Relaxed);
+        Answering(self.clone())
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.0.places.state().fall_silent(self.0.id, Acquaintance::Answered);
+        self.0.places.0.changed.notify_one();
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        drop(self.places.state().remove(self.id));
+        self.places.0.changed.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::sync::Arc;
+
+    use futures_util::FutureExt;
+
+    use super::{NoPlace, Place, Places, Taking};
+    use crate::server::Peer;
+
+    fn peer(host: u8) -> Peer {
+        Peer::Tcp(SocketAddr::from(([10, 0, 0, host], 1)))
+    }
+
+    fn take(places: &Places, host: u8) -> Arc<Place> {
+        Arc::new(places.take(peer(host)).expect("a place"))
+    }
+
+    fn is_cut(place: &Place) -> bool {
+        place.cut().now_or_never().is_some()
+    }
+
+    #[test]
+    fn the_longest_silent_stranger_makes_way_first_then_who_rests_and_never_who_is_answered() {
+        let places = Places::new(4, 4);
+        let connections: Vec<_> = (1..=4).map(|host| take(&places, host)).collect();
+        let answering = connections[0].answer();
+        drop(connections[1].answer());
+        let mut cut = Vec::new();
+        let mut newer = Vec::new();
+        for host in 5..=8 {
+            newer.push((take(&places, host), host));
+            // Whoever came is answered at once.
+            newer.last().unwrap().0.answer();
+            cut.extend((0..4).filter(|at| is_cut(&connections[*at])));
+        }
+        assert_eq!(cut, [2, 3, 1], "and the fourth newcomer took the place of the first, which rests");
+        assert_eq!(places.count(), 4);
+        drop(answering);
+    }
+
+    #[test]
+    fn one_address_has_its_share_and_no_more() {
+        let places = Places::new(4, 3);
+        let own: Vec<_> = (0..3).map(|_| take(&places, 1)).collect();
+        let other = take(&places, 2);
+        let next = take(&places, 1);
+        assert!(is_cut(&own[0]) && !is_cut(&other), "it makes way for itself");
+        let _answering = [own[1].answer(), own[2].answer(), next.answer()];
+        assert_eq!(places.take(peer(1)).err(), Some(NoPlace::OfThisAddress), "all that it may have are being answered");
+        assert!(places.take(peer(3)).is_ok(), "others have theirs");
+    }
+
+    #[test]
+    fn who_still_takes_a_reply_is_passed_over() {
+        let places = Places::new(2, 2);
+        let (slow, rests) = (take(&places, 1), take(&places, 2));
+        drop((slow.answer(), rests.answer()));
+        slow.note(Taking::Some);
+        let _next = take(&places, 3);
+        assert!(is_cut(&rests) && !is_cut(&slow));
+    }
+
+    #[test]
+    fn a_newcomer_waits_while_everybody_is_being_answered() {
+        let places = Places::new(1, 1);
+        let only = take(&places, 1);
+        assert!(places.free().now_or_never().is_some(), "a silent one would make way");
+        let answering = only.answer();
+        let mut free = Box::pin(places.free());
+        assert!((&mut free).now_or_never().is_none());
+        assert_eq!(places.take(peer(2)).err(), Some(NoPlace::OfAnybody));
+        drop(answering);
+        assert!(free.now_or_never().is_some());
+        drop(only);
+        assert_eq!(places.count(), 0);
+    }
+}

@@ -1,0 +1,144 @@
+//! Connections whose other side has not yet proven that it belongs to the cluster: few at a time, and the oldest makes way.
+//!
+//! Anybody can open connections and say nothing. This machine (the command line), the machines of known peers, and everybody else have
+//! places of their own. When a kind has all of its places taken, the machine that holds most of them loses its oldest connection.
+//! What must stay true: accepting never waits; a connection that has shown that it knows the cluster's secret is never cut for another;
+//! so a peer, which shows it within one round trip, comes in however many others keep silent.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+/// Unproven connections of each [`Kind`].
+const ARRIVALS_MAX: usize = 128;
+
+/// Where a connection comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Kind {
+    ThisMachine,
+    KnownPeer,
+    Stranger,
+}
+
+/// All connections that have not proven anything. Clones are the same.
+#[derive(Clone, Default)]
+pub(super) struct Arrivals(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    next: u64,
+    kinds: BTreeMap<Kind, OfKind>,
+}
+
+#[derive(Default)]
+struct OfKind {
+    cuts: BTreeMap<u64, Arc<Notify>>,
+    of_host: HashMap<String, BTreeSet<u64>>,
+}
+
+/// The place of a connection, until it has proven itself or is dropped.
+pub(super) struct Arrival {
+    arrivals: Arrivals,
+    kind: Kind,
+    host: String,
+    id: u64,
+    cut: Arc<Notify>,
+}
+
+impl Arrivals {
+    /// A place for a new connection from `host`, if need be that of an older one.
+    pub(super) fn take(&self, kind: Kind, host: &str) -> Arrival {
+        let mut state = self.state();
+        state.next += 1;
+        let (id, cut) = (state.next, Arc::new(Notify::new()));
+        let of_kind = state.kinds.entry(kind).or_default();
+        if of_kind.cuts.len() >= ARRIVALS_MAX {
+            of_kind.cut_oldest_of_most();
+        }
+        of_kind.cuts.insert(id, cut.clone());
+        of_kind.of_host.entry(host.to_owned()).or_default().insert(id);
+        Arrival { arrivals: self.clone(), kind, host: host.to_owned(), id, cut }
+    }
+
+    /// Every change under this lock is whole before anything can panic.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl OfKind {
+    fn cut_oldest_of_most(&mut self) {
+        // Of several hosts with as many, the one whose oldest is oldest, so that the choice never depends on the order of the map.
+        let most = self.of_host.iter().max_by_key(|(_host, ids)| (ids.len(), std::cmp::Reverse(ids.first().copied())));
+        let Some((host, id)) = most.and_then(|(host, ids)| Some((host.clone(), *ids.first()?))) else { return };
+        if let Some(cut) = self.remove(&host, id) {
+            cut.notify_one();
+        }
+    }
+
+    fn remove(&mut self, host: &str, id: u64) -> Option<Arc<Notify>> {
+        if let Some(ids) = self.of_host.get_mut(host) {
+            ids.remove(&id);
+            if ids.is_empty() {
+                self.of_host.remove(host);
+            }
+        }
+        self.cuts.remove(&id)
+    }
+}
+
+impl Arrival {
+    /// Returns when the connection has to make way for another.
+    pub(super) async fn cut(&self) {
+        self.cut.notified().await;
+    }
+
+    /// The other side has shown that it knows the cluster's secret: from now on this place is free for others.
+    pub(super) fn prove(&self) {
+        if let Some(of_kind) = self.arrivals.state().kinds.get_mut(&self.kind) {
+            drop(of_kind.remove(&self.host, self.id));
+        }
+    }
+}
+
+impl Drop for Arrival {
+    fn drop(&mut self) {
+        self.prove();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::{ARRIVALS_MAX, Arrival, Arrivals, Kind};
+
+    fn is_cut(arrival: &Arrival) -> bool {
+        arrival.cut().now_or_never().is_some()
+    }
+
+    #[test]
+    fn who_holds_most_places_makes_way_with_its_oldest() {
+        let arrivals = Arrivals::default();
+        let one = arrivals.take(Kind::Stranger, "one");
+        let flood: Vec<_> = (0..ARRIVALS_MAX).map(|_| arrivals.take(Kind::Stranger, "flood")).collect();
+        assert!(!is_cut(&one) && is_cut(&flood[0]) && !is_cut(&flood[1]));
+        let _other = arrivals.take(Kind::Stranger, "other");
+        assert!(!is_cut(&one) && is_cut(&flood[1]));
+    }
+
+    #[test]
+    fn strangers_take_nobody_elses_place_and_who_has_proven_itself_none() {
+        let arrivals = Arrivals::default();
+        let (peer, here) = (arrivals.take(Kind::KnownPeer, "peer"), arrivals.take(Kind::ThisMachine, "::1"));
+        let proven = arrivals.take(Kind::Stranger, "newcomer");
+        proven.prove();
+        let flood: Vec<_> = (0..ARRIVALS_MAX).map(|n| arrivals.take(Kind::Stranger, &n.to_string())).collect();
+        assert!([&peer, &here, &proven, &flood[0]].into_iter().all(|arrival| !is_cut(arrival)));
+        let last = arrivals.take(Kind::Stranger, "last");
+        assert!(is_cut(&flood[0]), "of many with one each, the oldest");
+        drop((flood, last));
+        assert!(arrivals.state().kinds[&Kind::Stranger].of_host.is_empty());
+    }
+}
