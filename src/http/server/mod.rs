@@ -3,10 +3,11 @@
 //! Invariants: connections, headers and waiting times are bounded ([`ServerLimits`]); every reply has `x-amz-request-id`, but for
 //! those that hyper gives by itself to what is no request (400, 414, 431), where it has no place for ours; a panic in a handler is a
 //! 500 and costs one request; a body that breaks off aborts its connection, so that the client sees a truncated reply; a reply given
-//! before the request's body was read says that the connection ends. Bodies of requests are bounded by who reads them
+//! before the request's body was read says that the connection ends, and reaches a client that is still sending ([`linger`]). Bodies of requests are bounded by who reads them
 //! ([`crate::body::BodyLimits`]).
 
 mod connection;
+mod linger;
 mod listener;
 mod patient;
 mod request_body;
@@ -77,6 +78,7 @@ struct Shared<S: ?Sized> {
     service: Arc<S>,
     limits: ServerLimits,
     random: Arc<dyn Random>,
+    lingering: linger::Places,
 }
 
 /// Serves until `stop` is ready; then accepts no more, lets requests in flight finish, and closes.
@@ -89,7 +91,7 @@ pub async fn serve<S: Service + ?Sized>(
     random: Arc<dyn Random>,
     stop: impl Future<Output = ()>,
 ) -> Drained {
-    let shared = Arc::new(Shared { service, limits, random });
+    let shared = Arc::new(Shared { service, limits, random, lingering: linger::Places::default() });
     let places = Arc::new(Semaphore::new(limits.connections_max));
     let (closing, on_close) = watch::channel(());
     let mut connections = JoinSet::new();
@@ -117,7 +119,8 @@ pub async fn serve_connection<S: Service + ?Sized>(
 ) {
     // Held to the end: nobody stops this server.
     let (_closing, on_close) = watch::channel(());
-    connection::run(stream, peer, Arc::new(Shared { service, limits, random }), on_close, ()).await;
+    let shared = Arc::new(Shared { service, limits, random, lingering: linger::Places::default() });
+    connection::run(stream, peer, shared, on_close, ()).await;
 }
 
 struct Accepted {
