@@ -186,10 +186,12 @@ pub struct ExpectedChecksum {
 pub enum Mismatch {
     #[error("{found} bytes arrived where {expected} were announced")]
     Length { expected: u64, found: u64 },
+    /// Both in Base64.
     #[error("the Content-MD5 you specified did not match what was received")]
-    Md5,
-    #[error("the {} you specified did not match what was received", .0.name())]
-    Checksum(ChecksumAlgorithm),
+    Md5 { expected: String, calculated: String },
+    /// Both in Base64.
+    #[error("the {} you specified did not match what was received", algorithm.name())]
+    Checksum { algorithm: ChecksumAlgorithm, expected: String, calculated: String },
 }
 
 impl Expected {
@@ -201,12 +203,13 @@ impl Expected {
         {
             return Err(Mismatch::Length { expected, found: digested.length });
         }
-        if self.md5.is_some_and(|md5| md5 != digested.md5) {
-            return Err(Mismatch::Md5);
+        if let Some(md5) = self.md5.filter(|md5| *md5 != digested.md5) {
+            return Err(Mismatch::Md5 { expected: BASE64.encode(md5), calculated: BASE64.encode(digested.md5) });
         }
+        let found = &digested.checksum;
         match &self.checksum {
-            Some(expected) if expected.algorithm != digested.checksum.algorithm || expected.value != digested.checksum.value => {
-                Err(Mismatch::Checksum(expected.algorithm))
+            Some(ExpectedChecksum { algorithm, value }) if *algorithm != found.algorithm || *value != found.value => {
+                Err(Mismatch::Checksum { algorithm: *algorithm, expected: value.clone(), calculated: found.value.clone() })
             }
             _ => Ok(()),
         }
@@ -246,8 +249,14 @@ mod tests {
         let check = |expected: Expected| expected.check(&digested);
         assert_eq!(check(Expected::default()), Ok(()));
         assert_eq!(check(Expected { length: Some(2), ..Expected::default() }), Err(Mismatch::Length { expected: 2, found: 1 }));
-        assert_eq!(check(Expected { md5: Some([0; 16]), ..Expected::default() }), Err(Mismatch::Md5));
+        let (expected, calculated) = ("AAAAAAAAAAAAAAAAAAAAAA==".to_owned(), "ndTkYSaMgDT1yFZOFVxnpg==".to_owned());
+        let md5 = Expected { md5: Some([0; 16]), ..Expected::default() };
+        assert_eq!(check(md5), Err(Mismatch::Md5 { expected, calculated }));
         let checksum = Some(ExpectedChecksum { algorithm: ChecksumAlgorithm::Crc32, value: "AAAAAA==".to_owned() });
-        assert_eq!(check(Expected { checksum, ..Expected::default() }), Err(Mismatch::Checksum(ChecksumAlgorithm::Crc32)));
+        let (expected, calculated) = ("AAAAAA==".to_owned(), digested.checksum.value.clone());
+        assert_eq!(
+            check(Expected { checksum, ..Expected::default() }),
+            Err(Mismatch::Checksum { algorithm: ChecksumAlgorithm::Crc32, expected, calculated })
+        );
     }
 }

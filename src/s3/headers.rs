@@ -189,7 +189,7 @@ pub fn content_md5(head: &RequestHead) -> Result<Option<[u8; 16]>, S3Error> {
     use base64::Engine;
     let Some(value) = header(head, "content-md5")? else { return Ok(None) };
     let decoded = base64::engine::general_purpose::STANDARD.decode(value).ok().and_then(|bytes| bytes.try_into().ok());
-    decoded.map(Some).ok_or_else(|| Code::InvalidDigest.into())
+    decoded.map(Some).ok_or_else(|| S3Error::from(Code::InvalidDigest).with("Content-MD5", value))
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use garage_model::digest::ChecksumAlgorithm;
 use garage_model::put::{Preconditions, PutObject};
 use garage_types::ObjectKey;
 
+use crate::conditions::Condition;
 use crate::error::{Code, S3Error};
 use crate::headers::{header, to_keep};
 use crate::ops::copy_source::CopySource;
@@ -71,7 +72,9 @@ impl Operation for CopyObject {
             owner: Some(ctx.caller.key.id.clone()),
             preconditions: self.preconditions,
         };
-        let written = ctx.garage().copy_object(Copy { source, put, checksum: self.checksum }).await?;
+        let failed = Condition::failed_of(&put.preconditions);
+        let written = ctx.garage().copy_object(Copy { source, put, checksum: self.checksum }).await;
+        let written = written.map_err(|error| S3Error::of_write(error, failed))?;
         let mut xml = XmlWriter::document();
         xml.root("CopyObjectResult", S3_NAMESPACE, |xml| {
             xml.text("ETag", &format!("\"{}\"", written.etag));

@@ -5,6 +5,7 @@ use garage_http::head::RequestHead;
 use garage_model::put::Preconditions;
 use garage_types::ObjectKey;
 
+use crate::conditions::Condition;
 use crate::error::S3Error;
 use crate::headers::{etags, header};
 use crate::ops::{Access, BucketCtx, Operation, object_key};
@@ -33,7 +34,8 @@ impl Operation for DeleteObject {
     }
 
     async fn run(self, ctx: &BucketCtx, _body: Payload) -> Result<Reply, S3Error> {
-        ctx.garage().delete_object(ctx.bucket.id, &self.key, self.preconditions).await?;
+        let deleted = ctx.garage().delete_object(ctx.bucket.id, &self.key, self.preconditions).await;
+        deleted.map_err(|error| S3Error::of_write(error, Condition::IfMatch))?;
         Ok(Reply::no_content())
     }
 }
