@@ -109,6 +109,11 @@ fn parse_parts(document: &[u8]) -> Result<Vec<ListedPart>, S3Error> {
 fn parse_part(part: &Element) -> Option<ListedPart> {
     let number = part.child_text("PartNumber")?.trim().parse().ok()?;
     let etag = parse_etags(part.child_text("ETag")?).pop()?;
+    let known = |name: &str| ChecksumAlgorithm::ALL.into_iter().any(|algorithm| checksum_element(algorithm) == name);
+    if part.children.iter().any(|child| child.name.starts_with("Checksum") && !known(&child.name)) {
+        // A checksum that nobody here can compare.
+        return None;
+    }
     let checksum = |algorithm| {
         let value = part.child_text(checksum_element(algorithm))?.trim().to_owned();
         Some(ListedChecksum { algorithm, value })
@@ -135,6 +140,7 @@ mod tests {
             "<CompleteMultipartUpload/>",
             "<Other/>",
             "<CompleteMultipartUpload><Part><PartNumber>1</PartNumber></Part></CompleteMultipartUpload>",
+            "<CompleteMultipartUpload><Part><PartNumber>1</PartNumber><ETag>a</ETag><ChecksumCRC9>AA==</ChecksumCRC9></Part></CompleteMultipartUpload>",
             "<CompleteMultipartUpload><Part><PartNumber>x</PartNumber><ETag>a</ETag></Part></CompleteMultipartUpload>",
         ] {
             assert_eq!(parse_parts(bad.as_bytes()).unwrap_err().code, Code::MalformedXML, "{bad}");

@@ -15,7 +15,7 @@ use garage_types::ObjectKey;
 
 use crate::conditions::Condition;
 use crate::error::{Code, S3Error};
-use crate::headers::{header, to_keep};
+use crate::headers::{header, refuse_checksum, to_keep};
 use crate::ops::copy_source::CopySource;
 use crate::ops::uploads::{checksum_algorithm, preconditions, write_checksum};
 use crate::ops::{Access, BucketCtx, Operation, object_key};
@@ -34,6 +34,7 @@ impl Operation for CopyObject {
     const ACCESS: Access = Access::Write;
 
     fn parse(head: &RequestHead, key: Option<ObjectKey>) -> Result<Self, S3Error> {
+        refuse_checksum(head)?;
         // Objects have no tags here: there are none to copy, and "replace by none" says the same.
         match header(head, "x-amz-tagging-directive")? {
             None | Some("COPY") => {}

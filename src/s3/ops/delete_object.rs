@@ -7,7 +7,7 @@ use garage_types::ObjectKey;
 
 use crate::conditions::Condition;
 use crate::error::S3Error;
-use crate::headers::{etags, header};
+use crate::headers::etags;
 use crate::ops::{Access, BucketCtx, Operation, object_key};
 use crate::reply::Reply;
 
@@ -20,11 +20,6 @@ impl Operation for DeleteObject {
     const ACCESS: Access = Access::Write;
 
     fn parse(head: &RequestHead, key: Option<ObjectKey>) -> Result<Self, S3Error> {
-        for name in ["x-amz-if-match-last-modified-time", "x-amz-if-match-size"] {
-            if header(head, name)?.is_some() {
-                return Err(S3Error::not_implemented(&format!("The header {name}")));
-            }
-        }
         match head.parameter("versionId") {
             None | Some("null") => {}
             Some(version) => return Err(S3Error::invalid_argument("Invalid version id specified", "versionId", version)),
