@@ -4,10 +4,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use crc_fast::CrcAlgorithm;
 use md5::{Digest, Md5};
-use sha1::Sha1;
-use sha2::Sha256;
 
-use crate::digest::{Checksum, ChecksumAlgorithm, ChecksumKind};
+use crate::digest::{Checksum, ChecksumAlgorithm, ChecksumKind, sum};
 use crate::upload::UploadChecksum;
 
 /// A part's checksum, and of how many bytes.
@@ -35,12 +33,21 @@ pub fn etag(etags: &[&str]) -> Result<String, BadDigest> {
     Ok(format!("{}-{}", hex::encode(md5.finalize()), etags.len()))
 }
 
-/// The checksum kinds an algorithm can have: SHA values of parts say nothing of the whole, and CRC64NVME is only ever of the whole.
+/// The checksum kinds an algorithm can have: hashes of parts say nothing of the whole, CRCs do, and CRC64NVME is only ever of the whole.
 pub fn is_possible(checksum: UploadChecksum) -> bool {
     match (checksum.algorithm, checksum.kind) {
-        (ChecksumAlgorithm::Sha1 | ChecksumAlgorithm::Sha256, kind) => kind == ChecksumKind::Composite,
         (ChecksumAlgorithm::Crc64Nvme, kind) => kind == ChecksumKind::FullObject,
         (ChecksumAlgorithm::Crc32 | ChecksumAlgorithm::Crc32c, _) => true,
+        (
+            ChecksumAlgorithm::Sha1
+            | ChecksumAlgorithm::Sha256
+            | ChecksumAlgorithm::Sha512
+            | ChecksumAlgorithm::Md5
+            | ChecksumAlgorithm::XxHash64
+            | ChecksumAlgorithm::XxHash3
+            | ChecksumAlgorithm::XxHash128,
+            kind,
+        ) => kind == ChecksumKind::Composite,
     }
 }
 
@@ -79,15 +86,13 @@ fn crc(algorithm: ChecksumAlgorithm) -> Option<CrcAlgorithm> {
         ChecksumAlgorithm::Crc32 => Some(CrcAlgorithm::Crc32IsoHdlc),
         ChecksumAlgorithm::Crc32c => Some(CrcAlgorithm::Crc32Iscsi),
         ChecksumAlgorithm::Crc64Nvme => Some(CrcAlgorithm::Crc64Nvme),
-        ChecksumAlgorithm::Sha1 | ChecksumAlgorithm::Sha256 => None,
-    }
-}
-
-fn sum(algorithm: ChecksumAlgorithm, bytes: &[u8]) -> Vec<u8> {
-    match (algorithm, crc(algorithm)) {
-        (_, Some(crc)) => crc_fast::checksum(crc, bytes).to_be_bytes()[8 - algorithm.length()..].to_vec(),
-        (ChecksumAlgorithm::Sha1, None) => Sha1::digest(bytes).to_vec(),
-        (_, None) => Sha256::digest(bytes).to_vec(),
+        ChecksumAlgorithm::Sha1
+        | ChecksumAlgorithm::Sha256
+        | ChecksumAlgorithm::Sha512
+        | ChecksumAlgorithm::Md5
+        | ChecksumAlgorithm::XxHash64
+        | ChecksumAlgorithm::XxHash3
+        | ChecksumAlgorithm::XxHash128 => None,
     }
 }
 
@@ -123,6 +128,14 @@ mod tests {
             (ChecksumAlgorithm::Sha256, "/wiQ+jHXUUcr18tTEaeru5H1cBgrYDQGvfxkGFLzgl4=-2"),
             (ChecksumAlgorithm::Sha1, "UGmj5L5/K7lmsIeci6hTqydwTCs=-2"),
             (ChecksumAlgorithm::Crc32, "4zspdQ==-2"),
+            (
+                ChecksumAlgorithm::Sha512,
+                "7mq9aUS+fL/nGoVn00cjk1Ya4tCBnHyf8UjzgjLk2nUZRERznf4NvBmuOm63A2FnajMZ174I/m81hyIN7fBsHQ==-2",
+            ),
+            (ChecksumAlgorithm::Md5, "MkcwWC8gw/GMu2bWOmE30g==-2"),
+            (ChecksumAlgorithm::XxHash64, "pk+Q96PvVXo=-2"),
+            (ChecksumAlgorithm::XxHash3, "/szbaZbktRo=-2"),
+            (ChecksumAlgorithm::XxHash128, "EYkKFz9GAtSF8B3qj4uibg==-2"),
         ];
         for (algorithm, value) in expected {
             let sums = [b"12345".as_slice(), b"6789"].map(|part| digest(algorithm, part));
@@ -154,7 +167,8 @@ mod tests {
     #[test]
     fn hashes_of_the_whole_do_not_follow_from_those_of_the_parts() {
         let wanted = |algorithm, kind| UploadChecksum { algorithm, kind };
-        for algorithm in [ChecksumAlgorithm::Sha1, ChecksumAlgorithm::Sha256] {
+        let crcs = [ChecksumAlgorithm::Crc32, ChecksumAlgorithm::Crc32c, ChecksumAlgorithm::Crc64Nvme];
+        for algorithm in ChecksumAlgorithm::ALL.into_iter().filter(|algorithm| !crcs.contains(algorithm)) {
             assert_eq!(checksum(wanted(algorithm, ChecksumKind::FullObject), &[]), Ok(None));
             assert!(!is_possible(wanted(algorithm, ChecksumKind::FullObject)));
         }

@@ -6,7 +6,9 @@ use crc_fast::CrcAlgorithm;
 use md5::{Digest, Md5};
 use serde::{Deserialize, Serialize};
 use sha1::Sha1;
-use sha2::Sha256;
+use sha2::{Sha256, Sha512};
+use std::hash::Hasher;
+use twox_hash::{XxHash3_64, XxHash3_128, XxHash64};
 
 /// A checksum algorithm of S3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -21,10 +23,33 @@ pub enum ChecksumAlgorithm {
     Sha1,
     #[serde(rename = "sha256")]
     Sha256,
+    #[serde(rename = "sha512")]
+    Sha512,
+    #[serde(rename = "md5")]
+    Md5,
+    #[serde(rename = "xxhash64")]
+    XxHash64,
+    /// XXH3 with a value of 64 bits.
+    #[serde(rename = "xxhash3")]
+    XxHash3,
+    /// XXH3 with a value of 128 bits.
+    #[serde(rename = "xxhash128")]
+    XxHash128,
 }
 
 impl ChecksumAlgorithm {
-    pub const ALL: [ChecksumAlgorithm; 5] = [Self::Crc32, Self::Crc32c, Self::Crc64Nvme, Self::Sha1, Self::Sha256];
+    pub const ALL: [ChecksumAlgorithm; 10] = [
+        Self::Crc32,
+        Self::Crc32c,
+        Self::Crc64Nvme,
+        Self::Sha1,
+        Self::Sha256,
+        Self::Sha512,
+        Self::Md5,
+        Self::XxHash64,
+        Self::XxHash3,
+        Self::XxHash128,
+    ];
 
     /// As in `x-amz-checksum-algorithm`.
     pub fn name(self) -> &'static str {
@@ -34,6 +59,11 @@ impl ChecksumAlgorithm {
             Self::Crc64Nvme => "CRC64NVME",
             Self::Sha1 => "SHA1",
             Self::Sha256 => "SHA256",
+            Self::Sha512 => "SHA512",
+            Self::Md5 => "MD5",
+            Self::XxHash64 => "XXHASH64",
+            Self::XxHash3 => "XXHASH3",
+            Self::XxHash128 => "XXHASH128",
         }
     }
 
@@ -45,6 +75,11 @@ impl ChecksumAlgorithm {
             Self::Crc64Nvme => "x-amz-checksum-crc64nvme",
             Self::Sha1 => "x-amz-checksum-sha1",
             Self::Sha256 => "x-amz-checksum-sha256",
+            Self::Sha512 => "x-amz-checksum-sha512",
+            Self::Md5 => "x-amz-checksum-md5",
+            Self::XxHash64 => "x-amz-checksum-xxhash64",
+            Self::XxHash3 => "x-amz-checksum-xxhash3",
+            Self::XxHash128 => "x-amz-checksum-xxhash128",
         }
     }
 
@@ -57,9 +92,11 @@ impl ChecksumAlgorithm {
     pub fn length(self) -> usize {
         match self {
             Self::Crc32 | Self::Crc32c => 4,
-            Self::Crc64Nvme => 8,
+            Self::Crc64Nvme | Self::XxHash64 | Self::XxHash3 => 8,
+            Self::Md5 | Self::XxHash128 => 16,
             Self::Sha1 => 20,
             Self::Sha256 => 32,
+            Self::Sha512 => 64,
         }
     }
 }
@@ -91,6 +128,11 @@ enum Summer {
     Crc(crc_fast::Digest),
     Sha1(Sha1),
     Sha256(Sha256),
+    Sha512(Sha512),
+    Md5(Md5),
+    XxHash64(XxHash64),
+    XxHash3(XxHash3_64),
+    XxHash128(XxHash3_128),
 }
 
 impl Summer {
@@ -101,6 +143,12 @@ impl Summer {
             ChecksumAlgorithm::Crc64Nvme => Summer::Crc(crc_fast::Digest::new(CrcAlgorithm::Crc64Nvme)),
             ChecksumAlgorithm::Sha1 => Summer::Sha1(Sha1::new()),
             ChecksumAlgorithm::Sha256 => Summer::Sha256(Sha256::new()),
+            ChecksumAlgorithm::Sha512 => Summer::Sha512(Sha512::new()),
+            ChecksumAlgorithm::Md5 => Summer::Md5(Md5::new()),
+            // AWS's values are those of seed 0, in xxHash's canonical (big-endian) form.
+            ChecksumAlgorithm::XxHash64 => Summer::XxHash64(XxHash64::with_seed(0)),
+            ChecksumAlgorithm::XxHash3 => Summer::XxHash3(XxHash3_64::new()),
+            ChecksumAlgorithm::XxHash128 => Summer::XxHash128(XxHash3_128::new()),
         }
     }
 
@@ -109,6 +157,11 @@ impl Summer {
             Summer::Crc(digest) => digest.update(bytes),
             Summer::Sha1(digest) => digest.update(bytes),
             Summer::Sha256(digest) => digest.update(bytes),
+            Summer::Sha512(digest) => digest.update(bytes),
+            Summer::Md5(digest) => digest.update(bytes),
+            Summer::XxHash64(digest) => digest.write(bytes),
+            Summer::XxHash3(digest) => digest.write(bytes),
+            Summer::XxHash128(digest) => digest.write(bytes),
         }
     }
 
@@ -117,8 +170,20 @@ impl Summer {
             Summer::Crc(digest) => digest.finalize().to_be_bytes()[8 - length..].to_vec(),
             Summer::Sha1(digest) => digest.finalize().to_vec(),
             Summer::Sha256(digest) => digest.finalize().to_vec(),
+            Summer::Sha512(digest) => digest.finalize().to_vec(),
+            Summer::Md5(digest) => digest.finalize().to_vec(),
+            Summer::XxHash64(digest) => digest.finish().to_be_bytes().to_vec(),
+            Summer::XxHash3(digest) => digest.finish().to_be_bytes().to_vec(),
+            Summer::XxHash128(digest) => digest.finish_128().to_be_bytes().to_vec(),
         }
     }
+}
+
+/// The checksum of some bytes, as bytes.
+pub(crate) fn sum(algorithm: ChecksumAlgorithm, bytes: &[u8]) -> Vec<u8> {
+    let mut summer = Summer::new(algorithm);
+    summer.update(bytes);
+    summer.finish(algorithm.length())
 }
 
 /// Digests over bytes that arrive in order.
@@ -186,10 +251,12 @@ pub struct ExpectedChecksum {
 pub enum Mismatch {
     #[error("{found} bytes arrived where {expected} were announced")]
     Length { expected: u64, found: u64 },
+    /// Both in Base64.
     #[error("the Content-MD5 you specified did not match what was received")]
-    Md5,
-    #[error("the {} you specified did not match what was received", .0.name())]
-    Checksum(ChecksumAlgorithm),
+    Md5 { expected: String, calculated: String },
+    /// Both in Base64.
+    #[error("the {} you specified did not match what was received", algorithm.name())]
+    Checksum { algorithm: ChecksumAlgorithm, expected: String, calculated: String },
 }
 
 impl Expected {
@@ -201,12 +268,13 @@ impl Expected {
         {
             return Err(Mismatch::Length { expected, found: digested.length });
         }
-        if self.md5.is_some_and(|md5| md5 != digested.md5) {
-            return Err(Mismatch::Md5);
+        if let Some(md5) = self.md5.filter(|md5| *md5 != digested.md5) {
+            return Err(Mismatch::Md5 { expected: BASE64.encode(md5), calculated: BASE64.encode(digested.md5) });
         }
+        let found = &digested.checksum;
         match &self.checksum {
-            Some(expected) if expected.algorithm != digested.checksum.algorithm || expected.value != digested.checksum.value => {
-                Err(Mismatch::Checksum(expected.algorithm))
+            Some(ExpectedChecksum { algorithm, value }) if *algorithm != found.algorithm || *value != found.value => {
+                Err(Mismatch::Checksum { algorithm: *algorithm, expected: value.clone(), calculated: found.value.clone() })
             }
             _ => Ok(()),
         }
@@ -219,14 +287,24 @@ mod tests {
 
     #[test]
     fn known_answers() {
-        // "123456789" is the check input of the CRC catalogue; the SHA values are those of sha1sum and sha256sum.
+        // "123456789" is the check input of the CRC catalogue; the values of SHA and MD5 are those of sha1sum and its like, those of
+        // xxHash are what AWS's Common Runtime sends.
         let expected = [
             (ChecksumAlgorithm::Crc32, "y/Q5Jg=="),
             (ChecksumAlgorithm::Crc32c, "4waSgw=="),
             (ChecksumAlgorithm::Crc64Nvme, "rosUhgp5mIg="),
             (ChecksumAlgorithm::Sha1, "98O8HYCOBHMq32eZZczDTKeuNEE="),
             (ChecksumAlgorithm::Sha256, "FeKw08M4keuw8e9gnsQZQgwg4yDOlMZfvIwzEkSOsiU="),
+            (
+                ChecksumAlgorithm::Sha512,
+                "2eZ2LdHI6vbWGzxhkvxAjU1tXxF20MKRabwk5xw/J0rSf81YEbMT1oH35V7ALXPUmclUVba1u1A6z1dPuo/+hQ==",
+            ),
+            (ChecksumAlgorithm::Md5, "JfnnlDI7RTiF9RgfG2JNCw=="),
+            (ChecksumAlgorithm::XxHash64, "jLhB20DmroM="),
+            (ChecksumAlgorithm::XxHash3, "ctyxi2ehff8="),
+            (ChecksumAlgorithm::XxHash128, "MxGUd+3l3NXpcWQnaB1YYA=="),
         ];
+        assert_eq!(expected.map(|(algorithm, _value)| algorithm), ChecksumAlgorithm::ALL);
         for (algorithm, value) in expected {
             let mut digests = Digests::new(algorithm);
             digests.update(b"12345");
@@ -246,8 +324,14 @@ mod tests {
         let check = |expected: Expected| expected.check(&digested);
         assert_eq!(check(Expected::default()), Ok(()));
         assert_eq!(check(Expected { length: Some(2), ..Expected::default() }), Err(Mismatch::Length { expected: 2, found: 1 }));
-        assert_eq!(check(Expected { md5: Some([0; 16]), ..Expected::default() }), Err(Mismatch::Md5));
+        let (expected, calculated) = ("AAAAAAAAAAAAAAAAAAAAAA==".to_owned(), "ndTkYSaMgDT1yFZOFVxnpg==".to_owned());
+        let md5 = Expected { md5: Some([0; 16]), ..Expected::default() };
+        assert_eq!(check(md5), Err(Mismatch::Md5 { expected, calculated }));
         let checksum = Some(ExpectedChecksum { algorithm: ChecksumAlgorithm::Crc32, value: "AAAAAA==".to_owned() });
-        assert_eq!(check(Expected { checksum, ..Expected::default() }), Err(Mismatch::Checksum(ChecksumAlgorithm::Crc32)));
+        let (expected, calculated) = ("AAAAAA==".to_owned(), digested.checksum.value.clone());
+        assert_eq!(
+            check(Expected { checksum, ..Expected::default() }),
+            Err(Mismatch::Checksum { algorithm: ChecksumAlgorithm::Crc32, expected, calculated })
+        );
     }
 }

@@ -1,5 +1,6 @@
 //! Reading objects: the current version of a key, and its bytes as a stream.
 
+use std::future::ready;
 use std::ops::Range;
 use std::task::Poll;
 
@@ -129,10 +130,31 @@ impl Garage {
 
     /// The bytes `range` of an object; `range` lies within it.
     ///
+    /// The first bytes are at hand when this returns: the caller may have a status to send, which it cannot take back once it is told
+    /// that there are no bytes.
+    ///
     /// # Errors
     /// [`ModelError`] before the first byte, of them [`ModelError::Superseded`] when the object has to be found again; later ones
     /// come through the stream.
     pub async fn read_object(&self, object: &Object, range: Range<u64>) -> Result<ByteStream, ModelError> {
+        let mut bytes = self.stream_object(object, range).await?;
+        match bytes.next().await {
+            Some(Ok(first)) => Ok(stream::once(ready(Ok(first))).chain(bytes).boxed()),
+            Some(Err(error)) => Err(self.why_unreadable(object, error).await),
+            None => Ok(stream::empty().boxed()),
+        }
+    }
+
+    /// Why the first bytes of an object cannot be read: the blocks of one that was overwritten since it was found may be gone.
+    async fn why_unreadable(&self, object: &Object, error: ModelError) -> ModelError {
+        match self.object(object.bucket, &object.key).await {
+            Ok(now) if now.version != object.version => ModelError::Superseded,
+            Err(ModelError::NoSuchKey) => ModelError::Superseded,
+            Ok(_) | Err(_) => error,
+        }
+    }
+
+    async fn stream_object(&self, object: &Object, range: Range<u64>) -> Result<ByteStream, ModelError> {
         if range.is_empty() {
             return Ok(stream::empty().boxed());
         }

@@ -5,6 +5,7 @@
 //! such an `If-Modified-Since` is ignored as well.
 
 use garage_http::dates::parse_http_date;
+use garage_model::put::Preconditions;
 use garage_types::Timestamp;
 
 /// The conditions of a read, dates already parsed (`None` when absent or malformed).
@@ -16,11 +17,41 @@ pub struct ReadConditions {
     pub if_unmodified_since: Option<Timestamp>,
 }
 
+/// One of the conditions of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    IfMatch,
+    IfNoneMatch,
+    IfModifiedSince,
+    IfUnmodifiedSince,
+}
+
+impl Condition {
+    /// As AWS writes it in `<Condition>`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Condition::IfMatch => "If-Match",
+            Condition::IfNoneMatch => "If-None-Match",
+            Condition::IfModifiedSince => "If-Modified-Since",
+            Condition::IfUnmodifiedSince => "If-Unmodified-Since",
+        }
+    }
+
+    /// The condition that a write failed by which was given these.
+    ///
+    /// A write may only say `If-None-Match: *`, and `PreconditionFailed` is only said where there is an object (a missing one is
+    /// `NoSuchKey` to `If-Match`): so that condition failed whenever it was given.
+    pub fn failed_of(preconditions: &Preconditions) -> Self {
+        if preconditions.if_none_match.is_some() { Condition::IfNoneMatch } else { Condition::IfMatch }
+    }
+}
+
+/// What to do about a read. The condition is the one that decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Judgement {
     Send,
-    NotModified,
-    PreconditionFailed,
+    NotModified(Condition),
+    PreconditionFailed(Condition),
 }
 
 /// The ETags of a header, without quotes and weakness marks; `*` stays.
@@ -41,13 +72,15 @@ fn holds(etags: &[String], etag: &str) -> bool {
 pub fn judge(conditions: &ReadConditions, etag: &str, modified: Timestamp, now: Timestamp) -> Judgement {
     let (modified, now) = (modified.as_secs(), now.as_secs());
     match (&conditions.if_match, conditions.if_unmodified_since) {
-        (Some(etags), _) if !holds(etags, etag) => return Judgement::PreconditionFailed,
-        (None, Some(date)) if modified > date.as_secs() => return Judgement::PreconditionFailed,
+        (Some(etags), _) if !holds(etags, etag) => return Judgement::PreconditionFailed(Condition::IfMatch),
+        (None, Some(date)) if modified > date.as_secs() => return Judgement::PreconditionFailed(Condition::IfUnmodifiedSince),
         _ => {}
     }
     match (&conditions.if_none_match, conditions.if_modified_since) {
-        (Some(etags), _) if holds(etags, etag) => Judgement::NotModified,
-        (None, Some(date)) if modified <= date.as_secs() && date.as_secs() <= now => Judgement::NotModified,
+        (Some(etags), _) if holds(etags, etag) => Judgement::NotModified(Condition::IfNoneMatch),
+        (None, Some(date)) if modified <= date.as_secs() && date.as_secs() <= now => {
+            Judgement::NotModified(Condition::IfModifiedSince)
+        }
         _ => Judgement::Send,
     }
 }
@@ -67,7 +100,9 @@ mod tests {
 
     use garage_http::dates::http_date;
 
-    use super::{Judgement, ReadConditions, judge, parse_etags, range_applies};
+    use garage_model::put::Preconditions;
+
+    use super::{Condition, Judgement, ReadConditions, judge, parse_etags, range_applies};
 
     const MODIFIED: Timestamp = Timestamp::from_millis(1_000_500);
     const NOW: Timestamp = Timestamp::from_millis(2_000_000);
@@ -82,6 +117,7 @@ mod tests {
 
     #[test]
     fn precedence_is_that_of_aws() {
+        use Condition::{IfMatch, IfModifiedSince, IfNoneMatch, IfUnmodifiedSince};
         use Judgement::{NotModified, PreconditionFailed, Send};
         let none = ReadConditions::default();
         let cases = [
@@ -89,25 +125,36 @@ mod tests {
             (ReadConditions { if_match: tags("\"a\""), ..none.clone() }, Send),
             (ReadConditions { if_match: tags("*"), ..none.clone() }, Send),
             (ReadConditions { if_match: tags("\"b\", \"a\""), ..none.clone() }, Send),
-            (ReadConditions { if_match: tags("b"), ..none.clone() }, PreconditionFailed),
-            (ReadConditions { if_none_match: tags("a"), ..none.clone() }, NotModified),
-            (ReadConditions { if_none_match: tags("W/\"a\""), ..none.clone() }, NotModified),
+            (ReadConditions { if_match: tags("b"), ..none.clone() }, PreconditionFailed(IfMatch)),
+            (ReadConditions { if_none_match: tags("a"), ..none.clone() }, NotModified(IfNoneMatch)),
+            (ReadConditions { if_none_match: tags("W/\"a\""), ..none.clone() }, NotModified(IfNoneMatch)),
             (ReadConditions { if_none_match: tags("b"), ..none.clone() }, Send),
-            (ReadConditions { if_modified_since: at(1000), ..none.clone() }, NotModified),
+            (ReadConditions { if_modified_since: at(1000), ..none.clone() }, NotModified(IfModifiedSince)),
             (ReadConditions { if_modified_since: at(999), ..none.clone() }, Send),
-            (ReadConditions { if_modified_since: at(2000), ..none.clone() }, NotModified),
+            (ReadConditions { if_modified_since: at(2000), ..none.clone() }, NotModified(IfModifiedSince)),
             (ReadConditions { if_modified_since: at(2001), ..none.clone() }, Send),
             (ReadConditions { if_unmodified_since: at(2001), ..none.clone() }, Send),
             (ReadConditions { if_unmodified_since: at(1000), ..none.clone() }, Send),
-            (ReadConditions { if_unmodified_since: at(999), ..none.clone() }, PreconditionFailed),
+            (ReadConditions { if_unmodified_since: at(999), ..none.clone() }, PreconditionFailed(IfUnmodifiedSince)),
             (ReadConditions { if_match: tags("a"), if_unmodified_since: at(999), ..none.clone() }, Send),
-            (ReadConditions { if_none_match: tags("a"), if_modified_since: at(999), ..none.clone() }, NotModified),
+            (ReadConditions { if_none_match: tags("a"), if_modified_since: at(999), ..none.clone() }, NotModified(IfNoneMatch)),
             (ReadConditions { if_none_match: tags("b"), if_modified_since: at(1000), ..none.clone() }, Send),
-            (ReadConditions { if_match: tags("b"), if_none_match: tags("a"), ..none }, PreconditionFailed),
+            (ReadConditions { if_match: tags("b"), if_none_match: tags("a"), ..none }, PreconditionFailed(IfMatch)),
         ];
         for (conditions, expected) in cases {
             assert_eq!(judge(&conditions, "a", MODIFIED, NOW), expected, "{conditions:?}");
         }
+    }
+
+    #[test]
+    fn the_condition_that_a_write_failed_by_has_its_name() {
+        let given = |if_match: Option<&str>, if_none_match: Option<&str>| {
+            let tags = |text: Option<&str>| text.map(parse_etags);
+            Condition::failed_of(&Preconditions { if_match: tags(if_match), if_none_match: tags(if_none_match) }).name()
+        };
+        assert_eq!(given(Some("a"), None), "If-Match");
+        assert_eq!(given(None, Some("*")), "If-None-Match");
+        assert_eq!(given(Some("a"), Some("*")), "If-None-Match");
     }
 
     #[test]

@@ -11,6 +11,8 @@ use garage_types::names::ObjectKeyError;
 use hyper::StatusCode;
 use hyper::header::HeaderValue;
 
+use crate::conditions::Condition;
+
 macro_rules! codes {
     ($($name:ident = $status:literal, $message:literal;)*) => {
         /// An error code of S3. Source: AWS, "Error responses", and what AWS's own SDKs expect.
@@ -90,7 +92,7 @@ codes! {
     ObjectLockConfigurationNotFoundError = 404, "Object Lock configuration does not exist for this bucket.";
     OperationAborted = 409, "A conflicting conditional operation is currently in progress against this resource. Try again.";
     OwnershipControlsNotFoundError = 404, "The bucket ownership controls were not found.";
-    PreconditionFailed = 412, "At least one of the preconditions you specified did not hold.";
+    PreconditionFailed = 412, "At least one of the pre-conditions you specified did not hold";
     QuotaExceeded = 403, "The bucket's quota would be exceeded.";
     ReplicationConfigurationNotFoundError = 404, "The replication configuration was not found.";
     RequestTimeout = 400, "Your socket connection to the server was not read from or written to within the timeout period.";
@@ -120,6 +122,19 @@ impl From<Code> for S3Error {
 impl S3Error {
     pub fn new(code: Code, message: impl Into<String>) -> Self {
         S3Error { message: message.into(), ..code.into() }
+    }
+
+    /// 412, naming the condition: clients decide by the name and by AWS's very words.
+    pub fn precondition_failed(condition: &str) -> Self {
+        S3Error::from(Code::PreconditionFailed).with("Condition", condition)
+    }
+
+    /// The error of a write. `condition`: the one that failed, if one did.
+    pub fn of_write(error: ModelError, condition: Condition) -> Self {
+        match error {
+            ModelError::PreconditionFailed => S3Error::precondition_failed(condition.name()),
+            other => other.into(),
+        }
     }
 
     /// 501 for something that exists at AWS and not here.
@@ -275,7 +290,11 @@ fn mismatch_error(mismatch: &garage_model::digest::Mismatch) -> S3Error {
     use garage_model::digest::Mismatch;
     match mismatch {
         Mismatch::Length { .. } => Code::IncompleteBody.into(),
-        Mismatch::Md5 | Mismatch::Checksum(_) => S3Error::new(Code::BadDigest, sentence(&mismatch.to_string())),
+        Mismatch::Md5 { expected, calculated } | Mismatch::Checksum { expected, calculated, .. } => {
+            S3Error::new(Code::BadDigest, sentence(&mismatch.to_string()))
+                .with("ExpectedDigest", expected)
+                .with("CalculatedDigest", calculated)
+        }
     }
 }
 

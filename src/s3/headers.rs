@@ -16,31 +16,59 @@ const KEPT: [&str; 6] =
 const METADATA_MAX: usize = 2048;
 const META_PREFIX: &str = "x-amz-meta-";
 
-/// Headers (or beginnings of them) that would change what a write means; refused rather than ignored.
-const NOT_IMPLEMENTED: [&str; 11] = [
-    "x-amz-server-side-encryption",
-    "x-amz-copy-source-server-side-encryption",
-    "x-amz-tagging",
-    "x-amz-object-lock-",
-    "x-amz-bypass-governance-retention",
-    "x-amz-website-redirect-location",
-    "x-amz-grant-",
-    "x-amz-mfa",
-    "x-amz-write-offset-bytes",
-    "x-amz-expected-bucket-owner",
-    "x-amz-source-expected-bucket-owner",
+/// The headers of Amazon's that may be passed over or that some operation reads, apart from metadata and checksums. Any other would
+/// change what a request means, today or by a later invention: it is refused rather than ignored.
+const KNOWN: [&str; 29] = [
+    // Of the signature and of the transfer.
+    "x-amz-content-sha256",
+    "x-amz-date",
+    "x-amz-decoded-content-length",
+    "x-amz-security-token",
+    "x-amz-trailer",
+    // A wish for a checksum behind the body of a reply, which a server need not fulfil.
+    "x-amz-te",
+    "x-amz-user-agent",
+    // Nobody pays for requests here, so whoever agrees to pay agrees to nothing.
+    "x-amz-request-payer",
+    // Read by operations, or in `refuse_unimplemented`.
+    "x-amz-acl",
+    "x-amz-bucket-object-lock-enabled",
+    "x-amz-checksum-algorithm",
+    "x-amz-checksum-mode",
+    "x-amz-checksum-type",
+    "x-amz-copy-source",
+    "x-amz-copy-source-if-match",
+    "x-amz-copy-source-if-modified-since",
+    "x-amz-copy-source-if-none-match",
+    "x-amz-copy-source-if-unmodified-since",
+    "x-amz-copy-source-range",
+    "x-amz-max-parts",
+    "x-amz-metadata-directive",
+    "x-amz-mp-object-size",
+    "x-amz-object-attributes",
+    "x-amz-object-ownership",
+    // Asks for what objects in an archive have, of which there are none.
+    "x-amz-optional-object-attributes",
+    "x-amz-part-number-marker",
+    "x-amz-sdk-checksum-algorithm",
+    "x-amz-storage-class",
+    "x-amz-tagging-directive",
 ];
+const CHECKSUM_PREFIX: &str = "x-amz-checksum-";
 
 /// Refuses headers that ask for something that is not there.
 ///
 /// # Errors
-/// 501 naming the header.
+/// 501 naming the header; 400 for a checksum of an algorithm that nobody has.
 pub fn refuse_unimplemented(head: &RequestHead) -> Result<(), S3Error> {
-    for name in head.headers.keys() {
-        let name = name.as_str();
-        // CopyObject reads this one itself.
-        if name != "x-amz-tagging-directive" && NOT_IMPLEMENTED.iter().any(|refused| name.starts_with(refused)) {
+    let amazons = head.headers.keys().map(|name| name.as_str()).filter(|name| name.starts_with("x-amz-"));
+    for name in amazons.filter(|name| !name.starts_with(META_PREFIX) && !KNOWN.contains(name)) {
+        if !name.starts_with(CHECKSUM_PREFIX) {
             return Err(S3Error::not_implemented(&format!("The header {name}")).with("Header", name));
+        }
+        if !ChecksumAlgorithm::ALL.iter().any(|algorithm| algorithm.header() == name) {
+            let message = "The algorithm type you specified in x-amz-checksum- header is invalid.";
+            return Err(S3Error::new(Code::InvalidRequest, message).with("Header", name));
         }
     }
     match header(head, "x-amz-storage-class")? {
@@ -52,6 +80,21 @@ pub fn refuse_unimplemented(head: &RequestHead) -> Result<(), S3Error> {
     match header(head, "x-amz-acl")? {
         None | Some("private" | "bucket-owner-full-control") => Ok(()),
         Some(acl) => Err(S3Error::not_implemented(&format!("The ACL {acl}")).with("Header", "x-amz-acl")),
+    }
+}
+
+/// Refuses the checksum of a body where a request has none: it would be taken and forgotten.
+///
+/// # Errors
+/// 400 naming the header.
+pub fn refuse_checksum(head: &RequestHead) -> Result<(), S3Error> {
+    match ChecksumAlgorithm::ALL.into_iter().find(|algorithm| head.headers.contains_key(algorithm.header())) {
+        None => Ok(()),
+        Some(algorithm) => {
+            let name = algorithm.header();
+            let message = format!("The header {name} is not valid for a request without content.");
+            Err(S3Error::new(Code::InvalidRequest, message).with("Header", name))
+        }
     }
 }
 
@@ -156,8 +199,7 @@ pub fn announced_checksum(head: &RequestHead) -> Result<Option<AnnouncedChecksum
     match (name, found) {
         (None, found) => Ok(found),
         (Some(name), found) => {
-            let algorithm = ChecksumAlgorithm::parse(name)
-                .ok_or_else(|| S3Error::new(Code::InvalidRequest, "Checksum algorithm provided is unsupported. Please try again with any of the valid types: [CRC32, CRC32C, CRC64NVME, SHA1, SHA256]"))?;
+            let algorithm = ChecksumAlgorithm::parse(name).ok_or_else(unknown_algorithm)?;
             match found {
                 Some(announced) if announced.algorithm() != algorithm => {
                     Err(S3Error::new(Code::InvalidRequest, "Value for x-amz-sdk-checksum-algorithm header is invalid."))
@@ -167,6 +209,13 @@ pub fn announced_checksum(head: &RequestHead) -> Result<Option<AnnouncedChecksum
             }
         }
     }
+}
+
+/// 400 for a checksum algorithm that nobody has.
+pub(crate) fn unknown_algorithm() -> S3Error {
+    let known = ChecksumAlgorithm::ALL.map(ChecksumAlgorithm::name).join(", ");
+    let message = format!("Checksum algorithm provided is unsupported. Please try again with any of the valid types: [{known}]");
+    S3Error::new(Code::InvalidRequest, message)
 }
 
 /// # Errors
@@ -189,12 +238,12 @@ pub fn content_md5(head: &RequestHead) -> Result<Option<[u8; 16]>, S3Error> {
     use base64::Engine;
     let Some(value) = header(head, "content-md5")? else { return Ok(None) };
     let decoded = base64::engine::general_purpose::STANDARD.decode(value).ok().and_then(|bytes| bytes.try_into().ok());
-    decoded.map(Some).ok_or_else(|| Code::InvalidDigest.into())
+    decoded.map(Some).ok_or_else(|| S3Error::from(Code::InvalidDigest).with("Content-MD5", value))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{AnnouncedChecksum, announced_checksum, content_md5, refuse_unimplemented, to_keep};
+    use super::{AnnouncedChecksum, announced_checksum, content_md5, refuse_checksum, refuse_unimplemented, to_keep};
     use crate::error::Code;
     use garage_http::head::RequestHead;
     use garage_model::digest::ChecksumAlgorithm;
@@ -233,13 +282,46 @@ mod tests {
             ("x-amz-storage-class", "GLACIER"),
             ("x-amz-acl", "public-read"),
             ("x-amz-grant-read", "id=1"),
+            ("x-amz-expected-bucket-owner", "123456789012"),
+            ("x-amz-if-match-size", "1"),
+            ("x-amz-s3session-token", "a"),
+            ("x-amz-invented-tomorrow", "a"),
         ];
         for refused in refused {
             assert_eq!(refuse_unimplemented(&head(&[refused])).unwrap_err().code, Code::NotImplemented, "{refused:?}");
         }
-        for taken in [("x-amz-acl", "private"), ("x-amz-acl", "bucket-owner-full-control"), ("x-amz-storage-class", "STANDARD")] {
-            assert!(refuse_unimplemented(&head(&[taken])).is_ok(), "{taken:?}");
+        let unknown = head(&[("x-amz-checksum-crc9", "AAAAAA==")]);
+        assert_eq!(refuse_unimplemented(&unknown).unwrap_err().code, Code::InvalidRequest);
+    }
+
+    #[test]
+    fn what_sdks_send_by_themselves_is_taken() {
+        let taken = [
+            ("amz-sdk-invocation-id", "5f1c"),
+            ("amz-sdk-request", "attempt=1"),
+            ("x-amz-acl", "bucket-owner-full-control"),
+            ("x-amz-acl", "private"),
+            ("x-amz-checksum-mode", "ENABLED"),
+            ("x-amz-checksum-xxhash128", "MxGUd+3l3NXpcWQnaB1YYA=="),
+            ("x-amz-content-sha256", "UNSIGNED-PAYLOAD"),
+            ("x-amz-date", "20260101T000000Z"),
+            ("x-amz-meta-invented-tomorrow", "a"),
+            ("x-amz-request-payer", "requester"),
+            ("x-amz-storage-class", "STANDARD"),
+            ("x-amz-te", "append-md5"),
+            ("x-amz-user-agent", "aws-sdk-js/3"),
+            ("x-amzn-trace-id", "Root=1"),
+        ];
+        for taken in taken {
+            assert_eq!(refuse_unimplemented(&head(&[taken])), Ok(()), "{taken:?}");
         }
+    }
+
+    #[test]
+    fn a_checksum_of_nothing_is_refused() {
+        assert_eq!(refuse_checksum(&head(&[("x-amz-checksum-algorithm", "SHA1")])), Ok(()));
+        let refused = refuse_checksum(&head(&[("x-amz-checksum-sha1", "98O8HYCOBHMq32eZZczDTKeuNEE=")]));
+        assert_eq!(refused.unwrap_err().code, Code::InvalidRequest);
     }
 
     #[test]
@@ -255,6 +337,9 @@ mod tests {
             read(&[("x-amz-sdk-checksum-algorithm", "crc32c")]),
             Ok(Some(AnnouncedChecksum::Algorithm(ChecksumAlgorithm::Crc32c)))
         );
+        for algorithm in ChecksumAlgorithm::ALL {
+            assert_eq!(read(&[("x-amz-trailer", algorithm.header())]), Ok(Some(AnnouncedChecksum::Trailer(algorithm))));
+        }
         assert_eq!(read(&[]), Ok(None));
         for bad in [
             &[crc, ("x-amz-checksum-sha1", "98O8HYCOBHMq32eZZczDTKeuNEE=")][..],

@@ -9,6 +9,7 @@
 pub mod conditions;
 pub mod error;
 pub mod headers;
+pub mod location;
 pub mod ops;
 pub mod range;
 pub mod reply;

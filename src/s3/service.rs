@@ -145,7 +145,10 @@ impl S3Service {
     async fn dispatch(&self, head: &RequestHead, target: Target, caller: Caller, body: Payload) -> Result<Reply, S3Error> {
         let route = route(head, &target)?;
         let (bucket, key) = match target {
-            Target::Service => return list_buckets::run(&caller, head).await,
+            Target::Service => {
+                refuse_unimplemented(head)?;
+                return list_buckets::run(&caller, head).await;
+            }
             Target::Bucket { bucket } => (bucket, None),
             Target::Object { bucket, key } => (bucket, Some(ObjectKey::parse(key)?)),
         };
@@ -178,6 +181,7 @@ impl S3Service {
             Route::UploadPartCopy => found.run::<UploadPartCopy>().await,
             Route::NoConfiguration(code) => {
                 let ctx = found.admitted(Access::Owner).await?;
+                refuse_unimplemented(head)?;
                 Err(S3Error::from(code).with("BucketName", &ctx.bucket_name))
             }
         }

@@ -18,7 +18,7 @@ use garage_model::{Garage, ModelError};
 use garage_table::Schema;
 use garage_table::wire::{Mode, Write};
 use garage_types::codec::Unknown;
-use garage_types::{BucketId, ObjectKey, VersionId};
+use garage_types::{BucketId, Disk, ObjectKey, VersionId};
 
 use crate::world::World;
 
@@ -380,4 +380,29 @@ async fn a_reader_of_an_upload_in_parts_that_is_overwritten_gets_all_of_it_or_an
         }
     }
     assert!(error.is_some() && length_late < object.meta.size, "{length_late} bytes, {error:?}");
+}
+
+/// A status once sent cannot be taken back.
+#[tokio::test(start_paused = true)]
+async fn a_read_whose_first_bytes_cannot_be_had_fails_before_anything_is_sent() {
+    let world = World::new(9);
+    let garage = world.start().await.garage;
+    let bucket = garage.create_bucket("pictures").await.unwrap();
+    garage.put_object(put(bucket, "whole"), Box::new(InMemory::new(body(1, 300)))).await.unwrap();
+    garage.put_object(put(bucket, "small"), Box::new(InMemory::new(body(2, 50)))).await.unwrap();
+    let upload = begin(&garage, bucket, "parts").await;
+    let listed = part(&garage, &upload, 1, &body(3, 300)).await.unwrap();
+    complete(&garage, &upload, &[listed]).await.unwrap();
+    for path in world.disk.files().iter().filter(|path| path.starts_with("/data") && path.components().count() == 5) {
+        world.disk.remove_file(path).unwrap();
+    }
+    for name in ["whole", "small", "parts"] {
+        let object = garage.object(bucket, &key(name)).await.unwrap();
+        let size = object.meta.size;
+        assert!(!matches!(object.meta.content, Content::Inline(_)), "{name} has no blocks to lose");
+        for range in [0..size, 0..1, size - 1..size, size / 2..size] {
+            let read = garage.read_object(&object, range.clone()).await.map(|_stream| ());
+            assert!(matches!(read, Err(ModelError::BlockUnavailable { .. })), "{name} {range:?}: {read:?}");
+        }
+    }
 }

@@ -25,13 +25,14 @@ pub struct Trailer {
 }
 
 /// What `Content-Encoding` says besides `aws-chunked`, which ends with the transfer and is no property of the object.
+///
+/// What is left keeps the client's spelling, spaces included: it is returned as it was given.
 pub fn stored_content_encoding(header: &str) -> Option<String> {
-    let kept: Vec<&str> = header
-        .split(',')
-        .map(str::trim)
-        .filter(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case("aws-chunked"))
-        .collect();
-    (!kept.is_empty()).then(|| kept.join(","))
+    let is_transfer = |coding: &&str| coding.trim().eq_ignore_ascii_case("aws-chunked");
+    let kept: Vec<&str> = header.split(',').filter(|coding| !is_transfer(coding)).collect();
+    // The ends of a value mean nothing: HTTP lets everybody on the way cut spaces there.
+    let kept = kept.join(",").trim().to_owned();
+    (!kept.is_empty()).then_some(kept)
 }
 
 #[cfg(test)]

@@ -153,6 +153,10 @@ fn aws_chunked_is_no_encoding_of_the_object() {
     assert_eq!(stored_content_encoding("aws-chunked"), None);
     assert_eq!(stored_content_encoding("aws-chunked, gzip").as_deref(), Some("gzip"));
     assert_eq!(stored_content_encoding("gzip,br").as_deref(), Some("gzip,br"));
+    assert_eq!(stored_content_encoding("gzip, br").as_deref(), Some("gzip, br"));
+    assert_eq!(stored_content_encoding("gzip , aws-chunked,  br").as_deref(), Some("gzip ,  br"));
+    assert_eq!(stored_content_encoding("AWS-Chunked , gzip, br").as_deref(), Some("gzip, br"));
+    assert_eq!(stored_content_encoding(" , aws-chunked").as_deref(), None);
 }
 
 proptest! {

@@ -5,6 +5,7 @@ use std::future::poll_fn;
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -17,9 +18,10 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
+use super::linger::Client;
 use super::patient::Patient;
 use super::places::{Answering, Place};
 use super::request_body::RequestBody;
@@ -27,10 +29,6 @@ use super::{Peer, Service, Shared};
 use crate::error::{ErrorReply, REQUEST_ID_HEADER, ReplyContext};
 use crate::reply::{ReplyBody, ReplyError};
 use crate::request_id::RequestId;
-
-/// After the last reply, how long and how much a client that is still sending may go on, so that it reads that reply.
-const LINGER: Duration = Duration::from_secs(2);
-const LINGER_BYTES_MAX: usize = 1024 * 1024;
 
 /// Serves one connection. `on_close` ends (its sender is dropped) when the server stops; `place` is held to the end.
 pub(super) async fn run<S: Service + ?Sized>(
@@ -70,9 +68,10 @@ async fn serve<S: Service + ?Sized>(
     place: Arc<Place>,
 ) {
     let io = TokioIo::new(Patient::new(stream, shared.limits.write_idle, place.clone()));
+    let unread = Arc::new(AtomicBool::new(false));
     let handler = service_fn(|request| {
         let answering = place.answer();
-        let answered = answer(request, peer, shared.clone());
+        let answered = answer(request, peer, shared.clone(), unread.clone());
         let reply: BoxFuture<'static, Result<Response<AnsweringBody>, Infallible>> =
             answered.map(|reply| Ok(reply.map(|body| AnsweringBody { body, _answering: answering }))).boxed();
         reply
@@ -100,7 +99,10 @@ async fn serve<S: Service + ?Sized>(
         }
     };
     match ended {
-        Ok(()) => linger(connection.into_parts().io.into_inner()).await,
+        Ok(()) => {
+            let client = if unread.load(Ordering::Acquire) { Client::StillSending } else { Client::Done };
+            shared.lingering.linger(connection.into_parts().io.into_inner(), client).await;
+        }
         // Time-outs, resets, malformed requests: the client's side, and no reason for alarm.
         Err(error) => tracing::debug!(%peer, error = &error as &dyn std::error::Error, "connection ended"),
     }
@@ -134,33 +136,17 @@ async fn closed(mut on_close: watch::Receiver<()>) {
     while on_close.changed().await.is_ok() {}
 }
 
-/// Closes our direction and reads a little of what is still coming: closing with unread data would reset the connection,
-/// and the client could lose the reply that tells it why.
-async fn linger(mut io: impl AsyncRead + AsyncWrite + Unpin) {
-    let until_quiet = async {
-        io.shutdown().await?;
-        let mut scrap = vec![0; 8192];
-        let mut left = LINGER_BYTES_MAX;
-        loop {
-            let read = io.read(&mut scrap).await?;
-            left = left.saturating_sub(read);
-            if read == 0 || left == 0 {
-                return Ok::<(), std::io::Error>(());
-            }
-        }
-    };
-    match tokio::time::timeout(LINGER, until_quiet).await {
-        Ok(Ok(())) | Err(_) => (),
-        Ok(Err(error)) => tracing::trace!(%error, "the client closed first"),
-    }
-}
-
 fn asks_to_continue(value: &HeaderValue) -> bool {
     value.as_bytes().eq_ignore_ascii_case(b"100-continue")
 }
 
-/// Runs the handler, and makes a reply of whatever becomes of it.
-async fn answer<S: Service + ?Sized>(request: Request<Incoming>, peer: Peer, shared: Arc<Shared<S>>) -> Response<ReplyBody> {
+/// Runs the handler, and makes a reply of whatever becomes of it. `unread`: set when it is given before the body was read to its end.
+async fn answer<S: Service + ?Sized>(
+    request: Request<Incoming>,
+    peer: Peer,
+    shared: Arc<Shared<S>>,
+    unread: Arc<AtomicBool>,
+) -> Response<ReplyBody> {
     let started = Instant::now();
     let request_id = RequestId::random(&*shared.random);
     let (parts, incoming) = request.into_parts();
@@ -185,6 +171,7 @@ async fn answer<S: Service + ?Sized>(request: Request<Incoming>, peer: Peer, sha
     }
     // botocore announces even an empty body with `Expect: 100-continue`. HTTP lets us answer at once, but botocore then takes the
     // next reply on this connection for a part of this one, and waits for its time-out; on a new connection it does not.
+    unread.store(!read_to_end.get(), Ordering::Release);
     if !read_to_end.get() || continues_nothing {
         reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }

@@ -3,10 +3,11 @@
 //! Invariants: connections, headers and waiting times are bounded ([`ServerLimits`]); every reply has `x-amz-request-id`, but for
 //! those that hyper gives by itself to what is no request (400, 414, 431), where it has no place for ours; a panic in a handler is a
 //! 500 and costs one request; a body that breaks off aborts its connection, so that the client sees a truncated reply; a reply given
-//! before the request's body was read says that the connection ends. Bodies of requests are bounded by who reads them
+//! before the request's body was read says that the connection ends, and reaches a client that is still sending ([`linger`]). Bodies of requests are bounded by who reads them
 //! ([`crate::body::BodyLimits`]).
 
 mod connection;
+mod linger;
 mod listener;
 mod patient;
 mod places;
@@ -100,6 +101,7 @@ struct Shared<S: ?Sized> {
     service: Arc<S>,
     limits: ServerLimits,
     random: Arc<dyn Random>,
+    lingering: linger::Places,
 }
 
 /// Serves until `stop` is ready; then accepts no more, lets requests in flight finish, and closes.
@@ -112,7 +114,7 @@ pub async fn serve<S: Service + ?Sized>(
     random: Arc<dyn Random>,
     stop: impl Future<Output = ()>,
 ) -> Drained {
-    let shared = Arc::new(Shared { service, limits, random });
+    let shared = Arc::new(Shared { service, limits, random, lingering: linger::Places::default() });
     let places = Places::new(limits.connections_max, limits.connections_of_one_address_max);
     let (closing, on_close) = watch::channel(());
     let mut connections = JoinSet::new();
@@ -141,7 +143,8 @@ pub async fn serve_connection<S: Service + ?Sized>(
     // Held to the end: nobody stops this server.
     let (_closing, on_close) = watch::channel(());
     let Ok(place) = Places::new(1, 1).take(peer) else { return };
-    connection::run(stream, peer, Arc::new(Shared { service, limits, random }), on_close, place).await;
+    let shared = Arc::new(Shared { service, limits, random, lingering: linger::Places::default() });
+    connection::run(stream, peer, shared, on_close, place).await;
 }
 
 struct Accepted {

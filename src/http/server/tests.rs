@@ -75,7 +75,12 @@ fn wire(capacity: usize, limits: ServerLimits) -> Wire {
 
 fn wire_over(client: DuplexStream, server: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, limits: ServerLimits) -> Wire {
     let tester = Arc::new(Tester::default());
-    let shared = Arc::new(Shared { service: tester.clone(), limits, random: Arc::new(SeededRandom::new(1)) });
+    let shared = Arc::new(Shared {
+        service: tester.clone(),
+        limits,
+        random: Arc::new(SeededRandom::new(1)),
+        lingering: super::linger::Places::default(),
+    });
     let (close, on_close) = watch::channel(());
     let peer = Peer::Unix;
     let place = Places::new(1, 1).take(peer).expect("a free place");
@@ -404,8 +409,8 @@ async fn an_early_refusal_reaches_a_client_that_is_still_sending() {
     let address = tcp.local_address().expect("TCP has one");
     let running = start(tcp, ServerLimits::default());
     let mut client = TcpStream::connect(address).await.expect("connected");
-    client.write_all(b"PUT /refuse HTTP/1.1\r\nhost: h\r\ncontent-length: 600000\r\n\r\n").await.expect("sent");
-    client.write_all(&[0; 600_000]).await.expect("the server goes on reading");
+    client.write_all(b"PUT /refuse HTTP/1.1\r\nhost: h\r\ncontent-length: 16777216\r\n\r\n").await.expect("sent");
+    client.write_all(&vec![0; 16 << 20]).await.expect("the server goes on reading");
     let mut reply = String::new();
     client.read_to_string(&mut reply).await.expect("no reset");
     assert!(reply.ends_with("refused"));

@@ -11,9 +11,10 @@ use garage_model::put::Preconditions;
 use garage_model::upload_end::CompleteUpload;
 use garage_types::{ObjectKey, UploadId};
 
-use crate::conditions::parse_etags;
+use crate::conditions::{Condition, parse_etags};
 use crate::error::{Code, S3Error};
 use crate::headers::header;
+use crate::location::Location;
 use crate::ops::put_object::BodyFacts;
 use crate::ops::uploads::{checksum_element, checksum_kind, document, preconditions, upload_id, write_checksum};
 use crate::ops::{Access, BucketCtx, Operation, object_key, uploads};
@@ -28,6 +29,7 @@ pub struct CompleteMultipartUpload {
     /// Without its parts, which are in the document.
     whole: ListedWhole,
     preconditions: Preconditions,
+    location: Location,
     /// Digests of the document; a checksum in the head is the object's, not the document's.
     body: BodyFacts,
 }
@@ -52,6 +54,7 @@ impl Operation for CompleteMultipartUpload {
             id: upload_id(head)?,
             whole,
             preconditions: preconditions(head)?,
+            location: Location::of(head),
             body,
         })
     }
@@ -62,10 +65,13 @@ impl Operation for CompleteMultipartUpload {
         let whole = ListedWhole { parts: parse_parts(&document)?, ..self.whole };
         let upload = uploads::name(ctx, self.key.clone(), self.id);
         let complete = CompleteUpload { upload, whole, preconditions: self.preconditions };
-        let written = ctx.garage().complete_multipart(complete).await?;
+        let failed = Condition::failed_of(&complete.preconditions);
+        let written = ctx.garage().complete_multipart(complete).await;
+        let written = written.map_err(|error| S3Error::of_write(error, failed))?;
+        let url = self.location.of_object(&ctx.caller.settings.root_domains, &ctx.bucket_name, self.key.as_str());
         let mut xml = XmlWriter::document();
         xml.root("CompleteMultipartUploadResult", S3_NAMESPACE, |xml| {
-            xml.text("Location", &format!("/{}/{}", ctx.bucket_name, garage_http::uri::encode_path(self.key.as_str())));
+            xml.text("Location", &url);
             xml.text("Bucket", &ctx.bucket_name);
             xml.text("Key", self.key.as_str());
             xml.text("ETag", &format!("\"{}\"", written.etag));
@@ -104,6 +110,11 @@ fn parse_parts(document: &[u8]) -> Result<Vec<ListedPart>, S3Error> {
 fn parse_part(part: &Element) -> Option<ListedPart> {
     let number = part.child_text("PartNumber")?.trim().parse().ok()?;
     let etag = parse_etags(part.child_text("ETag")?).pop()?;
+    let known = |name: &str| ChecksumAlgorithm::ALL.into_iter().any(|algorithm| checksum_element(algorithm) == name);
+    if part.children.iter().any(|child| child.name.starts_with("Checksum") && !known(&child.name)) {
+        // A checksum that nobody here can compare.
+        return None;
+    }
     let checksum = |algorithm| {
         let value = part.child_text(checksum_element(algorithm))?.trim().to_owned();
         Some(ListedChecksum { algorithm, value })
@@ -130,6 +141,7 @@ mod tests {
             "<CompleteMultipartUpload/>",
             "<Other/>",
             "<CompleteMultipartUpload><Part><PartNumber>1</PartNumber></Part></CompleteMultipartUpload>",
+            "<CompleteMultipartUpload><Part><PartNumber>1</PartNumber><ETag>a</ETag><ChecksumCRC9>AA==</ChecksumCRC9></Part></CompleteMultipartUpload>",
             "<CompleteMultipartUpload><Part><PartNumber>x</PartNumber><ETag>a</ETag></Part></CompleteMultipartUpload>",
         ] {
             assert_eq!(parse_parts(bad.as_bytes()).unwrap_err().code, Code::MalformedXML, "{bad}");

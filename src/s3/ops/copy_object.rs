@@ -13,8 +13,9 @@ use garage_model::digest::ChecksumAlgorithm;
 use garage_model::put::{Preconditions, PutObject};
 use garage_types::ObjectKey;
 
+use crate::conditions::Condition;
 use crate::error::{Code, S3Error};
-use crate::headers::{header, to_keep};
+use crate::headers::{header, refuse_checksum, to_keep};
 use crate::ops::copy_source::CopySource;
 use crate::ops::uploads::{checksum_algorithm, preconditions, write_checksum};
 use crate::ops::{Access, BucketCtx, Operation, object_key};
@@ -33,6 +34,7 @@ impl Operation for CopyObject {
     const ACCESS: Access = Access::Write;
 
     fn parse(head: &RequestHead, key: Option<ObjectKey>) -> Result<Self, S3Error> {
+        refuse_checksum(head)?;
         // Objects have no tags here: there are none to copy, and "replace by none" says the same.
         match header(head, "x-amz-tagging-directive")? {
             None | Some("COPY") => {}
@@ -71,7 +73,9 @@ impl Operation for CopyObject {
             owner: Some(ctx.caller.key.id.clone()),
             preconditions: self.preconditions,
         };
-        let written = ctx.garage().copy_object(Copy { source, put, checksum: self.checksum }).await?;
+        let failed = Condition::failed_of(&put.preconditions);
+        let written = ctx.garage().copy_object(Copy { source, put, checksum: self.checksum }).await;
+        let written = written.map_err(|error| S3Error::of_write(error, failed))?;
         let mut xml = XmlWriter::document();
         xml.root("CopyObjectResult", S3_NAMESPACE, |xml| {
             xml.text("ETag", &format!("\"{}\"", written.etag));

@@ -29,6 +29,8 @@ struct Named {
 }
 
 /// `[/]bucket/key[?versionId=…]`, percent-encoded; the version is behind the last `?`, which an encoded key cannot contain.
+///
+/// Encoded as forms are: `+` is a space, unlike in a path. Java's URLEncoder and PHP's urlencode write it so, and AWS reads it so.
 fn parse_name(text: &str) -> Result<Named, S3Error> {
     let invalid = |message: &str| S3Error::invalid_argument(message, "x-amz-copy-source", text);
     let (path, query) = match text.rsplit_once("?versionId=") {
@@ -39,7 +41,7 @@ fn parse_name(text: &str) -> Result<Named, S3Error> {
         None | Some("null") => {}
         Some(_) => return Err(invalid("Invalid version id specified")),
     }
-    let decoded = uri::decode(path).map_err(|_malformed| invalid("Invalid copy source encoding"))?;
+    let decoded = uri::decode(&path.replace('+', "%20")).map_err(|_malformed| invalid("Invalid copy source encoding"))?;
     let decoded = decoded.strip_prefix('/').unwrap_or(&decoded);
     match decoded.split_once('/') {
         Some((bucket, key)) if !bucket.is_empty() && !key.is_empty() => {
@@ -82,7 +84,9 @@ impl CopySource {
         })?;
         match judge(&self.conditions, &object.meta.etag, object.timestamp, ctx.garage().clock().now()) {
             Judgement::Send => Ok(object),
-            Judgement::NotModified | Judgement::PreconditionFailed => Err(Code::PreconditionFailed.into()),
+            Judgement::NotModified(condition) | Judgement::PreconditionFailed(condition) => {
+                Err(S3Error::precondition_failed(&format!("x-amz-copy-source-{}", condition.name())))
+            }
         }
     }
 }
@@ -125,7 +129,8 @@ mod tests {
         let is = |bucket: &str, key: &str| Ok((bucket.to_owned(), key.to_owned()));
         assert_eq!(named("/b/k"), is("b", "k"));
         assert_eq!(named("b/k"), is("b", "k"));
-        assert_eq!(named("b/a%20b%2Fc+d"), is("b", "a b/c+d"));
+        assert_eq!(named("b/a%20b%2Fc%2Bd"), is("b", "a b/c+d"));
+        assert_eq!(named("b/a+b%2bc"), is("b", "a b+c"));
         assert_eq!(named("/b//k/"), is("b", "/k/"));
         assert_eq!(named("%2Fb%2Fk"), is("b", "k"));
         assert_eq!(named("b/k%253F?versionId=null"), is("b", "k%3F"));

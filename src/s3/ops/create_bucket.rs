@@ -5,6 +5,7 @@
 
 use garage_http::body::Payload;
 use garage_http::head::RequestHead;
+use garage_http::sigv4::RegionPolicy;
 use garage_http::xml;
 use garage_model::buckets::Created;
 
@@ -14,6 +15,7 @@ use crate::ops::Caller;
 use crate::ops::put_object::BodyFacts;
 use crate::ops::uploads::document;
 use crate::reply::Reply;
+use crate::service::S3Settings;
 
 /// Bytes of a configuration document.
 const DOCUMENT_MAX: usize = 64 << 10;
@@ -35,13 +37,20 @@ pub async fn run(caller: &Caller, head: &RequestHead, name: &str, body: Payload)
     }
     let digests = BodyFacts { md5: content_md5(head)?, checksum: announced_checksum(head)? };
     let document = document(body, digests, DOCUMENT_MAX).await?;
-    check_configuration(&document, &caller.settings.region)?;
+    check_configuration(&document, &caller.settings)?;
     match caller.garage.create_bucket_for(&caller.key.id, name).await? {
         Created::New(_) | Created::AlreadyOwned(_) => Reply::ok().header("location", &format!("/{name}")),
     }
 }
 
-fn check_configuration(document: &[u8], region: &str) -> Result<(), S3Error> {
+/// Whether a bucket may be asked for in this region. Who takes signatures for any region takes the name that goes with them: SDKs
+/// name the region they sign for.
+fn takes_location(settings: &S3Settings, location: &str) -> bool {
+    // Clients that know no other region name the first one of AWS; it means "the default" there as well.
+    location.is_empty() || location == settings.region || location == "us-east-1" || settings.region_policy == RegionPolicy::Any
+}
+
+fn check_configuration(document: &[u8], settings: &S3Settings) -> Result<(), S3Error> {
     if document.iter().all(u8::is_ascii_whitespace) {
         return Ok(());
     }
@@ -51,12 +60,10 @@ fn check_configuration(document: &[u8], region: &str) -> Result<(), S3Error> {
     }
     for child in &root.children {
         match child.name.as_str() {
-            "LocationConstraint" if child.text.trim().is_empty() || child.text.trim() == region => {}
-            // Clients that know no other region name the first one of AWS; it means "the default" there as well.
-            "LocationConstraint" if child.text.trim() == "us-east-1" => {}
+            "LocationConstraint" if takes_location(settings, child.text.trim()) => {}
             "LocationConstraint" => {
-                let message =
-                    format!("The {} location constraint is incompatible with the region {region} of this service.", child.text);
+                let (asked, ours) = (&child.text, &settings.region);
+                let message = format!("The {asked} location constraint is incompatible with the region {ours} of this service.");
                 return Err(S3Error::new(Code::IllegalLocationConstraintException, message));
             }
             "Tags" | "Bucket" | "Location" => return Err(S3Error::not_implemented(&format!("{} of a new bucket", child.name))),
@@ -68,17 +75,25 @@ fn check_configuration(document: &[u8], region: &str) -> Result<(), S3Error> {
 
 #[cfg(test)]
 mod tests {
+    use garage_http::sigv4::RegionPolicy;
+
     use super::check_configuration;
     use crate::error::Code;
+    use crate::service::S3Settings;
 
     #[test]
-    fn the_location_must_be_ours() {
+    fn the_location_must_be_one_we_take_signatures_for() {
         let document = |location: &str| {
             format!(
                 "<CreateBucketConfiguration xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><LocationConstraint>{location}</LocationConstraint></CreateBucketConfiguration>"
             )
         };
-        let check = |text: &str| check_configuration(text.as_bytes(), "garage").map_err(|error| error.code);
+        let check_by = |region_policy: RegionPolicy, text: &str| {
+            let settings = S3Settings { region: "garage".to_owned(), region_policy, root_domains: Vec::new() };
+            check_configuration(text.as_bytes(), &settings).map_err(|error| error.code)
+        };
+        let check = |text: &str| check_by(RegionPolicy::Exactly("garage".to_owned()), text);
+        assert_eq!(check_by(RegionPolicy::Any, &document("eu-west-3")), Ok(()));
         assert_eq!(check(""), Ok(()));
         assert_eq!(check(&document("garage")), Ok(()));
         assert_eq!(check(&document("eu-west-3")), Err(Code::IllegalLocationConstraintException));

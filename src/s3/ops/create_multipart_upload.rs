@@ -10,7 +10,7 @@ use garage_model::upload::UploadChecksum;
 use garage_types::ObjectKey;
 
 use crate::error::S3Error;
-use crate::headers::to_keep;
+use crate::headers::{refuse_checksum, to_keep};
 use crate::ops::get_object::checksum_type;
 use crate::ops::{Access, BucketCtx, Operation, object_key, uploads};
 use crate::reply::Reply;
@@ -25,6 +25,7 @@ impl Operation for CreateMultipartUpload {
     const ACCESS: Access = Access::Write;
 
     fn parse(head: &RequestHead, key: Option<ObjectKey>) -> Result<Self, S3Error> {
+        refuse_checksum(head)?;
         let checksum = uploads::upload_checksum(head)?;
         Ok(CreateMultipartUpload { key: object_key(key)?, headers: to_keep(head)?, checksum })
     }

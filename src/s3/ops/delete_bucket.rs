@@ -4,7 +4,7 @@ use garage_http::body::Payload;
 use garage_http::head::RequestHead;
 use garage_types::ObjectKey;
 
-use crate::error::S3Error;
+use crate::error::{Code, S3Error};
 use crate::ops::{Access, BucketCtx, Operation};
 use crate::reply::Reply;
 
@@ -18,7 +18,10 @@ impl Operation for DeleteBucket {
     }
 
     async fn run(self, ctx: &BucketCtx, _body: Payload) -> Result<Reply, S3Error> {
-        ctx.garage().delete_bucket(ctx.bucket.id).await?;
+        ctx.garage().delete_bucket(ctx.bucket.id).await.map_err(|error| {
+            let error = S3Error::from(error);
+            if error.code == Code::BucketNotEmpty { error.with("BucketName", &ctx.bucket_name) } else { error }
+        })?;
         Ok(Reply::no_content())
     }
 }

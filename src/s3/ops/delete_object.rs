@@ -5,8 +5,9 @@ use garage_http::head::RequestHead;
 use garage_model::put::Preconditions;
 use garage_types::ObjectKey;
 
+use crate::conditions::Condition;
 use crate::error::S3Error;
-use crate::headers::{etags, header};
+use crate::headers::etags;
 use crate::ops::{Access, BucketCtx, Operation, object_key};
 use crate::reply::Reply;
 
@@ -19,11 +20,6 @@ impl Operation for DeleteObject {
     const ACCESS: Access = Access::Write;
 
     fn parse(head: &RequestHead, key: Option<ObjectKey>) -> Result<Self, S3Error> {
-        for name in ["x-amz-if-match-last-modified-time", "x-amz-if-match-size"] {
-            if header(head, name)?.is_some() {
-                return Err(S3Error::not_implemented(&format!("The header {name}")));
-            }
-        }
         match head.parameter("versionId") {
             None | Some("null") => {}
             Some(version) => return Err(S3Error::invalid_argument("Invalid version id specified", "versionId", version)),
@@ -33,7 +29,8 @@ impl Operation for DeleteObject {
     }
 
     async fn run(self, ctx: &BucketCtx, _body: Payload) -> Result<Reply, S3Error> {
-        ctx.garage().delete_object(ctx.bucket.id, &self.key, self.preconditions).await?;
+        let deleted = ctx.garage().delete_object(ctx.bucket.id, &self.key, self.preconditions).await;
+        deleted.map_err(|error| S3Error::of_write(error, Condition::IfMatch))?;
         Ok(Reply::no_content())
     }
 }

@@ -143,8 +143,8 @@ impl Read {
         })?;
         match judge(&self.conditions, &object.meta.etag, object.timestamp, ctx.garage().clock().now()) {
             Judgement::Send => Ok(object),
-            Judgement::PreconditionFailed => Err(Code::PreconditionFailed.into()),
-            Judgement::NotModified => Err(not_modified(&object)),
+            Judgement::PreconditionFailed(condition) => Err(S3Error::precondition_failed(condition.name())),
+            Judgement::NotModified(_) => Err(not_modified(&object)),
         }
     }
 

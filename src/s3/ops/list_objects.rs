@@ -152,7 +152,8 @@ impl Operation for ListObjects {
         xml.root("ListBucketResult", S3_NAMESPACE, |xml| {
             common.head(xml, ctx);
             xml.text("Marker", &common.encoding.apply(&self.marker));
-            if let (true, Some(last)) = (listing.truncated, listing.items.last()) {
+            // As at AWS, only with a delimiter: without one the last key is the next marker.
+            if let (true, Some(_), Some(last)) = (listing.truncated, &common.delimiter, listing.items.last()) {
                 let text = match last {
                     ListItem::Object(listed) => listed.key.as_str(),
                     ListItem::CommonPrefix(prefix) => prefix,
@@ -163,7 +164,7 @@ impl Operation for ListObjects {
             common.tail(xml, &listing);
             common.items(xml, &listing, Owner::Shown);
         });
-        Ok(Reply::xml(xml.finish()))
+        Reply::xml(xml.finish()).header("x-amz-bucket-region", &ctx.caller.settings.region)
     }
 }
 
@@ -220,7 +221,7 @@ impl Operation for ListObjectsV2 {
             common.tail(xml, &listing);
             common.items(xml, &listing, self.owner);
         });
-        Ok(Reply::xml(xml.finish()))
+        Reply::xml(xml.finish()).header("x-amz-bucket-region", &ctx.caller.settings.region)
     }
 }
 

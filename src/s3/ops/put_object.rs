@@ -13,6 +13,7 @@ use garage_model::pipeline::Source;
 use garage_model::put::{PUT_SIZE_MAX, Preconditions, PutObject as Put, Written};
 use garage_types::ObjectKey;
 
+use crate::conditions::Condition;
 use crate::error::{Code, S3Error, SourceFailure};
 use crate::headers::{AnnouncedChecksum, announced_checksum, check_value, content_md5, header, to_keep};
 use crate::ops::get_object::checksum_type;
@@ -124,7 +125,9 @@ impl Operation for PutObject {
             owner: Some(ctx.caller.key.id.clone()),
             preconditions: self.preconditions,
         };
-        let written = ctx.garage().put_object(put, Box::new(PayloadSource::new(body, self.body))).await?;
+        let failed = Condition::failed_of(&put.preconditions);
+        let written = ctx.garage().put_object(put, Box::new(PayloadSource::new(body, self.body))).await;
+        let written = written.map_err(|error| S3Error::of_write(error, failed))?;
         written_reply(&written)
     }
 }

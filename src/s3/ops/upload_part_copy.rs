@@ -8,7 +8,7 @@ use garage_model::multipart::PutPart;
 use garage_types::{ObjectKey, UploadId};
 
 use crate::error::S3Error;
-use crate::headers::header;
+use crate::headers::{header, refuse_checksum};
 use crate::ops::copy_source::{CopySource, copy_range};
 use crate::ops::uploads::{checksum_element, part_number, upload_id};
 use crate::ops::{Access, BucketCtx, Operation, object_key, uploads};
@@ -26,6 +26,7 @@ impl Operation for UploadPartCopy {
     const ACCESS: Access = Access::Write;
 
     fn parse(head: &RequestHead, key: Option<ObjectKey>) -> Result<Self, S3Error> {
+        refuse_checksum(head)?;
         Ok(UploadPartCopy {
             key: object_key(key)?,
             number: part_number(head)?,

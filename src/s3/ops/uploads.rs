@@ -14,7 +14,7 @@ use garage_model::upload::UploadChecksum;
 use garage_types::{ObjectKey, UploadId};
 
 use crate::error::{Code, S3Error};
-use crate::headers::{etags, header};
+use crate::headers::{etags, header, unknown_algorithm};
 use crate::ops::BucketCtx;
 use crate::ops::put_object::{BodyFacts, PayloadSource};
 
@@ -73,13 +73,7 @@ pub fn checksum_kind(head: &RequestHead) -> Result<Option<ChecksumKind>, S3Error
 /// 400 for an algorithm that does not exist.
 pub fn checksum_algorithm(head: &RequestHead) -> Result<Option<ChecksumAlgorithm>, S3Error> {
     let Some(name) = header(head, "x-amz-checksum-algorithm")? else { return Ok(None) };
-    let unknown = || {
-        S3Error::new(
-            Code::InvalidRequest,
-            "Checksum algorithm provided is unsupported. Please try again with any of the valid types: [CRC32, CRC32C, CRC64NVME, SHA1, SHA256]",
-        )
-    };
-    ChecksumAlgorithm::parse(name).map(Some).ok_or_else(unknown)
+    ChecksumAlgorithm::parse(name).map(Some).ok_or_else(unknown_algorithm)
 }
 
 /// The checksum of a new upload.
@@ -115,6 +109,11 @@ pub fn checksum_element(algorithm: ChecksumAlgorithm) -> &'static str {
         ChecksumAlgorithm::Crc64Nvme => "ChecksumCRC64NVME",
         ChecksumAlgorithm::Sha1 => "ChecksumSHA1",
         ChecksumAlgorithm::Sha256 => "ChecksumSHA256",
+        ChecksumAlgorithm::Sha512 => "ChecksumSHA512",
+        ChecksumAlgorithm::Md5 => "ChecksumMD5",
+        ChecksumAlgorithm::XxHash64 => "ChecksumXXHASH64",
+        ChecksumAlgorithm::XxHash3 => "ChecksumXXHASH3",
+        ChecksumAlgorithm::XxHash128 => "ChecksumXXHASH128",
     }
 }
 
