@@ -39,7 +39,7 @@ struct Pair {
 
 async fn pair(client: &Local, server: &Local, expected: NodeId) -> Pair {
     let (a, b) = duplex(1024);
-    let (client, server) = tokio::join!(connect(socket(a), client, expected, PURPOSE), accept(socket(b), server, || {}));
+    let (client, server) = tokio::join!(connect(socket(a), client, expected, PURPOSE), accept(socket(b), server, || ()));
     Pair { client, server }
 }
 
@@ -120,7 +120,7 @@ async fn cut_after(from_client: u64, from_server: u64) -> Pair {
     let expected = server.identity.id();
     let (client, server, (), ()) = tokio::join!(
         connect(socket(a), &client, expected, PURPOSE),
-        accept(socket(b), &server, || {}),
+        accept(socket(b), &server, || ()),
         forward(client_read, server_write, from_client),
         forward(server_read, client_write, from_server),
     );
@@ -255,7 +255,7 @@ async fn what_fits_the_windows_of_all_lanes_arrives_without_a_round_trip() {
         let (client, server) = (local(1), local(2));
         let (near, far) = tokio::join!(
             connect(socket(near), &client, server.identity.id(), Purpose { role: Role::Node, class }),
-            accept(socket(far), &server, || {})
+            accept(socket(far), &server, || ())
         );
         let (near, mut far) = (near.unwrap().multiplex(Windows::Fixed), far.unwrap().multiplex(Windows::Fixed));
         tokio::spawn(near.driver);

@@ -127,7 +127,7 @@ async fn trailers_are_there_after_the_end() {
 async fn a_client_that_goes_silent_is_given_up() {
     let first = stream::iter([Ok::<_, std::io::Error>(Frame::data(Bytes::from_static(b"x")))]);
     let body = StreamBody::new(first.chain(stream::pending()));
-    let limits = BodyLimits { idle: Duration::from_secs(60), ..BodyLimits::default() };
+    let limits = BodyLimits { idle: Duration::from_secs(60) };
     let mut payload = Payload::new(body, PayloadKind::Unsigned, &head(&[]), &limits).expect("a payload");
     assert!(matches!(payload.next().await, Some(Ok(_))));
     let started = tokio::time::Instant::now();
