@@ -122,7 +122,7 @@ mod tests {
         assert_eq!(parts.headers["content-type"], "application/xml");
         assert_eq!(parts.headers["x-amz-request-id"], "00000000000000AB");
         let expected = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>NoSuchKey</Code><Message>a &lt; b</Message>\
-            <Key>k&amp;\u{fffd}</Key><Resource>/b/k</Resource><RequestId>00000000000000AB</RequestId><HostId>node</HostId></Error>";
+            <Key>k&amp;&#x1;</Key><Resource>/b/k</Resource><RequestId>00000000000000AB</RequestId><HostId>node</HostId></Error>";
         assert_eq!(body, expected);
     }
 
