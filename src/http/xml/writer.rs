@@ -8,6 +8,21 @@
 
 use std::fmt::Write;
 
+/// Whether XML has no way to carry this character.
+fn is_unspeakable(character: char) -> bool {
+    matches!(character, '\0'..='\u{8}' | '\u{b}' | '\u{c}' | '\u{e}'..='\u{1f}' | '\u{fffe}' | '\u{ffff}')
+}
+
+/// Whether every parser reads this text as it is.
+pub fn can_carry(text: &str) -> bool {
+    !text.contains(is_unspeakable)
+}
+
+/// The text for people to read, not to be used as a name: a replacement character where XML has no way to carry one.
+pub fn legible(text: &str) -> String {
+    text.replace(is_unspeakable, "\u{fffd}")
+}
+
 /// A document under construction. Element names are our own constants and not escaped.
 #[derive(Debug)]
 pub struct XmlWriter {
@@ -86,7 +101,7 @@ impl XmlWriter {
                 '"' => self.text.push_str("&quot;"),
                 '\r' => self.text.push_str("&#13;"),
                 '\t' | '\n' => self.text.push(character),
-                '\0'..='\u{1f}' | '\u{fffe}' | '\u{ffff}' => {
+                character if is_unspeakable(character) => {
                     write!(self.text, "&#x{:x};", u32::from(character)).expect("writing to a string cannot fail");
                 }
                 other => self.text.push(other),
@@ -99,7 +114,7 @@ impl XmlWriter {
 mod tests {
     use proptest::prelude::{any, proptest};
 
-    use super::XmlWriter;
+    use super::{XmlWriter, can_carry};
     use crate::xml::{S3_NAMESPACE, parse};
 
     #[test]
@@ -126,6 +141,7 @@ mod tests {
         let expected = "<Key>a&#x1;b&#x0;&#x1f;&#xfffe;&#xffff;\t\n&#13;\u{fffd}</Key>";
         let document = key("a\u{1}b\0\u{1f}\u{fffe}\u{ffff}\t\n\r\u{fffd}");
         assert!(document.ends_with(expected), "{document}");
+        assert!(can_carry("a\t\r\n é\u{fffd}\u{7f}") && !can_carry("a\u{1}") && !can_carry("\u{ffff}") && !can_carry("\0"));
     }
 
     proptest! {
