@@ -3,14 +3,17 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_channel::oneshot;
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt};
 use garage_model::complete::{ListedPart, ListedWhole};
 use garage_model::copy::CopyObject;
-use garage_model::digest::ChecksumAlgorithm;
+use garage_model::digest::{ChecksumAlgorithm, Expected};
+use garage_model::error::SourceError;
 use garage_model::multipart::{CreateUpload, PutPart, UploadName};
 use garage_model::object::{Content, ObjectMeta, ObjectRow, ObjectState, ObjectTable};
 use garage_model::part::Part;
-use garage_model::pipeline::InMemory;
+use garage_model::pipeline::{InMemory, Source};
 use garage_model::put::{Preconditions, PutObject, Written};
 use garage_model::upload_end::CompleteUpload;
 use garage_model::version::{Backlink, Piece, Segment, VersionContent, VersionRow, VersionTable};
@@ -405,4 +408,63 @@ async fn a_read_whose_first_bytes_cannot_be_had_fails_before_anything_is_sent() 
             assert!(matches!(read, Err(ModelError::BlockUnavailable { .. })), "{name} {range:?}: {read:?}");
         }
     }
+}
+
+/// A body whose second half comes only when it is let go.
+struct Halting {
+    halves: Vec<Vec<u8>>,
+    go_on: Option<oneshot::Receiver<()>>,
+}
+
+impl Source for Halting {
+    fn next(&mut self) -> BoxFuture<'_, Option<Result<Bytes, SourceError>>> {
+        async move {
+            if self.halves.len() == 1
+                && let Some(go_on) = self.go_on.take()
+            {
+                go_on.await.expect("the test lets it go on");
+            }
+            self.halves.pop().map(|half| Ok(half.into()))
+        }
+        .boxed()
+    }
+
+    fn expected(&mut self) -> Result<Expected, SourceError> {
+        Ok(Expected::default())
+    }
+}
+
+/// Clocks stand still here, so that it is not by them that parts are told apart.
+#[tokio::test(start_paused = true)]
+async fn of_two_overlapping_uploads_of_a_part_the_one_answered_last_is_the_part() {
+    let world = World::new(10);
+    let garage = world.start().await.garage;
+    let bucket = garage.create_bucket("pictures").await.unwrap();
+    let upload = begin(&garage, bucket, "k").await;
+    // By chance the right one of two that ended at the same time would be chosen every other time.
+    for number in 1..=12 {
+        let (go, go_on) = oneshot::channel();
+        let halting = Halting { halves: vec![body(1, 100), body(2, 100)], go_on: Some(go_on) };
+        let put = PutPart { upload: upload.clone(), number, checksum: None };
+        let quick = async {
+            let quick = part(&garage, &upload, number, &body(3, 100)).await.unwrap();
+            go.send(()).unwrap();
+            quick
+        };
+        let (slow, quick) = futures_util::join!(garage.upload_part(put, Box::new(halting)), quick);
+        let slow = slow.unwrap();
+        assert_ne!(slow.etag, quick.etag);
+        let newest = garage.list_parts(&upload, number - 1, 1).await.unwrap().parts;
+        assert_eq!(newest[0].stored.etag, slow.etag, "part {number}");
+        let last = [ListedPart { number, etag: slow.etag, checksums: Vec::new() }];
+        if number == 12 {
+            assert!(complete(&garage, &upload, &[quick]).await.is_err(), "the part that was replaced");
+            complete(&garage, &upload, &last).await.unwrap();
+        }
+    }
+    assert_eq!(fetch(&garage, bucket, "k").await, [body(2, 100), body(1, 100)].concat());
+    settle(&world, &garage).await;
+    garage.delete_object(bucket, &key("k"), Preconditions::default()).await.unwrap();
+    settle(&world, &garage).await;
+    assert_eq!(blocks(&world), 0);
 }
