@@ -427,9 +427,7 @@ impl From<Refusal> for ModelError {
             Refusal::NoSuchKey => ModelError::NoSuchKey,
             Refusal::NoSuchBucket => ModelError::NoSuchBucket(String::new()),
             Refusal::NoSuchUpload => ModelError::NoSuchUpload,
-            Refusal::UploadBusy => {
-                ModelError::Conflict("the upload is being completed or aborted by another request; try again".to_owned())
-            }
+            Refusal::UploadBusy => ModelError::UploadBusy,
             Refusal::QuotaObjects => ModelError::QuotaObjects,
             Refusal::QuotaBytes => ModelError::QuotaBytes,
         }

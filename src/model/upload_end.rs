@@ -12,6 +12,7 @@
 //!   owner has refused the completion for good: whoever knows of the claim, and not that it was withdrawn, may carry it out.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use futures_channel::oneshot;
 use futures_util::FutureExt;
@@ -107,7 +108,8 @@ fn withdrawn_rows(version: VersionId, backlink: &Backlink, parts: u32) -> Vec<Ve
 }
 
 impl Garage {
-    /// Makes an object of the parts listed; parts not listed are released. Repeated after success it answers the same.
+    /// Makes an object of the parts listed; parts not listed are released. Repeated after success it answers the same; repeated while
+    /// another completion of the upload is under way it waits for that one, and then answers the same.
     ///
     /// # Errors
     /// [`ModelError::Complete`] and others: the upload is open then as it was. [`ModelError::Table`]: it may have been completed.
@@ -123,16 +125,43 @@ impl Garage {
     }
 
     async fn complete(&self, complete: CompleteUpload) -> Result<Written, ModelError> {
+        let mut patience = Patience::default();
+        loop {
+            match self.complete_once(&complete).await {
+                Err(ModelError::UploadBusy) => self.wait_for_its_end(&complete.upload, &mut patience).await?,
+                done => return done,
+            }
+        }
+    }
+
+    /// Waits until nobody is ending the upload any more: it has ended, or whoever was at it has given up.
+    ///
+    /// # Errors
+    /// [`ModelError::UploadBusy`] once the patience is used up.
+    async fn wait_for_its_end(&self, name: &UploadName, patience: &mut Patience) -> Result<(), ModelError> {
+        loop {
+            let pause = patience.next(self.0.random.u64()).ok_or(ModelError::UploadBusy)?;
+            tokio::time::sleep(pause).await;
+            let row = self.upload_row(name).await?;
+            if !row.as_ref().is_some_and(is_being_ended) {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn complete_once(&self, complete: &CompleteUpload) -> Result<Written, ModelError> {
         let UploadName { bucket, key, id } = &complete.upload;
         // None of these needs another's answer, and each sees what was acknowledged before this request came.
         let (row, attempts, later) =
             join3(self.upload_row(&complete.upload), self.part_attempts(*id, 0, None), self.later_than_known(*bucket, key)).await;
         let row = match row? {
+            // Its claim would be refused. Without an end in sight the owners settle what is left of a dead coordinator's.
+            Some(row) if is_being_ended(&row) => return Err(ModelError::UploadBusy),
             Some(row) if row.multipart().is_some() => row,
             ended => return self.completed_before(&complete.upload, &complete.whole, ended).await,
         };
         let known = Known { parts: newest_parts(attempts?), later: later? };
-        let error = match self.complete_open(&row, &complete, known).await {
+        let error = match self.complete_open(&row, complete, known).await {
             Err(error @ (ModelError::NoSuchUpload | ModelError::Complete(_))) => error,
             done => return done,
         };
@@ -200,7 +229,7 @@ impl Garage {
             // Superseded or deleted since.
             return Ok(ModelError::NoSuchUpload);
         }
-        Ok(ModelError::Conflict("the upload is being completed by another request; try again".to_owned()))
+        Ok(ModelError::UploadBusy)
     }
 
     /// Lists the parts under the final version and claims the upload, side by side: nothing follows before both are durable.
@@ -309,7 +338,7 @@ impl Garage {
     /// Gives up a multipart upload and releases its parts.
     ///
     /// # Errors
-    /// [`ModelError::NoSuchUpload`]; [`ModelError::Conflict`] while it is being completed.
+    /// [`ModelError::NoSuchUpload`]; [`ModelError::UploadBusy`] while it is being completed.
     pub async fn abort_multipart(&self, name: &UploadName) -> Result<(), ModelError> {
         let row = self.upload_row(name).await?.filter(|row| row.multipart().is_some()).ok_or(ModelError::NoSuchUpload)?;
         let id = VersionId::random(&*self.0.random);
@@ -431,6 +460,37 @@ enum Hold {
     Withdrawn,
 }
 
+/// Whether somebody holds a claim on the upload.
+fn is_being_ended(row: &UploadRow) -> bool {
+    row.multipart().is_some_and(|multipart| multipart.held().next().is_some())
+}
+
+/// How long a completion waits for another one of its upload, and how often it looks.
+#[derive(Debug, Default)]
+struct Patience {
+    pauses: u32,
+    waited: Duration,
+}
+
+impl Patience {
+    /// In all; clients wait for an answer about a minute.
+    const MAX: Duration = Duration::from_secs(30);
+    const FIRST: Duration = Duration::from_millis(20);
+    const LONGEST: Duration = Duration::from_secs(1);
+
+    /// How long to wait before the next look; `None`: no longer. Several completions that refuse each other part by chance.
+    fn next(&mut self, random: u64) -> Option<Duration> {
+        if self.waited >= Self::MAX {
+            return None;
+        }
+        let longest = Self::FIRST.saturating_mul(1 << self.pauses.min(10)).min(Self::LONGEST);
+        let pause = longest / 2 + longest.mul_f64((random % 1024) as f64 / 2048.0);
+        self.pauses += 1;
+        self.waited += pause;
+        Some(pause)
+    }
+}
+
 pub(crate) fn name_of(row: &UploadRow) -> UploadName {
     UploadName { bucket: row.bucket, key: row.key.clone(), id: row.id }
 }
@@ -456,7 +516,7 @@ mod tests {
     use garage_types::crdt::Crdt;
     use garage_types::{BucketId, ObjectKey, Timestamp, VersionId};
 
-    use super::{final_rows, withdrawn_rows};
+    use super::{Patience, final_rows, withdrawn_rows};
     use crate::digest::{Checksum, ChecksumAlgorithm, ChecksumKind};
     use crate::part::{Part, StoredPart};
     use crate::version::{Backlink, SEGMENT_PIECES_MAX, VersionContent};
@@ -467,6 +527,15 @@ mod tests {
         (1..=count)
             .map(|number| Part { number, version: VersionId::from_bytes([number as u8; 32]), stored: stored.clone() })
             .collect()
+    }
+
+    #[test]
+    fn patience_grows_and_ends() {
+        let mut patience = Patience::default();
+        let pauses: Vec<_> = std::iter::from_fn(|| patience.next(0)).collect();
+        assert!(pauses[0] < Patience::FIRST && pauses.is_sorted() && pauses.len() < 100);
+        let waited: std::time::Duration = pauses.iter().sum();
+        assert!(waited >= Patience::MAX && waited <= Patience::MAX + Patience::LONGEST);
     }
 
     #[test]
