@@ -121,6 +121,7 @@ impl Garage {
     /// [`ModelError`]; what was stored is released then.
     pub async fn upload_part(&self, put: PutPart, source: Box<dyn Source>) -> Result<PartWritten, ModelError> {
         self.check_room(put.upload.bucket, source.announced())?;
+        self.check_limits_of_part(put.upload.bucket, source.announced()).await?;
         let algorithm = self.part_checksum(&put).await?;
         // In a task of its own: a client that hangs up must not stop us halfway through cleaning up.
         let (done, result) = oneshot::channel();
@@ -146,6 +147,7 @@ impl Garage {
     /// # Errors
     /// As [`Garage::upload_part`].
     pub(crate) async fn refer_part(&self, put: PutPart, source: &Object) -> Result<PartWritten, ModelError> {
+        self.check_limits_of_part(put.upload.bucket, Some(source.meta.size)).await?;
         let (done, result) = oneshot::channel();
         let (garage, source) = (self.clone(), source.clone());
         let task = async move {
@@ -209,7 +211,10 @@ impl Garage {
         let begin = async { won(self.0.parts.commit(&row).await?) };
         let store = pipeline::store(self.clone(), plan, BytesMut::new(), source);
         let (begun, stored, later) = join3(begin, store, self.later_than_parts(id, put.number)).await;
-        let prepared = begun.and(stored).and_then(|StoredBody { digested, .. }| {
+        // Again, now that the size is certain and other parts have come meanwhile.
+        let length = stored.as_ref().ok().map(|stored| stored.digested.length);
+        let admitted = self.check_limits_of_part(bucket, length).await;
+        let prepared = begun.and(admitted).and(stored).and_then(|StoredBody { digested, .. }| {
             let timestamp = self.0.clock.now().max(later?);
             Ok(StoredPart { timestamp, size: digested.length, etag: digested.etag(), checksum: digested.checksum })
         });

@@ -22,6 +22,7 @@ use garage_table::wire::{Mode, Verdict};
 use garage_types::codec::{self, Unknown};
 use garage_types::{Timestamp, UploadId, VersionId};
 
+use crate::bucket::Quotas;
 use crate::combine;
 use crate::complete::{Assembled, ListedWhole, assemble};
 use crate::digest::ChecksumAlgorithm;
@@ -30,7 +31,7 @@ use crate::garage::Garage;
 use crate::multipart::UploadName;
 use crate::object::{Condition, Content, ObjectMeta, ObjectRow, ObjectState, ObjectTable};
 use crate::part::{AttemptState, Outcome, Part, PartEntry, PartRow, ended_key, fate, newest_parts};
-use crate::put::{ATTEMPTS_MAX, Preconditions, PutObject, Written, object_row, refused, won};
+use crate::put::{ATTEMPTS_MAX, CountedBefore, Preconditions, PutObject, Written, object_row, refused, won};
 use crate::upload::{Claim, Completion, MultipartUpload, Purpose, UploadRow, UploadState, UploadTable};
 use crate::version::{Backlink, Piece, SEGMENT_PIECES_MAX, Segment, VersionContent, VersionRow};
 
@@ -188,8 +189,12 @@ impl Garage {
         };
         let finish = Finish { row: row.clone(), put, version, completion };
         self.list_and_claim(&finish, &assembled).await?;
-        match self.condition(&finish.put, finish.completion.size).await {
-            Ok(condition) => self.finish(&finish, condition).await,
+        match self.condition(&finish.put, finish.completion.size, CountedBefore::AsParts).await {
+            Ok(condition) => {
+                let written = self.finish(&finish, condition).await?;
+                self.uncount_parts(row, Outcome::Completed(version)).await;
+                Ok(written)
+            }
             Err(error) => {
                 self.withdraw(&finish).await;
                 Err(error)
@@ -348,7 +353,22 @@ impl Garage {
             return Err(error);
         }
         let aborted = self.0.uploads.commit(&row.with_state(UploadState::Aborted)).await;
-        aborted.map_err(ModelError::from).and_then(won)
+        aborted.map_err(ModelError::from).and_then(won)?;
+        self.uncount_parts(&row, Outcome::Aborted).await;
+        Ok(())
+    }
+
+    /// Takes the parts of an upload that has ended out of the counts of a bucket with a limit on them: its client's next write must not
+    /// be refused because of them. Elsewhere, and when this fails, the queue of the owners does it soon.
+    async fn uncount_parts(&self, row: &UploadRow, outcome: Outcome) {
+        let uncounted = match self.limits(row.bucket).await {
+            Ok(Quotas { size_bytes_max: None, .. }) => Ok(()),
+            Ok(_) => Box::pin(self.end_parts(&PartRow::ended(row.id, row.bucket, outcome))).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = uncounted {
+            tracing::warn!(upload = %row.id, %error, "the parts of an ended upload are still counted");
+        }
     }
 
     /// Carries out, or takes back, a claim whose holder is gone. `row`: as an owner has it.

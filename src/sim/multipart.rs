@@ -6,6 +6,7 @@ use bytes::Bytes;
 use futures_channel::oneshot;
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt};
+use garage_model::bucket::Quotas;
 use garage_model::complete::{ListedPart, ListedWhole};
 use garage_model::copy::CopyObject;
 use garage_model::digest::{ChecksumAlgorithm, Expected};
@@ -465,4 +466,54 @@ async fn of_two_overlapping_uploads_of_a_part_the_one_answered_last_is_the_part(
     garage.delete_object(bucket, &key("k"), Preconditions::default()).await.unwrap();
     settle(&world, &garage).await;
     assert_eq!(blocks(&world), 0);
+}
+
+/// A body of which nobody may read a byte.
+struct Unread(u64);
+
+impl Source for Unread {
+    fn next(&mut self) -> BoxFuture<'_, Option<Result<Bytes, SourceError>>> {
+        panic!("a body was read that could only be refused")
+    }
+
+    fn announced(&self) -> Option<u64> {
+        Some(self.0)
+    }
+
+    fn expected(&mut self) -> Result<Expected, SourceError> {
+        Ok(Expected::default())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn open_parts_count_towards_the_limit_and_what_exceeds_it_is_refused_unread() {
+    let world = World::new(11);
+    let garage = world.start().await.garage;
+    let bucket = garage.create_bucket("pictures").await.unwrap();
+    garage.set_quotas(bucket, Quotas { size_bytes_max: Some(500), objects_max: None }).await.unwrap();
+    let upload = begin(&garage, bucket, "k").await;
+    let listed = part(&garage, &upload, 1, &body(1, 300)).await.unwrap();
+    let another = PutPart { upload: upload.clone(), number: 2, checksum: None };
+    let refused = garage.upload_part(another.clone(), Box::new(Unread(201))).await;
+    assert!(matches!(refused, Err(ModelError::QuotaBytes)), "{refused:?}");
+    let refused = garage.put_object(put(bucket, "object"), Box::new(Unread(201))).await;
+    assert!(matches!(refused, Err(ModelError::QuotaBytes)), "{refused:?}");
+    // Without a length it is judged once it is known.
+    let refused = part(&garage, &upload, 2, &body(2, 201)).await;
+    assert!(matches!(refused, Err(ModelError::QuotaBytes)), "{refused:?}");
+    let refused = garage.put_object(put(bucket, "object"), Box::new(InMemory::new(body(2, 201)))).await;
+    assert!(matches!(refused, Err(ModelError::QuotaBytes)), "{refused:?}");
+    garage.put_object(put(bucket, "object"), Box::new(InMemory::new(body(2, 200)))).await.unwrap();
+
+    // A completion only moves what was counted before, and its bytes are not counted twice for a moment.
+    complete(&garage, &upload, &[listed]).await.unwrap();
+    garage.put_object(put(bucket, "object"), Box::new(InMemory::new(body(3, 199)))).await.unwrap();
+    let next = begin(&garage, bucket, "next").await;
+    part(&garage, &next, 1, b"x").await.unwrap();
+    assert!(matches!(part(&garage, &next, 2, b"x").await, Err(ModelError::QuotaBytes)));
+    garage.abort_multipart(&next).await.unwrap();
+    garage.put_object(put(bucket, "object"), Box::new(InMemory::new(body(4, 200)))).await.unwrap();
+    settle(&world, &garage).await;
+    let counts = garage.bucket_counts(bucket).await.unwrap();
+    assert_eq!((counts.objects, counts.bytes, counts.multipart_bytes), (2, 500, 0));
 }
