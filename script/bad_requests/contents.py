@@ -158,6 +158,7 @@ def copies(w):
     yield copy("onto itself, changing nothing", w.object, 400, "InvalidRequest", path=w.object)
     yield copy("an unknown directive", w.object, 400, "InvalidArgument", ("x-amz-metadata-directive", "MERGE"))
     yield copy("If-Match of another ETag", w.object, 412, "PreconditionFailed", ("x-amz-copy-source-if-match", '"0"'))
+    yield copy("a checksum of what is copied", w.object, 400, "InvalidRequest", ("x-amz-checksum-crc32", "AAAAAA=="))
     yield copy("a version that is not there", w.object + "?versionId=abc", 400, "InvalidArgument")
     yield copy("by a key that may only read", w.object, 403, "AccessDenied", signer=w.reader)
     part = {"path": w.bad("multipart"), "query": f"partNumber=2&uploadId={quote(w.upload, safe='')}", "operation": "UploadPartCopy"}

@@ -1,5 +1,6 @@
 """Names, headers, sub-resources, methods, access, sizes, listings, and what is no HTTP at all."""
 
+from base64 import b64encode
 from dataclasses import replace
 
 from raw_s3 import Chunked, anonymous, signed
@@ -47,6 +48,11 @@ def headers(w):
     yield put("a lock", "x-amz-object-lock-mode", "COMPLIANCE")
     yield put("a redirect", "x-amz-website-redirect-location", "/a")
     yield put("an append", "x-amz-write-offset-bytes", "0")
+    yield put("what Amazon has not invented yet", "x-amz-invented-tomorrow", "1")
+    yield put("a checksum of an algorithm that nobody has", "x-amz-checksum-crc9", "AAAAAA==", 400, "InvalidRequest")
+    for algorithm, length in (("sha512", 64), ("md5", 16), ("xxhash64", 8), ("xxhash3", 8), ("xxhash128", 16)):
+        wrong = b64encode(bytes(length)).decode()
+        yield put(f"a wrong {algorithm}", f"x-amz-checksum-{algorithm}", wrong, 400, "BadDigest")
     for name, value in (("x-amz-server-side-encryption-customer-algorithm", "AES256"), ("x-amz-expected-bucket-owner", "123456789012")):
         for method, path in (("GET", w.object), ("HEAD", w.object), ("GET", f"/{w.bucket}"), ("DELETE", w.bad("header"))):
             code = "" if method == "HEAD" else "NotImplemented"

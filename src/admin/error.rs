@@ -138,7 +138,7 @@ fn class_of_model(error: &ModelError) -> Class {
         ModelError::NoSuchAccessKey(_) => Class("NoSuchAccessKey", 404),
         ModelError::KeyExists(_) => Class("KeyAlreadyExists", 409),
         ModelError::NoSuchKey => Class("NoSuchKey", 404),
-        ModelError::Conflict(_) => CONFLICT,
+        ModelError::Conflict(_) | ModelError::UploadBusy => CONFLICT,
         ModelError::BucketName(_) => INVALID_REQUEST,
         ModelError::Table(_)
         | ModelError::BlockUnavailable { .. }

@@ -8,7 +8,7 @@ use hyper::{Method, Response, StatusCode};
 
 use crate::reply::ReplyBody;
 use crate::request_id::RequestId;
-use crate::xml::XmlWriter;
+use crate::xml::{self, XmlWriter};
 
 /// The header that names a request in its reply.
 pub const REQUEST_ID_HEADER: &str = "x-amz-request-id";
@@ -87,8 +87,10 @@ impl ErrorReply {
         let mut xml = XmlWriter::document();
         xml.element("Error", |xml| {
             xml.text("Code", self.code);
-            xml.text("Message", &self.message);
-            for extra in &self.extra {
+            // A strict parser must be able to read the code, whatever the client sent: an element that XML cannot carry is left out.
+            // The path is in `Resource`, encoded.
+            xml.text("Message", &xml::legible(&self.message));
+            for extra in self.extra.iter().filter(|extra| xml::can_carry(&extra.text)) {
                 xml.text(extra.name, &extra.text);
             }
             xml.text("Resource", self.resource.as_deref().unwrap_or(""));
@@ -116,13 +118,16 @@ mod tests {
 
     #[tokio::test]
     async fn an_error_is_a_document_with_all_elements() {
-        let reply = ErrorReply::new(StatusCode::NOT_FOUND, "NoSuchKey", "a < b").on("/b/k").with("Key", "k&\u{1}");
+        let reply = ErrorReply::new(StatusCode::NOT_FOUND, "NoSuchKey", "a < b\u{1}")
+            .on("/b/k")
+            .with("Key", "k&")
+            .with("UploadId", "u\u{1}");
         let (parts, body) = rendered(reply, &Method::GET).await;
         assert_eq!(parts.status, 404);
         assert_eq!(parts.headers["content-type"], "application/xml");
         assert_eq!(parts.headers["x-amz-request-id"], "00000000000000AB");
-        let expected = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>NoSuchKey</Code><Message>a &lt; b</Message>\
-            <Key>k&amp;\u{fffd}</Key><Resource>/b/k</Resource><RequestId>00000000000000AB</RequestId><HostId>node</HostId></Error>";
+        let expected = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>NoSuchKey</Code><Message>a &lt; b\u{fffd}</Message>\
+            <Key>k&amp;</Key><Resource>/b/k</Resource><RequestId>00000000000000AB</RequestId><HostId>node</HostId></Error>";
         assert_eq!(body, expected);
     }
 

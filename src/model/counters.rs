@@ -30,6 +30,12 @@ impl Counts {
         Counts { objects: 1, bytes: i64::try_from(size).unwrap_or(i64::MAX), ..Counts::default() }
     }
 
+    /// With the parts of unfinished uploads among the bytes, which they occupy as objects do.
+    #[must_use]
+    pub fn with_open_parts(&self) -> Counts {
+        Counts { bytes: self.bytes.saturating_add(self.multipart_bytes), ..*self }
+    }
+
     #[must_use]
     pub fn plus(&self, other: &Counts) -> Counts {
         let (mine, theirs) = (self.fields(), other.fields());
@@ -95,5 +101,6 @@ mod tests {
         assert_eq!(Counts::decode(&counts.encode()), counts);
         assert_eq!(Counts::decode(&counts.encode()[..16]), Counts { objects: 3, bytes: -7, ..Counts::default() });
         assert_eq!(counts.minus(&counts), Counts::default());
+        assert_eq!(counts.with_open_parts(), Counts { bytes: 2, ..counts });
     }
 }

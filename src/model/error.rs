@@ -43,6 +43,8 @@ pub enum ModelError {
     Superseded,
     #[error("the upload does not exist or has ended")]
     NoSuchUpload,
+    #[error("the upload is being completed or aborted by another request; try again")]
+    UploadBusy,
     #[error(transparent)]
     Complete(#[from] CompleteError),
     #[error("the upload computes {} checksums, not {}", expected.name(), found.name())]

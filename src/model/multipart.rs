@@ -7,7 +7,7 @@ use futures_channel::oneshot;
 use futures_util::FutureExt;
 use futures_util::future::{join, join3};
 use garage_table::table::Query;
-use garage_table::wire::{Order, Projection};
+use garage_table::wire::{Order, Projection, Verdict};
 use garage_types::codec::Unknown;
 use garage_types::{BucketId, KeyId, ObjectKey, Timestamp, UploadId, VersionId};
 
@@ -18,7 +18,7 @@ use crate::garage::Garage;
 use crate::get::Object;
 use crate::part::{Attempt, AttemptState, Fate, Part, PartEntry, PartRow, StoredPart, attempts_from, newest_parts};
 use crate::pipeline::{self, Plan, Source, StoredBody};
-use crate::put::{PUT_SIZE_MAX, won};
+use crate::put::{ATTEMPTS_MAX, PUT_SIZE_MAX, refused, won};
 use crate::upload::{MultipartUpload, UploadChecksum, UploadRow, UploadState, UploadTable};
 
 /// Rows of attempts read at once.
@@ -121,6 +121,7 @@ impl Garage {
     /// [`ModelError`]; what was stored is released then.
     pub async fn upload_part(&self, put: PutPart, source: Box<dyn Source>) -> Result<PartWritten, ModelError> {
         self.check_room(put.upload.bucket, source.announced())?;
+        self.check_limits_of_part(put.upload.bucket, source.announced()).await?;
         let algorithm = self.part_checksum(&put).await?;
         // In a task of its own: a client that hangs up must not stop us halfway through cleaning up.
         let (done, result) = oneshot::channel();
@@ -146,6 +147,7 @@ impl Garage {
     /// # Errors
     /// As [`Garage::upload_part`].
     pub(crate) async fn refer_part(&self, put: PutPart, source: &Object) -> Result<PartWritten, ModelError> {
+        self.check_limits_of_part(put.upload.bucket, Some(source.meta.size)).await?;
         let (done, result) = oneshot::channel();
         let (garage, source) = (self.clone(), source.clone());
         let task = async move {
@@ -209,7 +211,10 @@ impl Garage {
         let begin = async { won(self.0.parts.commit(&row).await?) };
         let store = pipeline::store(self.clone(), plan, BytesMut::new(), source);
         let (begun, stored, later) = join3(begin, store, self.later_than_parts(id, put.number)).await;
-        let prepared = begun.and(stored).and_then(|StoredBody { digested, .. }| {
+        // Again, now that the size is certain and other parts have come meanwhile.
+        let length = stored.as_ref().ok().map(|stored| stored.digested.length);
+        let admitted = self.check_limits_of_part(bucket, length).await;
+        let prepared = begun.and(admitted).and(stored).and_then(|StoredBody { digested, .. }| {
             let timestamp = self.0.clock.now().max(later?);
             Ok(StoredPart { timestamp, size: digested.length, etag: digested.etag(), checksum: digested.checksum })
         });
@@ -222,20 +227,43 @@ impl Garage {
         Ok(newest.first().map_or(Timestamp::ZERO, |part| part.stored.timestamp.next()))
     }
 
-    /// Makes a stored part count.
+    /// Makes a stored part count, as the newest of its number: a part that was acknowledged while this one was under way comes before it.
     ///
     /// Whatever goes wrong here, the attempt is not given up at once: some owner may have it, and a completion that read it there may
     /// be taking it over. The end of the upload decides; when it is there already, it is carried out once more.
     async fn commit_part(&self, row: &PartRow, attempt: &Attempt, stored: StoredPart) -> Result<PartWritten, ModelError> {
-        let written = PartWritten { etag: stored.etag.clone(), checksum: stored.checksum.clone(), timestamp: stored.timestamp };
-        let committed = self.0.parts.commit(&row.with_state(attempt, AttemptState::Stored(stored))).await?;
-        let result = won(committed);
-        if result.is_err() {
-            // Recorded first, so that carrying out the end finds it even if no owner took it.
-            self.0.parts.merge(row).await?;
-            self.carry_out_end(row.upload).await;
+        let not_taken = match self.commit_newest(row, attempt, stored).await? {
+            Ok(written) => return Ok(written),
+            Err(why) => why,
+        };
+        // Recorded first, so that carrying out the end finds it even if no owner took it.
+        self.0.parts.merge(row).await?;
+        self.carry_out_end(row.upload).await;
+        Err(not_taken)
+    }
+
+    /// Commits a stored part, later than all that its owners have of the same number.
+    ///
+    /// # Errors
+    /// Outside: [`ModelError::Table`]. Inside: why the owners do not take it.
+    async fn commit_newest(
+        &self,
+        row: &PartRow,
+        attempt: &Attempt,
+        mut stored: StoredPart,
+    ) -> Result<Result<PartWritten, ModelError>, ModelError> {
+        for _attempt in 0..ATTEMPTS_MAX {
+            let finished = row.with_state(attempt, AttemptState::Stored(stored.clone()));
+            match self.0.parts.commit(&finished).await? {
+                Verdict::Won => {
+                    let StoredPart { etag, checksum, timestamp, .. } = stored;
+                    return Ok(Ok(PartWritten { etag, checksum, timestamp }));
+                }
+                Verdict::Behind(newest) => stored.timestamp = newest.next(),
+                Verdict::Refused(reason) => return Ok(Err(refused(&reason))),
+            }
         }
-        result.map(|()| written)
+        Ok(Err(ModelError::Conflict("too many other uploads of the same part at this moment; try again".to_owned())))
     }
 
     /// Releases an attempt that did not get as far as counting. What fails here is released when the upload ends.

@@ -318,6 +318,9 @@ impl ObjectTable {
             return Ok(None);
         }
         let before = self.counters.get(tx, &row.bucket)?;
+        // The bytes of a completed upload were counted, and judged, as its parts.
+        let is_completion = row.live().is_some_and(|meta| meta.upload.is_some());
+        let before = if is_completion { before } else { before.with_open_parts() };
         let replaced = siblings.iter().filter(|sibling| sibling.is_null && row.is_null).map(ObjectRow::counts);
         let change = replaced.fold(row.counts(), |change, gone| change.minus(&gone));
         Ok(judge_quotas(&condition.quotas, &before, &change))

@@ -4,6 +4,11 @@
 //! owner cannot know, while it takes a newer attempt, that a completion elsewhere is just about to take over the older one; so
 //! nothing but the end of the upload may release a finished attempt.
 //!
+//! The owners order the attempts as they finish: one that is not the newest of its part where it is to be stored is `Behind`, and its
+//! coordinator gives it a later time. So whatever the clocks say, the attempt that is acknowledged last is the part. Other than an
+//! object's, the row of an attempt may get a later time after some owner has stored it: what is seen of parts before they are
+//! acknowledged binds nobody.
+//!
 //! Must stay true: a finished attempt is released only after its upload's end is recorded here at a write quorum, and never when the
 //! completed object took it over; an attempt begun after that record is refused; one that slips past it has the end carried out again.
 
@@ -12,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use garage_table::error::TableError;
 use garage_table::schema::{Admission, Admit, Collection};
 use garage_table::transaction::RowTransaction;
-use garage_table::wire::{Mode, TableId};
+use garage_table::wire::{Mode, TableId, Verdict};
 use garage_table::{Replication, Schema};
 use garage_types::codec::Format;
 use garage_types::crdt::Crdt;
@@ -138,6 +143,14 @@ impl AttemptState {
         }
     }
 
+    /// Which of two states of one attempt stays. What it stored is the same whenever it is said to have finished.
+    fn supersedes(&self, other: &Self) -> bool {
+        match (self, other) {
+            (AttemptState::Stored(mine), AttemptState::Stored(theirs)) => mine.timestamp > theirs.timestamp,
+            _ => self.rank() > other.rank(),
+        }
+    }
+
     pub fn is_gone(&self) -> bool {
         matches!(self, AttemptState::Gone(_))
     }
@@ -151,7 +164,7 @@ impl Crdt for PartRow {
     fn merge(&mut self, other: &Self) {
         match (&mut self.entry, &other.entry) {
             (PartEntry::Ended(mine), PartEntry::Ended(theirs)) => *mine = (*mine).max(*theirs),
-            (PartEntry::Attempt(mine), PartEntry::Attempt(theirs)) if theirs.state.rank() > mine.state.rank() => {
+            (PartEntry::Attempt(mine), PartEntry::Attempt(theirs)) if theirs.state.supersedes(&mine.state) => {
                 mine.state = theirs.state.clone();
             }
             // Rows of different keys never meet.
@@ -223,6 +236,10 @@ impl Schema for PartTable {
         match (how.mode, end) {
             (Mode::Commit, _) if gone_here => Ok(Admission::Answer(Refusal::NoSuchUpload.verdict())),
             (Mode::Commit, Some(_)) => Ok(Admission::Answer(Refusal::NoSuchUpload.verdict())),
+            (Mode::Commit, None) => match finished_later(tx, &placement, attempt)? {
+                Some(newest) => Ok(Admission::Answer(Verdict::Behind(newest))),
+                None => Ok(Admission::Merge),
+            },
             (Mode::Replicate, Some(end)) if !gone_here => {
                 // A copy that was nowhere to be found when the end was carried out: that is done once more.
                 tx.enqueue(&PartTable::entry(&end, Mode::Replicate))?;
@@ -252,6 +269,22 @@ impl Schema for PartTable {
             PartEntry::Attempt(attempt) => attempt.state.is_gone(),
         }
     }
+}
+
+/// When the newest attempt at the part of a finishing one was finished, if this one would not be the newest.
+fn finished_later(
+    tx: &RowTransaction<'_, '_>,
+    placement: &Placement,
+    attempt: &Attempt,
+) -> Result<Option<Timestamp>, TableError> {
+    let AttemptState::Stored(stored) = &attempt.state else { return Ok(None) };
+    let rows = tx.rows_with_prefix::<PartTable>(placement, &attempts_from(attempt.number))?;
+    let others = rows.into_iter().filter(|row| match &row.entry {
+        PartEntry::Attempt(other) => other.version != attempt.version,
+        PartEntry::Ended(_) => false,
+    });
+    let newest = newest_parts(others).pop().map(|part| part.stored.timestamp);
+    Ok(newest.filter(|newest| *newest >= stored.timestamp))
 }
 
 /// The content that is released because its attempt was given up.
@@ -328,6 +361,7 @@ mod tests {
         match kind {
             0 => attempt(1, 1, pending()),
             1 => attempt(1, 1, stored(7)),
+            4 => attempt(1, 1, stored(8)),
             2 => attempt(1, 1, AttemptState::Gone(Fate::Released)),
             _ => attempt(1, 1, AttemptState::Gone(Fate::Taken)),
         }
@@ -340,7 +374,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn rows_merge_alike_in_any_order(kinds in prop::array::uniform3(0usize..4)) {
+        fn rows_merge_alike_in_any_order(kinds in prop::array::uniform3(0usize..5)) {
             for [a, b, c] in [kinds.map(any_row), kinds.map(any_end)] {
                 let join = |x: &PartRow, y: &PartRow| { let mut out = x.clone(); out.merge(y); out };
                 assert_eq!(join(&a, &b), join(&b, &a));

@@ -62,6 +62,14 @@ pub struct PutObject {
     pub preconditions: Preconditions,
 }
 
+/// Where the bytes of a new object are among the counts of its bucket already, before it is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CountedBefore {
+    Nowhere,
+    /// The bucket's limits were judged when each of them came.
+    AsParts,
+}
+
 /// What was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Written {
@@ -96,6 +104,7 @@ impl Garage {
     pub async fn put_object(&self, put: PutObject, mut source: Box<dyn Source>) -> Result<Written, ModelError> {
         self.check_conditions_available(&put)?;
         self.check_room(put.bucket, source.announced())?;
+        self.check_limits(&put, source.announced()).await?;
         match pipeline::open(&mut *source, self.0.settings.inline_max).await? {
             Opening::Whole(body) => self.put_inline(&put, body, &mut *source).await,
             Opening::Start(start) => {
@@ -120,6 +129,35 @@ impl Garage {
         let fits = !room.is_metadata_scarce() && of_blocks.is_none_or(|length| length <= room.data_free());
         let placement = crate::object::IndexShard { bucket, shard: 0 }.placement();
         if fits || !self.0.cluster.decides_alone(&placement) { Ok(()) } else { Err(ModelError::NoRoom) }
+    }
+
+    /// Refuses, before its body is read, what the bucket's limits do not admit. The limits are judged again once the size is certain.
+    /// `length`: of the body, if that is known.
+    ///
+    /// # Errors
+    /// [`ModelError::QuotaObjects`], [`ModelError::QuotaBytes`].
+    async fn check_limits(&self, put: &PutObject, length: Option<u64>) -> Result<(), ModelError> {
+        let quotas = self.limits(put.bucket).await?;
+        match length {
+            Some(length) if quotas != Quotas::default() => {
+                Box::pin(self.check_quotas(put, length, &quotas, CountedBefore::Nowhere)).await
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// As [`Self::check_limits`], of a part.
+    pub(crate) async fn check_limits_of_part(&self, bucket: BucketId, length: Option<u64>) -> Result<(), ModelError> {
+        let quotas = self.limits(bucket).await?;
+        let Some(length) = length.filter(|_length| quotas.size_bytes_max.is_some()) else { return Ok(()) };
+        let change = Counts { objects: 0, ..Counts::of_object(length) };
+        let before = Box::pin(self.bucket_counts(bucket)).await?.with_open_parts();
+        judge_quotas(&quotas, &before, &change).map_or(Ok(()), |refusal| Err(refusal.into()))
+    }
+
+    /// The limits of a bucket.
+    pub(crate) async fn limits(&self, bucket: BucketId) -> Result<Quotas, ModelError> {
+        Ok(*self.bucket(bucket).await?.state.quotas.get())
     }
 
     pub(crate) fn check_conditions_available(&self, put: &PutObject) -> Result<(), ModelError> {
@@ -238,7 +276,7 @@ impl Garage {
         upload: &UploadRow,
         known: Timestamp,
     ) -> Result<Written, ModelError> {
-        let condition = self.condition(put, meta.size).await?;
+        let condition = self.condition(put, meta.size, CountedBefore::Nowhere).await?;
         let version = version_of(upload.id);
         let mut at_least = known;
         for _attempt in 0..ATTEMPTS_MAX {
@@ -260,7 +298,7 @@ impl Garage {
     }
 
     async fn commit_inline(&self, put: &PutObject, meta: ObjectMeta) -> Result<Written, ModelError> {
-        let condition = self.condition(put, meta.size).await?;
+        let condition = self.condition(put, meta.size, CountedBefore::Nowhere).await?;
         let state = ObjectState::Live(Box::new(meta.clone()));
         let timestamp = self.commit_at_once(put, state, condition.as_ref()).await?;
         Ok(written(meta, timestamp))
@@ -346,25 +384,34 @@ impl Garage {
     ///
     /// # Errors
     /// [`ModelError::QuotaObjects`], [`ModelError::QuotaBytes`].
-    pub(crate) async fn condition(&self, put: &PutObject, size: u64) -> Result<Option<Condition>, ModelError> {
-        let quotas = *self.bucket(put.bucket).await?.state.quotas.get();
+    pub(crate) async fn condition(
+        &self,
+        put: &PutObject,
+        size: u64,
+        counted: CountedBefore,
+    ) -> Result<Option<Condition>, ModelError> {
+        let quotas = self.limits(put.bucket).await?;
         let Preconditions { if_match, if_none_match } = put.preconditions.clone();
         let alone = self.0.cluster.decides_alone(&IndexShard { bucket: put.bucket, shard: 0 }.placement());
         if !alone && quotas != Quotas::default() {
             // Few writes have limits to look at; all others should not carry this along.
-            Box::pin(self.check_quotas(put, size, &quotas)).await?;
+            Box::pin(self.check_quotas(put, size, &quotas, counted)).await?;
         }
         let quotas = if alone { quotas } else { Quotas::default() };
         let condition = Condition { if_match, if_none_match, quotas };
         Ok((condition != Condition::default()).then_some(condition))
     }
 
-    async fn check_quotas(&self, put: &PutObject, size: u64, quotas: &Quotas) -> Result<(), ModelError> {
+    async fn check_quotas(&self, put: &PutObject, size: u64, quotas: &Quotas, counted: CountedBefore) -> Result<(), ModelError> {
         let (before, rows) = futures_util::future::try_join(
             self.bucket_counts(put.bucket),
             self.object_rows(put.bucket, &put.key, Projection::Summary),
         )
         .await?;
+        let before = match counted {
+            CountedBefore::Nowhere => before.with_open_parts(),
+            CountedBefore::AsParts => before,
+        };
         let replaced = rows.iter().filter_map(ObjectRow::live).map(|meta| Counts::of_object(meta.size));
         let change = replaced.fold(Counts::of_object(size), |change, gone| change.minus(&gone));
         match judge_quotas(quotas, &before, &change) {
@@ -387,7 +434,7 @@ impl Garage {
             preconditions,
         };
         self.check_conditions_available(&put)?;
-        let condition = if put.preconditions.is_empty() { None } else { self.condition(&put, 0).await? };
+        let condition = if put.preconditions.is_empty() { None } else { self.condition(&put, 0, CountedBefore::Nowhere).await? };
         self.commit_at_once(&put, ObjectState::Tombstone, condition.as_ref()).await.map(drop)
     }
 }
@@ -427,9 +474,7 @@ impl From<Refusal> for ModelError {
             Refusal::NoSuchKey => ModelError::NoSuchKey,
             Refusal::NoSuchBucket => ModelError::NoSuchBucket(String::new()),
             Refusal::NoSuchUpload => ModelError::NoSuchUpload,
-            Refusal::UploadBusy => {
-                ModelError::Conflict("the upload is being completed or aborted by another request; try again".to_owned())
-            }
+            Refusal::UploadBusy => ModelError::UploadBusy,
             Refusal::QuotaObjects => ModelError::QuotaObjects,
             Refusal::QuotaBytes => ModelError::QuotaBytes,
         }

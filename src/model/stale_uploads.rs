@@ -24,7 +24,7 @@ impl Garage {
             for upload in uploads.into_iter().filter(|upload| upload.started <= begun_until) {
                 match self.abort_multipart(&UploadName { bucket, key: upload.key, id: upload.id }).await {
                     Ok(()) => aborted += 1,
-                    Err(ModelError::NoSuchUpload | ModelError::Conflict(_)) => {}
+                    Err(ModelError::NoSuchUpload | ModelError::UploadBusy | ModelError::Conflict(_)) => {}
                     Err(error) => return Err(error),
                 }
             }
@@ -38,7 +38,7 @@ impl Garage {
     /// Gives up every multipart upload of a bucket that takes no new ones.
     ///
     /// # Errors
-    /// [`ModelError::Conflict`] while one of them is being completed.
+    /// [`ModelError::UploadBusy`] while one of them is being completed.
     pub(crate) async fn abort_all_uploads(&self, bucket: BucketId) -> Result<(), ModelError> {
         loop {
             let (uploads, _next) = self.uploads_page(bucket, UploadsStart::Beginning).await?;

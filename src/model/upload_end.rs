@@ -12,6 +12,7 @@
 //!   owner has refused the completion for good: whoever knows of the claim, and not that it was withdrawn, may carry it out.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use futures_channel::oneshot;
 use futures_util::FutureExt;
@@ -21,6 +22,7 @@ use garage_table::wire::{Mode, Verdict};
 use garage_types::codec::{self, Unknown};
 use garage_types::{Timestamp, UploadId, VersionId};
 
+use crate::bucket::Quotas;
 use crate::combine;
 use crate::complete::{Assembled, ListedWhole, assemble};
 use crate::digest::ChecksumAlgorithm;
@@ -29,7 +31,7 @@ use crate::garage::Garage;
 use crate::multipart::UploadName;
 use crate::object::{Condition, Content, ObjectMeta, ObjectRow, ObjectState, ObjectTable};
 use crate::part::{AttemptState, Outcome, Part, PartEntry, PartRow, ended_key, fate, newest_parts};
-use crate::put::{ATTEMPTS_MAX, Preconditions, PutObject, Written, object_row, refused, won};
+use crate::put::{ATTEMPTS_MAX, CountedBefore, Preconditions, PutObject, Written, object_row, refused, won};
 use crate::upload::{Claim, Completion, MultipartUpload, Purpose, UploadRow, UploadState, UploadTable};
 use crate::version::{Backlink, Piece, SEGMENT_PIECES_MAX, Segment, VersionContent, VersionRow};
 
@@ -107,7 +109,8 @@ fn withdrawn_rows(version: VersionId, backlink: &Backlink, parts: u32) -> Vec<Ve
 }
 
 impl Garage {
-    /// Makes an object of the parts listed; parts not listed are released. Repeated after success it answers the same.
+    /// Makes an object of the parts listed; parts not listed are released. Repeated after success it answers the same; repeated while
+    /// another completion of the upload is under way it waits for that one, and then answers the same.
     ///
     /// # Errors
     /// [`ModelError::Complete`] and others: the upload is open then as it was. [`ModelError::Table`]: it may have been completed.
@@ -123,16 +126,43 @@ impl Garage {
     }
 
     async fn complete(&self, complete: CompleteUpload) -> Result<Written, ModelError> {
+        let mut patience = Patience::default();
+        loop {
+            match self.complete_once(&complete).await {
+                Err(ModelError::UploadBusy) => self.wait_for_its_end(&complete.upload, &mut patience).await?,
+                done => return done,
+            }
+        }
+    }
+
+    /// Waits until nobody is ending the upload any more: it has ended, or whoever was at it has given up.
+    ///
+    /// # Errors
+    /// [`ModelError::UploadBusy`] once the patience is used up.
+    async fn wait_for_its_end(&self, name: &UploadName, patience: &mut Patience) -> Result<(), ModelError> {
+        loop {
+            let pause = patience.next(self.0.random.u64()).ok_or(ModelError::UploadBusy)?;
+            tokio::time::sleep(pause).await;
+            let row = self.upload_row(name).await?;
+            if !row.as_ref().is_some_and(is_being_ended) {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn complete_once(&self, complete: &CompleteUpload) -> Result<Written, ModelError> {
         let UploadName { bucket, key, id } = &complete.upload;
         // None of these needs another's answer, and each sees what was acknowledged before this request came.
         let (row, attempts, later) =
             join3(self.upload_row(&complete.upload), self.part_attempts(*id, 0, None), self.later_than_known(*bucket, key)).await;
         let row = match row? {
+            // Its claim would be refused. Without an end in sight the owners settle what is left of a dead coordinator's.
+            Some(row) if is_being_ended(&row) => return Err(ModelError::UploadBusy),
             Some(row) if row.multipart().is_some() => row,
             ended => return self.completed_before(&complete.upload, &complete.whole, ended).await,
         };
         let known = Known { parts: newest_parts(attempts?), later: later? };
-        let error = match self.complete_open(&row, &complete, known).await {
+        let error = match self.complete_open(&row, complete, known).await {
             Err(error @ (ModelError::NoSuchUpload | ModelError::Complete(_))) => error,
             done => return done,
         };
@@ -159,8 +189,12 @@ impl Garage {
         };
         let finish = Finish { row: row.clone(), put, version, completion };
         self.list_and_claim(&finish, &assembled).await?;
-        match self.condition(&finish.put, finish.completion.size).await {
-            Ok(condition) => self.finish(&finish, condition).await,
+        match self.condition(&finish.put, finish.completion.size, CountedBefore::AsParts).await {
+            Ok(condition) => {
+                let written = self.finish(&finish, condition).await?;
+                self.uncount_parts(row, Outcome::Completed(version)).await;
+                Ok(written)
+            }
             Err(error) => {
                 self.withdraw(&finish).await;
                 Err(error)
@@ -200,7 +234,7 @@ impl Garage {
             // Superseded or deleted since.
             return Ok(ModelError::NoSuchUpload);
         }
-        Ok(ModelError::Conflict("the upload is being completed by another request; try again".to_owned()))
+        Ok(ModelError::UploadBusy)
     }
 
     /// Lists the parts under the final version and claims the upload, side by side: nothing follows before both are durable.
@@ -309,7 +343,7 @@ impl Garage {
     /// Gives up a multipart upload and releases its parts.
     ///
     /// # Errors
-    /// [`ModelError::NoSuchUpload`]; [`ModelError::Conflict`] while it is being completed.
+    /// [`ModelError::NoSuchUpload`]; [`ModelError::UploadBusy`] while it is being completed.
     pub async fn abort_multipart(&self, name: &UploadName) -> Result<(), ModelError> {
         let row = self.upload_row(name).await?.filter(|row| row.multipart().is_some()).ok_or(ModelError::NoSuchUpload)?;
         let id = VersionId::random(&*self.0.random);
@@ -319,7 +353,22 @@ impl Garage {
             return Err(error);
         }
         let aborted = self.0.uploads.commit(&row.with_state(UploadState::Aborted)).await;
-        aborted.map_err(ModelError::from).and_then(won)
+        aborted.map_err(ModelError::from).and_then(won)?;
+        self.uncount_parts(&row, Outcome::Aborted).await;
+        Ok(())
+    }
+
+    /// Takes the parts of an upload that has ended out of the counts of a bucket with a limit on them: its client's next write must not
+    /// be refused because of them. Elsewhere, and when this fails, the queue of the owners does it soon.
+    async fn uncount_parts(&self, row: &UploadRow, outcome: Outcome) {
+        let uncounted = match self.limits(row.bucket).await {
+            Ok(Quotas { size_bytes_max: None, .. }) => Ok(()),
+            Ok(_) => Box::pin(self.end_parts(&PartRow::ended(row.id, row.bucket, outcome))).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = uncounted {
+            tracing::warn!(upload = %row.id, %error, "the parts of an ended upload are still counted");
+        }
     }
 
     /// Carries out, or takes back, a claim whose holder is gone. `row`: as an owner has it.
@@ -431,6 +480,37 @@ enum Hold {
     Withdrawn,
 }
 
+/// Whether somebody holds a claim on the upload.
+fn is_being_ended(row: &UploadRow) -> bool {
+    row.multipart().is_some_and(|multipart| multipart.held().next().is_some())
+}
+
+/// How long a completion waits for another one of its upload, and how often it looks.
+#[derive(Debug, Default)]
+struct Patience {
+    pauses: u32,
+    waited: Duration,
+}
+
+impl Patience {
+    /// In all; clients wait for an answer about a minute.
+    const MAX: Duration = Duration::from_secs(30);
+    const FIRST: Duration = Duration::from_millis(20);
+    const LONGEST: Duration = Duration::from_secs(1);
+
+    /// How long to wait before the next look; `None`: no longer. Several completions that refuse each other part by chance.
+    fn next(&mut self, random: u64) -> Option<Duration> {
+        if self.waited >= Self::MAX {
+            return None;
+        }
+        let longest = Self::FIRST.saturating_mul(1 << self.pauses.min(10)).min(Self::LONGEST);
+        let pause = longest / 2 + longest.mul_f64((random % 1024) as f64 / 2048.0);
+        self.pauses += 1;
+        self.waited += pause;
+        Some(pause)
+    }
+}
+
 pub(crate) fn name_of(row: &UploadRow) -> UploadName {
     UploadName { bucket: row.bucket, key: row.key.clone(), id: row.id }
 }
@@ -456,7 +536,7 @@ mod tests {
     use garage_types::crdt::Crdt;
     use garage_types::{BucketId, ObjectKey, Timestamp, VersionId};
 
-    use super::{final_rows, withdrawn_rows};
+    use super::{Patience, final_rows, withdrawn_rows};
     use crate::digest::{Checksum, ChecksumAlgorithm, ChecksumKind};
     use crate::part::{Part, StoredPart};
     use crate::version::{Backlink, SEGMENT_PIECES_MAX, VersionContent};
@@ -467,6 +547,15 @@ mod tests {
         (1..=count)
             .map(|number| Part { number, version: VersionId::from_bytes([number as u8; 32]), stored: stored.clone() })
             .collect()
+    }
+
+    #[test]
+    fn patience_grows_and_ends() {
+        let mut patience = Patience::default();
+        let pauses: Vec<_> = std::iter::from_fn(|| patience.next(0)).collect();
+        assert!(pauses[0] < Patience::FIRST && pauses.is_sorted() && pauses.len() < 100);
+        let waited: std::time::Duration = pauses.iter().sum();
+        assert!(waited >= Patience::MAX && waited <= Patience::MAX + Patience::LONGEST);
     }
 
     #[test]

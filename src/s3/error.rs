@@ -231,6 +231,7 @@ impl From<ModelError> for S3Error {
             ModelError::KeyExists(_) => S3Error::new(Code::InvalidRequest, error.to_string()),
             ModelError::NoSuchKey => Code::NoSuchKey.into(),
             ModelError::NoSuchUpload => Code::NoSuchUpload.into(),
+            ModelError::UploadBusy => S3Error::new(Code::OperationAborted, sentence(&error.to_string())),
             ModelError::Complete(error) => complete_error(&error),
             ModelError::PartChecksumAlgorithm { expected, found } => {
                 let (expected, found) = (expected.name().to_lowercase(), found.name().to_lowercase());

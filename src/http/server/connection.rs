@@ -68,6 +68,7 @@ async fn serve<S: Service + ?Sized>(
     place: Arc<Place>,
 ) {
     let io = TokioIo::new(Patient::new(stream, shared.limits.write_idle, place.clone()));
+    let stopping = on_close.clone();
     let unread = Arc::new(AtomicBool::new(false));
     let handler = service_fn(|request| {
         let answering = place.answer();
@@ -101,7 +102,7 @@ async fn serve<S: Service + ?Sized>(
     match ended {
         Ok(()) => {
             let client = if unread.load(Ordering::Acquire) { Client::StillSending } else { Client::Done };
-            shared.lingering.linger(connection.into_parts().io.into_inner(), client).await;
+            shared.lingering.linger(connection.into_parts().io.into_inner(), client, closed(stopping)).await;
         }
         // Time-outs, resets, malformed requests: the client's side, and no reason for alarm.
         Err(error) => tracing::debug!(%peer, error = &error as &dyn std::error::Error, "connection ended"),

@@ -7,8 +7,10 @@
 //! Must stay true: what a client may send on for nothing is bounded in bytes and in time, for each connection and, by the number
 //! of [`Places`], for all together; nobody waits for a place.
 
+use std::pin::pin;
 use std::time::Duration;
 
+use futures_util::future::{Either, select};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
@@ -57,12 +59,17 @@ impl Places {
         }
     }
 
-    /// Closes our direction, and reads until the client closes its own or a bound is reached.
-    pub(super) async fn linger(&self, io: impl AsyncRead + AsyncWrite + Unpin, client: Client) {
+    /// Closes our direction, and reads until the client closes its own or a bound is reached; only briefly once `stop` is ready.
+    pub(super) async fn linger(&self, io: impl AsyncRead + AsyncWrite + Unpin, client: Client, stop: impl Future<Output = ()>) {
         let (bounds, _place) = self.admit(client);
-        match tokio::time::timeout(bounds.whole, discard(io, bounds)).await {
-            Ok(Ok(())) | Err(_) => (),
-            Ok(Err(error)) => tracing::trace!(%error, "the client closed first"),
+        let stopped = async {
+            stop.await;
+            tokio::time::sleep(Bounds::BRIEF.whole).await;
+        };
+        let discarded = tokio::time::timeout(bounds.whole, discard(io, bounds));
+        match select(pin!(discarded), pin!(stopped)).await {
+            Either::Left((Ok(Err(error)), _)) => tracing::trace!(%error, "the client closed first"),
+            Either::Left((Ok(Ok(())) | Err(_), _)) | Either::Right(_) => (),
         }
     }
 }
@@ -85,6 +92,7 @@ async fn discard(mut io: impl AsyncRead + AsyncWrite + Unpin, bounds: Bounds) ->
 
 #[cfg(test)]
 mod tests {
+    use std::future::{pending, ready};
     use std::time::Duration;
 
     use tokio::io::{AsyncWriteExt, duplex};
@@ -113,8 +121,8 @@ mod tests {
         assert_eq!(began.elapsed(), Bounds::LONG.quiet);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_client_that_trickles_is_given_up() {
+    /// How long a client is read on that sends a byte a second.
+    async fn trickled_for(stop: impl Future<Output = ()>) -> Duration {
         let (mut client, server) = duplex(1024);
         let places = Places::default();
         let trickle = async {
@@ -125,10 +133,16 @@ mod tests {
         let began = tokio::time::Instant::now();
         tokio::select! {
             biased;
-            () = places.linger(server, Client::StillSending) => (),
+            () = places.linger(server, Client::StillSending, stop) => (),
             () = trickle => panic!("the client was cut off otherwise"),
         }
-        assert_eq!(began.elapsed(), Bounds::LONG.whole);
+        began.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_trickles_is_given_up_and_sooner_when_the_server_stops() {
+        assert_eq!(trickled_for(pending()).await, Bounds::LONG.whole);
+        assert_eq!(trickled_for(ready(())).await, Bounds::BRIEF.whole);
     }
 
     #[tokio::test]
