@@ -40,6 +40,8 @@ pub mod list;
 pub mod list_uploads;
 pub mod moving;
 pub mod multipart;
+pub mod name_claims;
+mod naming;
 pub mod object;
 pub mod open_versions;
 pub mod part;

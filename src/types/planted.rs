@@ -70,6 +70,10 @@ pub enum Bug {
     RivalLayoutApplied,
     /// A layout version that keeps two copies of a partition on one node is taken in.
     UnsoundLayoutApplied,
+    /// A claimant that another was faster than takes its name back from everybody, and erases the other's.
+    LoserErasesName,
+    /// A claimant asks for its own claim to be accepted, although it was told of another that may be chosen.
+    ClaimOverlooked,
 }
 
 #[cfg(all(feature = "planted", not(debug_assertions)))]
