@@ -371,7 +371,7 @@ impl Operation for RemoveBucketAlias {
         if service.garage.alias_target(&scope, &name).await? != Some(bucket) {
             return Err(AdminError::NotItsName { name, bucket });
         }
-        service.garage.unset_alias(&scope, &name).await?;
+        service.garage.unset_alias(&scope, &name, bucket).await?;
         info(service, bucket).await
     }
 }

@@ -1,7 +1,7 @@
 //! The alias table: the names of buckets. Global names are one namespace; local names belong to one access key.
 //!
-//! A name is claimed by a commit that each node admits only while the name is free there, so that two claims of one name cannot
-//! both win a majority.
+//! Must stay true: a row gives a name only to whom a majority of nodes has accepted for it ([`crate::name_claims`]), or takes it from its
+//! bucket. Nodes of earlier versions commit rows instead; while a claim is under way here they are told that they are behind.
 
 use garage_table::error::TableError;
 use garage_table::schema::{Admission, Admit};
@@ -10,9 +10,10 @@ use garage_table::wire::{Mode, TableId, Verdict};
 use garage_table::{Replication, Schema};
 use garage_types::codec::Format;
 use garage_types::crdt::{Crdt, Lww};
-use garage_types::{BucketId, KeyId, Placement, sort_key};
+use garage_types::{BucketId, KeyId, Placement, Timestamp, sort_key};
 use serde::{Deserialize, Serialize};
 
+use crate::name_claims::NameClaims;
 use crate::table_ids;
 
 /// Whose name it is.
@@ -46,8 +47,10 @@ impl Crdt for AliasRow {
 }
 
 /// The alias table.
-#[derive(Debug, Default)]
-pub struct AliasTable;
+#[derive(Debug)]
+pub struct AliasTable {
+    pub claims: NameClaims,
+}
 
 /// The key of a name: its placement and its sort key.
 pub fn key_of(scope: &AliasScope, name: &str) -> (Placement, Vec<u8>) {
@@ -82,7 +85,13 @@ impl Schema for AliasTable {
             return Ok(Admission::Merge);
         }
         let (placement, key) = key_of(&row.scope, &row.name);
-        let Some(present) = tx.row::<AliasTable>(&placement, &key)? else { return Ok(Admission::Merge) };
+        let present = tx.row::<AliasTable>(&placement, &key)?;
+        let free_since = present.as_ref().map_or(Timestamp::ZERO, |row| row.bucket.timestamp());
+        let is_claimed = self.claims.get(tx.raw(), &key)?.is_some_and(|slot| slot.base >= free_since);
+        if is_claimed && row.bucket.get().is_some() {
+            return Ok(Admission::Answer(Verdict::Behind(free_since)));
+        }
+        let Some(present) = present else { return Ok(Admission::Merge) };
         let taken = present.bucket.get().is_some_and(|owner| Some(owner) != *row.bucket.get());
         if taken && row.bucket.get().is_some() {
             let owner = present.bucket.get().map(|id| id.as_bytes().to_vec()).unwrap_or_default();
@@ -92,5 +101,17 @@ impl Schema for AliasTable {
             return Ok(Admission::Answer(Verdict::Behind(present.bucket.timestamp())));
         }
         Ok(Admission::Merge)
+    }
+
+    fn changed(
+        &self,
+        tx: &mut RowTransaction<'_, '_>,
+        _old: Option<&AliasRow>,
+        new: Option<&AliasRow>,
+    ) -> Result<(), TableError> {
+        match new {
+            Some(row) => self.claims.follow(tx.raw(), row),
+            None => Ok(()),
+        }
     }
 }

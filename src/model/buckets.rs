@@ -3,17 +3,19 @@
 use std::sync::Arc;
 
 use garage_table::table::Query;
-use garage_table::wire::{Order, Projection, Verdict};
+use garage_table::wire::{Order, Projection};
 use garage_table::{Schema, TableError, TableStore};
-use garage_types::crdt::{Deletable, Lww};
+use garage_types::crdt::Deletable;
 use garage_types::names::Punycode;
-use garage_types::{BucketId, BucketName, KeyId, Timestamp, chain};
+use garage_types::{BucketId, BucketName, KeyId, Timestamp};
 
 use crate::alias::{AliasRow, AliasScope, AliasTable, key_of};
 use crate::bucket::{BucketRow, BucketState, BucketTable, Quotas};
 use crate::error::ModelError;
 use crate::garage::Garage;
 use crate::key::Permissions;
+use crate::name_claims::NewBucket;
+use crate::naming::Wanted;
 use crate::object::IndexShard;
 
 /// A bucket that exists.
@@ -175,45 +177,18 @@ impl Garage {
     /// Makes a bucket with a global name, if the name is free.
     ///
     /// # Errors
-    /// [`ModelError::BucketName`], [`ModelError::BucketNameTaken`].
+    /// [`ModelError::BucketName`], [`ModelError::BucketNameTaken`], [`ModelError::Conflict`].
     pub async fn create_bucket(&self, name: &str) -> Result<BucketId, ModelError> {
-        let name = BucketName::parse(name, self.0.settings.punycode)?;
-        let id = BucketId::random(&*self.0.random);
-        let scope = AliasScope::Global;
-        // While no quorum answers, nothing is left anywhere.
-        let claim = self.free_name(&scope, name.as_str(), id).await?;
-        // The row comes first: a name never points at a bucket that is not there. Without a name nobody knows of it.
-        if let Err(error) = self.0.buckets.merge(&BucketRow::new(id, self.0.clock.now())).await {
-            self.undo_bucket(id).await;
-            return Err(error.into());
-        }
-        let claimed = match claim {
-            Some(time) => self.claim_name(&scope, name.as_str(), id, time).await,
-            None => Ok(()),
-        };
-        match claimed {
-            Ok(()) => {}
-            Err(error @ (ModelError::BucketNameTaken { .. } | ModelError::Conflict(_))) => {
-                self.undo_bucket(id).await;
-                return Err(error);
-            }
-            Err(error) => {
-                // Some node may have the name, and somebody may use the bucket by it already: then it stays, with its name.
-                if let Err(left) = self.delete_bucket(id).await {
-                    tracing::warn!(bucket = %id, %name, error = %chain(&left), "a bucket that could not be made for certain is left");
-                }
-                return Err(error);
-            }
-        }
-        tracing::info!(bucket = %id, %name, "bucket created");
-        Ok(id)
+        self.create_bucket_owned(None, name).await
     }
 
-    /// Deletes a bucket that nobody can know of. What cannot be told to a quorum is told to whom it can be, as the bucket was.
-    async fn undo_bucket(&self, id: BucketId) {
-        if let Err(error) = self.0.buckets.merge(&BucketRow { id, state: Deletable::Deleted }).await {
-            tracing::debug!(bucket = %id, error = %chain(&error), "the deletion of a bucket without a name reached no quorum");
-        }
+    async fn create_bucket_owned(&self, owner: Option<KeyId>, name: &str) -> Result<BucketId, ModelError> {
+        let name = BucketName::parse(name, self.0.settings.punycode)?;
+        let bucket = BucketId::random(&*self.0.random);
+        let wanted = Wanted { bucket, makes: Some(NewBucket { owner }) };
+        self.claim_name(&AliasScope::Global, name.as_str(), wanted).await?;
+        tracing::info!(%bucket, %name, "bucket created");
+        Ok(bucket)
     }
 
     /// S3's CreateBucket: a bucket with a global name that the key owns.
@@ -221,14 +196,11 @@ impl Garage {
     /// # Errors
     /// As [`Garage::create_bucket`].
     pub async fn create_bucket_for(&self, key: &KeyId, name: &str) -> Result<Created, ModelError> {
-        let name = BucketName::parse(name, self.0.settings.punycode)?;
-        match self.create_bucket(name.as_str()).await {
-            Ok(id) => {
-                self.set_permissions(key, id, Permissions::ALL).await?;
-                Ok(Created::New(id))
-            }
+        match self.create_bucket_owned(Some(key.clone()), name).await {
+            Ok(id) => Ok(Created::New(id)),
             Err(ModelError::BucketNameTaken { name, bucket: Some(id) }) => {
-                if self.key(key).await?.state.permissions(&id).owner {
+                // The permission may have been given through another node a moment ago.
+                if self.key_as_agreed(key).await?.state.permissions(&id).owner {
                     Ok(Created::AlreadyOwned(id))
                 } else {
                     Err(ModelError::BucketNameTaken { name, bucket: Some(id) })
@@ -244,53 +216,15 @@ impl Garage {
     /// [`ModelError::BucketNameTaken`]; [`ModelError::Conflict`] when others are claiming it at this moment.
     pub async fn set_alias(&self, scope: &AliasScope, name: &str, bucket: BucketId) -> Result<(), ModelError> {
         BucketName::parse(name, self.0.settings.punycode)?;
-        match self.free_name(scope, name, bucket).await? {
-            Some(time) => self.claim_name(scope, name, bucket, time).await,
-            None => Ok(()),
-        }
+        self.claim_name(scope, name, Wanted { bucket, makes: None }).await
     }
 
-    /// The time at which a name can be claimed that is free; `None` when it is the bucket's already.
-    async fn free_name(&self, scope: &AliasScope, name: &str, bucket: BucketId) -> Result<Option<Timestamp>, ModelError> {
-        let (placement, key) = key_of(scope, name);
-        let known = self.0.aliases.get(placement, key).await?;
-        match known.as_ref().and_then(|row| *row.bucket.get()) {
-            Some(owner) if owner == bucket => Ok(None),
-            Some(owner) => Err(ModelError::BucketNameTaken { name: name.to_owned(), bucket: Some(owner) }),
-            None => Ok(Some(known.map_or(Timestamp::ZERO, |row| row.bucket.timestamp()).next().max(self.0.clock.now()))),
+    /// Frees a name that was listed, unless somebody was quicker.
+    pub(crate) async fn free_alias(&self, alias: &Alias) -> Result<(), ModelError> {
+        match self.unset_alias(&alias.scope(), &alias.name, alias.bucket).await {
+            Ok(()) | Err(ModelError::NoSuchBucket(_)) => Ok(()),
+            Err(error) => Err(error),
         }
-    }
-
-    async fn claim_name(&self, scope: &AliasScope, name: &str, bucket: BucketId, time: Timestamp) -> Result<(), ModelError> {
-        let row =
-            |time: Timestamp, target| AliasRow { scope: scope.clone(), name: name.to_owned(), bucket: Lww::at(time, target) };
-        match self.0.aliases.commit(&row(time, Some(bucket))).await? {
-            Verdict::Won => Ok(()),
-            Verdict::Refused(owner) => {
-                let owner = BucketId::from_slice(&owner);
-                // Others hold it, here and there: whatever was claimed of it is given back.
-                self.0.aliases.merge(&row(time.next(), None)).await?;
-                Err(ModelError::BucketNameTaken { name: name.to_owned(), bucket: owner })
-            }
-            Verdict::Behind(_) => {
-                Err(ModelError::Conflict(format!("the name {name} is being given to another bucket at this moment; try again")))
-            }
-        }
-    }
-
-    /// Gives up a name.
-    ///
-    /// # Errors
-    /// [`ModelError::NoSuchBucket`] when nothing has the name.
-    pub async fn unset_alias(&self, scope: &AliasScope, name: &str) -> Result<(), ModelError> {
-        let (placement, key) = key_of(scope, name);
-        let present = self.0.aliases.get(placement, key).await?;
-        let Some(mut row) = present.filter(|row| row.bucket.get().is_some()) else {
-            return Err(ModelError::NoSuchBucket(name.to_owned()));
-        };
-        row.bucket.update(self.0.clock.now(), None);
-        self.0.aliases.merge(&row).await?;
-        Ok(())
     }
 
     /// # Errors
@@ -328,7 +262,7 @@ impl Garage {
         }
         self.0.buckets.merge(&BucketRow { id, state: Deletable::Deleted }).await?;
         for alias in self.aliases().await?.into_iter().filter(|alias| alias.bucket == id) {
-            self.unset_alias(&alias.scope(), &alias.name).await?;
+            self.free_alias(&alias).await?;
         }
         for key in self.keys().await?.into_iter().filter(|key| key.state.permissions(&id).any()) {
             self.set_permissions(&key.id, id, Permissions::NONE).await?;

@@ -27,6 +27,7 @@ use crate::error::ModelError;
 use crate::fresh_refs::FreshReferences;
 use crate::key::{KeyRow, KeyTable};
 use crate::misses::Misses;
+use crate::name_claims::{NameClaims, NameService};
 use crate::object::ObjectTable;
 use crate::part::PartTable;
 use crate::resync::Resync;
@@ -59,6 +60,7 @@ pub struct LocalModel {
     pub counters: BucketCounters,
     pub block_trees: BlockTrees,
     pub watched: WatchedUploads,
+    pub claims: NameClaims,
     pub working: Working,
 }
 
@@ -78,10 +80,11 @@ impl LocalModel {
             release_delay_ms: u64::try_from(block_release_delay.as_millis()).unwrap_or(u64::MAX),
         };
         let watched = WatchedUploads(db.open_tree("watched_uploads")?);
+        let claims = NameClaims(db.open_tree("name_claims")?);
         let arriving = Arriving::default();
         let tables = Builder::new(db.clone())
             .with(Arc::new(BucketTable))?
-            .with(Arc::new(AliasTable))?
+            .with(Arc::new(AliasTable { claims }))?
             .with(Arc::new(KeyTable))?
             .with(Arc::new(ObjectTable { counters }))?
             .with(Arc::new(UploadTable { counters, watched }))?
@@ -95,7 +98,12 @@ impl LocalModel {
             .with_derived(watched.0)
             .open(clock.clone(), layouts)?;
         let blocks = BlockService { blocks, tables: tables.clone(), trees, arriving, clock, offload, may_delete, layout };
-        Ok(LocalModel { tables, blocks, counters, block_trees: trees, watched, working: Working::default() })
+        Ok(LocalModel { tables, blocks, counters, block_trees: trees, watched, claims, working: Working::default() })
+    }
+
+    /// Answers who claims names.
+    pub fn name_service(&self) -> NameService {
+        NameService { tables: self.tables.clone(), claims: self.claims }
     }
 
     /// Answers how much buckets hold.

@@ -184,7 +184,7 @@ impl Garage {
     pub async fn delete_key(&self, id: &KeyId) -> Result<(), ModelError> {
         self.key(id).await?;
         for alias in self.aliases().await?.into_iter().filter(|alias| alias.key.as_ref() == Some(id)) {
-            self.unset_alias(&alias.scope(), &alias.name).await?;
+            self.free_alias(&alias).await?;
         }
         self.0.keys.merge(&KeyRow { id: id.clone(), state: Deletable::Deleted }).await?;
         tracing::info!(key = %id, "access key deleted");

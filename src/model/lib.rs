@@ -43,6 +43,8 @@ pub mod list_uploads;
 mod misses;
 pub mod moving;
 pub mod multipart;
+pub mod name_claims;
+mod naming;
 pub mod object;
 pub mod open_versions;
 pub mod part;

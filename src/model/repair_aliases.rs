@@ -111,7 +111,7 @@ impl AliasRepair {
                 };
                 match judge(garage.known_bucket(alias.bucket).await?, key) {
                     Verdict::Keep => return Ok(()),
-                    Verdict::GiveUp => match garage.unset_alias(&scope, &alias.name).await {
+                    Verdict::GiveUp => match garage.unset_alias(&scope, &alias.name, alias.bucket).await {
                         // Somebody was quicker.
                         Ok(()) | Err(ModelError::NoSuchBucket(_)) => {}
                         Err(error) => return Err(error),

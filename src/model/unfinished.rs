@@ -267,6 +267,9 @@ impl UnfinishedWrites {
                 None => break,
             }
         }
+        let names = self.garage.settle_names().await?;
+        self.settled += names.settled;
+        waiting += names.waiting;
         let (counted, more) = self.garage.settle_fresh_references().await?;
         self.settled += counted.settled;
         self.waiting = waiting + counted.waiting;

@@ -12,6 +12,7 @@ use garage_model::block_need::{AskNeeds, GiveBlock};
 use garage_model::blocks::{GetBlock, PutBlock, ReferBlock};
 use garage_model::count::CountBucket;
 use garage_model::garage::{LocalModel, LocalParts, Parts, Settings};
+use garage_model::name_claims::AskName;
 use garage_model::open_versions::AskOpenVersions;
 use garage_model::state_file::{StateDirectory, StateFileError};
 use garage_model::working::AskWorking;
@@ -218,6 +219,7 @@ impl Node {
             .add::<GiveBlock>(Arc::new(local.blocks.clone()))
             .add::<AskOpenVersions>(Arc::new(local.blocks.clone()))
             .add::<AskWorking>(Arc::new(local.working.clone()))
+            .add::<AskName>(Arc::new(local.name_service()))
             .add::<CompareLayouts>(Arc::new(LayoutGossip(layout.clone())))
             .add::<MergeLayout>(Arc::new(LayoutGossip(layout.clone())))
             .build();

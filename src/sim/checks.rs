@@ -118,10 +118,10 @@ fn no_temporary_files(world: &World, machine: &Machine) {
 /// A machine's counters are those of its own rows.
 async fn counters_agree(world: &World, machine: &Machine) {
     let objects = rows::<ObjectTable>(machine).await;
-    let live = objects.iter().filter_map(ObjectRow::live);
+    let live = objects.iter().filter(|row| row.bucket == world.bucket).filter_map(ObjectRow::live);
     let (count, bytes) = live.fold((0, 0), |(count, bytes), meta| (count + 1, bytes + meta.size as i64));
     let open = |row: &UploadRow| matches!(row.state, UploadState::Simple(_) | UploadState::Multipart(_));
-    let uploads = rows::<UploadTable>(machine).await.iter().filter(|row| open(row)).count() as i64;
+    let uploads = rows::<UploadTable>(machine).await.iter().filter(|row| row.bucket == world.bucket && open(row)).count() as i64;
     let local = machine.garage().expect("the machine runs").local().clone();
     let (tree, bucket) = (local.counters.0, world.bucket);
     let read = move |tx: &garage_db::Snapshot<'_>| tx.get(tree, bucket.as_bytes());

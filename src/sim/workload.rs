@@ -139,7 +139,7 @@ struct StoredPart {
     body: Bytes,
 }
 
-fn put_of(bucket: BucketId, key: &str, write: u64) -> PutObject {
+pub(crate) fn put_of(bucket: BucketId, key: &str, write: u64) -> PutObject {
     PutObject {
         bucket,
         key: ObjectKey::parse(key).unwrap(),

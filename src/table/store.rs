@@ -154,13 +154,23 @@ impl TableStore {
     /// # Errors
     /// [`TableError::OldLayoutOfStranger`], and those of [`Self::write`].
     pub async fn write_for(&self, writer: NodeId, write: Write) -> Result<Verdict, TableError> {
-        let Some(vouch) = self.0.layouts.admit(writer, write.layout) else {
-            let current = self.0.layouts.live().last().map_or(0, |key| key.number);
-            return Err(TableError::OldLayoutOfStranger { writer: write.layout, current });
-        };
+        let vouch = self.admit_writer(writer, write.layout)?;
         let written = self.write(write).await;
         drop(vouch);
         written
+    }
+
+    /// Lets a writer change something here that goes by the layout `version`. What is returned is held until that is stored.
+    ///
+    /// # Errors
+    /// [`TableError::OldLayoutOfStranger`], [`TableError::StaleLayout`].
+    pub fn admit_writer(&self, writer: NodeId, version: u64) -> Result<Vouch, TableError> {
+        let Some(vouch) = self.0.layouts.admit(writer, version) else {
+            let current = self.0.layouts.live().last().map_or(0, |key| key.number);
+            return Err(TableError::OldLayoutOfStranger { writer: version, current });
+        };
+        self.check_layout(version)?;
+        Ok(vouch)
     }
 
     /// Runs a transaction of the caller's own over rows and local trees.
@@ -184,6 +194,22 @@ impl TableStore {
         }
         self.0.queued.notify_one();
         Ok(result)
+    }
+
+    /// As [`Self::transact`], for a closure that reads rows and changes local trees only.
+    ///
+    /// # Errors
+    /// The closure's, and the engine's.
+    pub async fn transact_beside<T, E>(
+        &self,
+        mut body: impl FnMut(&mut RowTransaction<'_, '_>) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<DbError> + Send + 'static,
+    {
+        let (inner, now) = (self.0.clone(), self.0.clock.now());
+        self.0.db.write(move |tx| body(&mut RowTransaction { tx, inner: &inner, now })).await
     }
 
     fn touched(&self, table: TableId) {

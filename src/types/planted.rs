@@ -74,6 +74,10 @@ pub enum Bug {
     UnsoundLayoutApplied,
     /// Blocks for a reader are fetched by futures that nobody polls while the reader takes nothing.
     PlacesHeldUnpolled,
+    /// A claimant that another was faster than takes its name back from everybody, and erases the other's.
+    LoserErasesName,
+    /// A claimant asks for its own claim to be accepted, although it was told of another that may be chosen.
+    ClaimOverlooked,
 }
 
 #[cfg(all(feature = "planted", not(debug_assertions)))]

@@ -9,6 +9,7 @@ mod collections;
 mod databases;
 mod deletions;
 mod layouts;
+mod names;
 mod refusals;
 
 mod tests;
@@ -45,7 +46,7 @@ pub struct Story {
 const THREE: Story =
     Story { name: "", machines: 3, roles: 3, replication_factor: 3, keys: 4, play: databases::lost_while_another_is_away };
 
-pub const STORIES: [Story; 19] = [
+pub const STORIES: [Story; 21] = [
     Story { name: "lost-database", ..THREE },
     Story { name: "two-lost-databases", machines: 5, roles: 5, replication_factor: 5, play: databases::two_are_lost, ..THREE },
     Story { name: "restored-database", play: databases::restored_from_a_copy, ..THREE },
@@ -65,6 +66,8 @@ pub const STORIES: [Story; 19] = [
     Story { name: "late-rival", machines: 7, play: refusals::a_rival_comes_late, ..THREE },
     Story { name: "rivals", machines: 7, play: refusals::a_rival_comes_early, ..THREE },
     Story { name: "unsound-layout", machines: 4, play: refusals::an_unsound_layout_is_told, ..THREE },
+    Story { name: "claimed-names", play: names::claimed_at_once, ..THREE },
+    Story { name: "deleted-buckets", play: names::claimed_and_deleted, ..THREE },
 ];
 
 /// Tells a story by a seed, from an empty cluster to the last check.
