@@ -120,13 +120,16 @@ pub(crate) struct Inner {
     pub clock: Arc<dyn Clock>,
     pub random: Arc<dyn Random>,
     pub offload: Arc<dyn Offload>,
+#[derive(Clone)]
     pub workers: Workers,
+    /// The same store for decisions that lead to a deletion; `None` in that store itself.
+    certain: Option<Garage>,
     pub sync: SyncControl,
     pub settings: Settings,
-    pub background: Background,
+    pub background: Arc<Background>,
     pub local: LocalModel,
     pub blocks: Blocks,
-    pub resync: Resync,
+    pub resync: Arc<Resync>,
     pub buckets: Table<BucketTable>,
     pub aliases: Table<AliasTable>,
     pub keys: Table<KeyTable>,
@@ -134,10 +137,24 @@ pub(crate) struct Inner {
     pub uploads: Table<UploadTable>,
     pub parts: Table<PartTable>,
     pub versions: Table<VersionTable>,
-    pub bucket_cache: RowCache<BucketId, BucketRow>,
-    pub alias_cache: RowCache<(AliasScope, String), AliasRow>,
-    pub key_cache: RowCache<KeyId, KeyRow>,
-    pub block_buffer: BlockBuffer,
+    pub bucket_cache: Arc<RowCache<BucketId, BucketRow>>,
+    pub alias_cache: Arc<RowCache<(AliasScope, String), AliasRow>>,
+    pub key_cache: Arc<RowCache<KeyId, KeyRow>>,
+    pub block_buffer: Arc<BlockBuffer>,
+}
+
+impl Inner {
+    fn certain(self) -> Self {
+        let (cluster, tables) = (self.cluster.certain(), self.local.tables.clone());
+        Inner {
+            objects: Table::new(tables.clone(), cluster.clone()),
+            uploads: Table::new(tables.clone(), cluster.clone()),
+            parts: Table::new(tables.clone(), cluster.clone()),
+            versions: Table::new(tables, cluster.clone()),
+            cluster,
+            ..self
+        }
+    }
 }
 
 /// The store. Cheap to clone.
@@ -177,9 +194,10 @@ impl Garage {
         let tables = &local.tables;
         let lingering_max = settings.block_ram_buffer_max / LINGERING_SHARE;
         let blocks = Blocks::new(cluster.clone(), local.blocks.clone(), offload.clone(), settings.compression, lingering_max);
-        Garage(Arc::new(Inner {
+        let inner = Inner {
+            certain: None,
             blocks,
-            resync: Resync::new(&background.settings),
+            resync: Arc::new(Resync::new(&background.settings)),
             buckets: Table::new(tables.clone(), cluster.clone()),
             aliases: Table::new(tables.clone(), cluster.clone()),
             keys: Table::new(tables.clone(), cluster.clone()),
@@ -187,10 +205,10 @@ impl Garage {
             uploads: Table::new(tables.clone(), cluster.clone()),
             parts: Table::new(tables.clone(), cluster.clone()),
             versions: Table::new(tables.clone(), cluster.clone()),
-            bucket_cache: RowCache::new(tables.generation(crate::table_ids::BUCKET)),
-            alias_cache: RowCache::new(tables.generation(crate::table_ids::ALIAS)),
-            key_cache: RowCache::new(tables.generation(crate::table_ids::KEY)),
-            block_buffer: BlockBuffer::new(settings.block_ram_buffer_max),
+            bucket_cache: Arc::new(RowCache::new(tables.generation(crate::table_ids::BUCKET))),
+            alias_cache: Arc::new(RowCache::new(tables.generation(crate::table_ids::ALIAS))),
+            key_cache: Arc::new(RowCache::new(tables.generation(crate::table_ids::KEY))),
+            block_buffer: Arc::new(BlockBuffer::new(settings.block_ram_buffer_max)),
             cluster,
             clock,
             random,
@@ -198,9 +216,24 @@ impl Garage {
             workers,
             sync,
             settings,
-            background,
+            background: Arc::new(background),
             local,
-        }))
+        };
+        let certain = Garage(Arc::new(inner.clone().certain()));
+        Garage(Arc::new(Inner { certain: Some(certain), ..inner }))
+    }
+
+    /// This store for decisions that lead to a deletion or a release. Its reads meet every acknowledged write, and its writes are at
+    /// as many nodes as consistent ones, whatever the consistency mode; where too few nodes answer, the decision waits.
+    pub(crate) fn certain(&self) -> &Garage {
+        self.0.certain.as_ref().unwrap_or(self)
+    }
+
+    /// This store for reads that a write goes by: what was acknowledged before. They ask no more nodes than the write itself needs; in
+    /// the `dangerous` mode, where that is not enough to be certain, they go by what they find.
+    pub(crate) fn for_writes(&self) -> &Garage {
+        let certain = self.certain();
+        if certain.0.cluster.quorums().read <= self.0.cluster.quorums().write { certain } else { self }
     }
 
     /// How much of the room for blocks is taken.

@@ -2,7 +2,8 @@
 //!
 //! Must stay true: a repair is safe beside live traffic. Nothing is released because something was not found once: what an unfinished
 //! write has stored, while the row that tells of it is still on its way, is looked at again after [`SECOND_LOOK_MS`], by when
-//! the write has that row or has failed. Counts are made and compared in one transaction.
+//! the write has that row or has failed. What a repair goes by is read where every acknowledged write is met ([`Garage::certain`]). Counts are
+//! made and compared in one transaction.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -74,7 +75,14 @@ impl Garage {
             Repair::BlockCounts => Job::CountsOfRows { after: None },
             Repair::Rebalance => Job::Rebalance { from: BlockHash::from_bytes([0; 32]), failed: 0 },
         };
-        self.workers().start(RepairWorker { garage: self.clone(), repair, job, looked_at: 0, repaired: 0, message: None })
+        self.workers().start(RepairWorker {
+            garage: self.certain().clone(),
+            repair,
+            job,
+            looked_at: 0,
+            repaired: 0,
+            message: None,
+        })
     }
 }
 

@@ -168,7 +168,7 @@ impl Garage {
     /// Ends a simple upload that nobody works on.
     async fn end_simple(&self, row: &UploadRow) -> Result<Outcome, ModelError> {
         // Nearly always it has ended, and this node only has not heard: it is told by the read.
-        let Some(now) = self.upload_row(&name_of(row)).await? else { return Ok(Outcome::Waits) };
+        let Some(now) = self.certain().upload_row(&name_of(row)).await? else { return Ok(Outcome::Waits) };
         let version = match &now.state {
             UploadState::Simple(simple) => simple.version,
             UploadState::Closed { version } => *version,
@@ -188,9 +188,10 @@ impl Garage {
             Verdict::Refused(_finished) => return Ok(Closing::Happened),
             verdict @ Verdict::Behind(_) => return won(verdict).map(|()| Closing::Happened),
         }
-        won(self.0.uploads.commit(&row.with_state(UploadState::Aborted)).await?)?;
+        let certain = self.certain();
+        won(certain.0.uploads.commit(&row.with_state(UploadState::Aborted)).await?)?;
         // An owner that had not heard of the upload releases nothing when it ends.
-        self.0.versions.merge(&VersionRow::deleted(version)).await?;
+        certain.0.versions.merge(&VersionRow::deleted(version)).await?;
         tracing::debug!(bucket = %row.bucket, key = %row.key, %version, "released what an unfinished write had stored");
         Ok(Closing::Released)
     }

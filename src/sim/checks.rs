@@ -74,6 +74,7 @@ pub async fn after_quiet(world: &World, abilities: Abilities) {
     tokio::time::sleep(QUIET).await;
     for machine in &world.cluster.machines {
         let name = format!("final look on {}", machine.number);
+    world.history.reads_promise_all();
         for key in world.used_keys() {
             if let Err(error) = world.try_get(&name, machine, key).await {
                 world.history.violation(format!("{name}: {key} cannot be read: {error}"));
