@@ -41,8 +41,9 @@ impl Garage {
     /// [`ModelError::Table`].
     pub async fn look_at_fresh_references(&self) -> Result<usize, ModelError> {
         let mut settled = 0;
+        let now = self.0.clock.now();
         loop {
-            let (counted, more) = self.settle_fresh_references().await?;
+            let (counted, more) = self.settle_fresh_references(now).await?;
             settled += counted.settled;
             if !more {
                 return Ok(settled);
@@ -50,10 +51,10 @@ impl Garage {
         }
     }
 
-    /// Looks at some of the references that are due. Returns what came of it, and whether there may be more.
-    pub(crate) async fn settle_fresh_references(&self) -> Result<(Counted, bool), ModelError> {
+    /// Looks at some of the references that are due by a time. Returns what came of it, and whether there may be more.
+    pub(crate) async fn settle_fresh_references(&self, due_by: Timestamp) -> Result<(Counted, bool), ModelError> {
         let (tables, fresh, now) = (&self.0.local.tables, self.0.local.block_trees.fresh, self.0.clock.now());
-        let due: Vec<Due> = tables.db().read(move |tx| fresh.due(tx, now, PAGE)).await?;
+        let due: Vec<Due> = tables.db().read(move |tx| fresh.due(tx, due_by, PAGE)).await?;
         let more = due.len() == PAGE;
         let mut by_version: BTreeMap<VersionId, Vec<Due>> = BTreeMap::new();
         for due in due {
@@ -71,7 +72,8 @@ impl Garage {
             for due in settled.iter().chain(&again) {
                 tx.remove(fresh.0, &due.key)?;
             }
-            again.iter().try_for_each(|due| fresh.add_at(tx, now.plus_millis(LOOK_AFTER_MS), &due.reference))
+            let next = now.plus_millis(LOOK_AFTER_MS).max(due_by.next());
+            again.iter().try_for_each(|due| fresh.add_at(tx, next, &due.reference))
         };
         tables.db().write::<_, DbError>(record).await.map_err(TableError::Db)?;
         Ok((counted, more))

@@ -28,6 +28,7 @@ use crate::key::{KeyRow, KeyTable};
 use crate::object::ObjectTable;
 use crate::part::PartTable;
 use crate::resync::Resync;
+use crate::unreferenced::{FilesKnown, Uncounted};
 use crate::upload::{UploadTable, WatchedUploads};
 use crate::version::VersionTable;
 use crate::working::Working;
@@ -56,6 +57,7 @@ pub struct LocalModel {
     pub blocks: BlockService,
     pub counters: BucketCounters,
     pub block_trees: BlockTrees,
+    pub(crate) files_known: FilesKnown,
     pub watched: WatchedUploads,
     pub working: Working,
 }
@@ -75,6 +77,7 @@ impl LocalModel {
             fresh: FreshReferences(db.open_tree("fresh_refs")?),
             release_delay_ms: u64::try_from(block_release_delay.as_millis()).unwrap_or(u64::MAX),
         };
+        let files_known = FilesKnown(db.open_tree("block_files_known")?);
         let watched = WatchedUploads(db.open_tree("watched_uploads")?);
         let arriving = Arriving::default();
         let tables = Builder::new(db.clone())
@@ -92,8 +95,10 @@ impl LocalModel {
             .with_derived(trees.errors)
             .with_derived(watched.0)
             .open(clock.clone(), layouts)?;
-        let blocks = BlockService { blocks, tables: tables.clone(), trees, arriving, clock, offload, may_delete, layout };
-        Ok(LocalModel { tables, blocks, counters, block_trees: trees, watched, working: Working::default() })
+        let uncounted = Uncounted::default();
+        let blocks =
+            BlockService { blocks, tables: tables.clone(), trees, arriving, uncounted, clock, offload, may_delete, layout };
+        Ok(LocalModel { tables, blocks, counters, block_trees: trees, files_known, watched, working: Working::default() })
     }
 
     /// Answers how much buckets hold.
@@ -115,15 +120,15 @@ pub struct LocalParts<'a> {
     pub block_release_delay: Duration,
 }
 
+#[derive(Clone)]
 pub(crate) struct Inner {
+    /// The same store for decisions that lead to a deletion; `None` in that store itself.
+    certain: Option<Garage>,
     pub cluster: Cluster,
     pub clock: Arc<dyn Clock>,
     pub random: Arc<dyn Random>,
     pub offload: Arc<dyn Offload>,
-#[derive(Clone)]
     pub workers: Workers,
-    /// The same store for decisions that lead to a deletion; `None` in that store itself.
-    certain: Option<Garage>,
     pub sync: SyncControl,
     pub settings: Settings,
     pub background: Arc<Background>,

@@ -177,7 +177,10 @@ impl RepairWorker {
         (self.looked_at, self.repaired) = (walk.looked_at, walk.queued);
         match step {
             Ok(Walk::GoesOn) => Ok(Job::Blocks(walk)),
-            Ok(Walk::Ended) => Ok(Job::Ended),
+            Ok(Walk::Ended) => match self.garage.own_all_files().await {
+                Ok(()) => Ok(Job::Ended),
+                Err(error) => Err(Stopped { job: Job::Blocks(walk), error }),
+            },
             Err(error) => Err(Stopped { job: Job::Blocks(walk), error }),
         }
     }

@@ -20,6 +20,7 @@ use garage_types::{NodeId, Placement, Timestamp, UploadId, VersionId, chain};
 use garage_worker::{Status, Step, StepError, Worker};
 
 use crate::error::ModelError;
+use crate::fresh_refs::LOOK_AFTER_MS;
 use crate::garage::Garage;
 use crate::put::won;
 use crate::table_ids;
@@ -241,19 +242,22 @@ pub(crate) struct UnfinishedWrites {
     garage: Garage,
     /// Whether what an earlier run left was looked at.
     begun: bool,
+    /// After a start all references are looked at that came before it: what this node was writing when it ended, it writes no more.
+    early_until: Option<Timestamp>,
     settled: usize,
     waiting: usize,
 }
 
 impl UnfinishedWrites {
     pub(crate) fn new(garage: Garage) -> Self {
-        UnfinishedWrites { garage, begun: false, settled: 0, waiting: 0 }
+        UnfinishedWrites { garage, begun: false, early_until: None, settled: 0, waiting: 0 }
     }
 
     async fn work(&mut self) -> Result<Step, ModelError> {
         if !self.begun {
             self.garage.watch_all_uploads().await?;
             self.settled += self.garage.reap_parts().await?;
+            self.early_until = Some(self.garage.0.clock.now().plus_millis(LOOK_AFTER_MS));
             self.begun = true;
         }
         let mut waiting = 0;
@@ -268,7 +272,11 @@ impl UnfinishedWrites {
                 None => break,
             }
         }
-        let (counted, more) = self.garage.settle_fresh_references().await?;
+        let (now, early) = (self.garage.0.clock.now(), self.early_until);
+        let (counted, more) = self.garage.settle_fresh_references(early.unwrap_or(now)).await?;
+        if !more {
+            self.early_until = None;
+        }
         self.settled += counted.settled;
         self.waiting = waiting + counted.waiting;
         Ok(if more { Step::Busy } else { Step::Idle })

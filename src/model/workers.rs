@@ -18,6 +18,7 @@ use crate::resync_worker::{LayoutWalker, ResyncWorker};
 use crate::scrub::ScrubWorker;
 use crate::table_ids;
 use crate::unfinished::UnfinishedWrites;
+use crate::unreferenced::UncountedFiles;
 use crate::upload::{UploadRow, UploadState};
 use crate::version::VersionTable;
 
@@ -35,6 +36,7 @@ impl Garage {
         }
         workers.start(LayoutWalker::new(self.clone()));
         workers.start(ScrubWorker::new(self.clone()));
+        workers.start(UncountedFiles::new(self.clone()));
     }
 
     /// Sends what is queued to its owners, until the queue is empty. Returns how many deletions were sent.
@@ -81,19 +83,19 @@ impl Garage {
     async fn send_item(&self, item: &Item) -> Result<(), ModelError> {
         let placement = item.entry.placement;
         let entries = vec![item.entry.clone()];
-        let verdict = match item.entry.table {
-            table_ids::VERSION => {
         // Whoever takes a deletion off the queue may be the last who knows of it.
         let certain = &self.certain().0;
+        let verdict = match item.entry.table {
+            table_ids::VERSION => {
                 let release_at_once = is_planted(Bug::ReleasedOnArrival) && item.entry.condition.is_some();
                 if !release_at_once {
                     self.spread_what_superseded(VersionTable::decode(&item.entry.row)?.version).await?;
                 }
                 certain.versions.write(placement, entries).await?
             }
+            table_ids::BLOCK_REF => self.certain().reference_table().write(placement, entries).await?,
             table_ids::PART => return self.end_parts(&PartTable::decode(&item.entry.row)?).await,
             TableId(other) => return Err(ModelError::Damaged(format!("table {other} has no queued deletions"))),
-            table_ids::BLOCK_REF => self.certain().reference_table().write(placement, entries).await?,
         };
         match verdict {
             Verdict::Won => Ok(()),
