@@ -198,6 +198,9 @@ pub struct BlockStatistics {
     /// Blocks whose last try failed.
     #[serde(default)]
     pub resync_errors: u64,
+    /// Block files that nothing refers to, waiting to be given back.
+    #[serde(default)]
+    pub unreferenced: u64,
 }
 
 impl Operation for GetNodeStatistics {
@@ -255,6 +258,7 @@ impl Operation for OwnStatistics {
                 rc_entries: blocks.counted,
                 resync_queue_length: blocks.resync_queue,
                 resync_errors: moves.blocks_failed,
+                unreferenced: service.garage.unreferenced_blocks().await?,
             }),
             moves: Some(moves),
         })

@@ -2,7 +2,7 @@
 //!
 //! Must stay true: the count of a block is the number of its live references here, changed in the same transaction; when it falls to
 //! zero the time is noted, and only a later check with every owner may delete the block; when it leaves zero without the bytes, the
-//! block is queued to be fetched.
+//! block is queued to be fetched; when a reference comes with the bytes and has been released before, they are queued to be given back.
 
 use garage_db::{DbError, Tree};
 use garage_table::error::TableError;
@@ -12,6 +12,7 @@ use garage_table::wire::TableId;
 use garage_table::{Replication, Schema};
 use garage_types::codec::{self, Format};
 use garage_types::crdt::Crdt;
+use garage_types::planted::{Bug, is_planted};
 use garage_types::{BlockHash, Placement, Timestamp, VersionId};
 use serde::{Deserialize, Serialize};
 
@@ -106,6 +107,15 @@ impl BlockTrees {
         Ok(tx.raw().get(self.counts, block.as_bytes())?.and_then(|bytes| RefCount::decode(&bytes)))
     }
 
+    /// A block came with a reference that was released before. Unless another one holds it, it is queued to be given back.
+    fn useless(&self, tx: &mut RowTransaction<'_, '_>, block: &BlockHash) -> Result<(), DbError> {
+        if self.count(tx, block)?.is_some_and(|present| present.count > 0) || is_planted(Bug::UncountedFilesForgotten) {
+            return Ok(());
+        }
+        let due = tx.now().plus_millis(self.release_delay_ms);
+        self.enqueue(tx.raw(), &Queued::new(due, *block, Reason::Unreferenced))
+    }
+
     fn change(&self, tx: &mut RowTransaction<'_, '_>, block: &BlockHash, by: i64, bytes: Bytes) -> Result<(), DbError> {
         let before = self.count(tx, block)?.map_or(0, |present| present.count);
         let count = before.saturating_add_signed(by);
@@ -151,13 +161,19 @@ impl Schema for BlockRefTable {
 
     /// A new reference that says whose it is, in the place of a condition, is looked at again after a while.
     fn admit(&self, tx: &mut RowTransaction<'_, '_>, row: &mut BlockRefRow, how: Admit<'_>) -> Result<Admission, TableError> {
-        if let Some(origin) = how.condition
-            && !row.deleted
-            && tx.row::<BlockRefTable>(&row.block.into(), row.version.as_bytes())?.is_none()
-        {
-            let origin = codec::decode(origin).map_err(|source| TableError::Row { table: Self::NAME, source })?;
-            let arrived = tx.now();
-            self.trees.fresh.add(tx.raw(), &FreshReference { block: row.block, version: row.version, arrived, origin })?;
+        let comes_with_bytes = self.arriving.contains(&row.block);
+        if row.deleted || (how.condition.is_none() && !comes_with_bytes) {
+            return Ok(Admission::Merge);
+        }
+        let present = tx.row::<BlockRefTable>(&row.block.into(), row.version.as_bytes())?;
+        match (present, how.condition) {
+            (None, Some(origin)) => {
+                let origin = codec::decode(origin).map_err(|source| TableError::Row { table: Self::NAME, source })?;
+                let arrived = tx.now();
+                self.trees.fresh.add(tx.raw(), &FreshReference { block: row.block, version: row.version, arrived, origin })?;
+            }
+            (Some(present), _) if present.deleted && comes_with_bytes => self.trees.useless(tx, &row.block)?,
+            (None | Some(_), _) => {}
         }
         Ok(Admission::Merge)
     }

@@ -137,7 +137,7 @@ fn file_worth_a_look(garage: &Garage, block: BlockHash, count: Option<RefCount>)
         // Seen with its count already.
         Some(_) => None,
         // Nobody knows since when nothing refers to it.
-        None => Some(Queued::new(now.plus_millis(garage.0.local.block_trees.release_delay_ms), block, Reason::Released)),
+        None => Some(Queued::new(now.plus_millis(garage.0.local.block_trees.release_delay_ms), block, Reason::Unreferenced)),
     }
 }
 
@@ -155,8 +155,11 @@ impl Garage {
     /// [`ModelError`].
     pub(crate) async fn queue_stray_files(&self, hashes: &[BlockHash]) -> Result<(), ModelError> {
         let counts = self.0.local.blocks.counts(hashes).await?;
-        let stray = |(block, count): (&BlockHash, Option<RefCount>)| file_worth_a_look(self, *block, count);
-        self.queue_blocks(hashes.iter().zip(counts).filter_map(stray).collect()).await
+        let files = self.files_known().await?;
+        let is_ours = |block: &BlockHash, count: &Option<RefCount>| count.is_some() || self.may_be_given_back(*block, files);
+        let stray = hashes.iter().zip(counts).filter(|(block, count)| is_ours(block, count));
+        let stray = stray.filter_map(|(block, count)| file_worth_a_look(self, *block, count));
+        self.queue_blocks(stray.collect()).await
     }
 
     /// Looks at every block that this node counts or has, and queues those that are not where they should be. Returns how many.

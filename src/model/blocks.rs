@@ -26,6 +26,7 @@ use crate::error::ModelError;
 use crate::fresh_refs::Origin;
 use crate::lingering::{Lingering, Reached, answer_in_room};
 use crate::resync_queue::{Queued, Reason};
+use crate::unreferenced::Uncounted;
 
 /// Store this block (attached) and the reference of a version to it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -100,6 +101,7 @@ pub struct BlockService {
     pub tables: TableStore,
     pub trees: BlockTrees,
     pub arriving: Arriving,
+    pub uncounted: Uncounted,
     pub clock: Arc<dyn Clock>,
     pub offload: Arc<dyn Offload>,
     pub may_delete: Arc<dyn MayDelete>,
@@ -114,8 +116,20 @@ impl BlockService {
         }
         // Held until the reference is durable: nobody decides to delete the block in between.
         let locked = self.blocks.lock(request.hash).await;
-        locked.write(block).await.map_err(block_error)?;
+        // Also if whoever sent the block hangs up: then this ends anywhere, and what the disk was given is written all the same.
+        let writing = self.uncounted.writing(request.hash);
+        match locked.write(block).await {
+            Ok(_written) => {}
+            Err(error @ BlockError::Full { .. }) => {
+                writing.seen_to();
+                return Err(block_error(error));
+            }
+            Err(error) => return Err(block_error(error)),
+        }
         let stored = self.refer_locked(writer, request.layout, request.hash, request.version, request.origin).await;
+        if stored.is_ok() {
+            writing.seen_to();
+        }
         drop(locked);
         stored
     }

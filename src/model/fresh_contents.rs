@@ -1,13 +1,13 @@
 //! Settling what references came with a write: whether their content became part of something, or nobody will ever use it.
 //!
 //! Must stay true: a reference is released only when its content is given up for good: where its upload or attempt is recorded as given
-//! up, so that it is refused wherever it still comes.
+//! up, so that it is refused wherever it still comes. That is read where every acknowledged write is met, in every consistency mode.
 
 use std::collections::BTreeMap;
 
 use garage_db::{DbError, Transaction};
 use garage_table::wire::{Order, Projection, Range, Read};
-use garage_table::{Schema, Table, TableError};
+use garage_table::{Schema, TableError};
 use garage_types::{BlockHash, Timestamp, VersionId};
 
 use crate::block_ref::{BlockRefRow, BlockRefTable};
@@ -41,8 +41,9 @@ impl Garage {
     /// [`ModelError::Table`].
     pub async fn look_at_fresh_references(&self) -> Result<usize, ModelError> {
         let mut settled = 0;
+        let now = self.0.clock.now();
         loop {
-            let (counted, more) = self.settle_fresh_references().await?;
+            let (counted, more) = self.settle_fresh_references(now).await?;
             settled += counted.settled;
             if !more {
                 return Ok(settled);
@@ -50,10 +51,10 @@ impl Garage {
         }
     }
 
-    /// Looks at some of the references that are due. Returns what came of it, and whether there may be more.
-    pub(crate) async fn settle_fresh_references(&self) -> Result<(Counted, bool), ModelError> {
+    /// Looks at some of the references that are due by a time. Returns what came of it, and whether there may be more.
+    pub(crate) async fn settle_fresh_references(&self, due_by: Timestamp) -> Result<(Counted, bool), ModelError> {
         let (tables, fresh, now) = (&self.0.local.tables, self.0.local.block_trees.fresh, self.0.clock.now());
-        let due: Vec<Due> = tables.db().read(move |tx| fresh.due(tx, now, PAGE)).await?;
+        let due: Vec<Due> = tables.db().read(move |tx| fresh.due(tx, due_by, PAGE)).await?;
         let more = due.len() == PAGE;
         let mut by_version: BTreeMap<VersionId, Vec<Due>> = BTreeMap::new();
         for due in due {
@@ -71,7 +72,8 @@ impl Garage {
             for due in settled.iter().chain(&again) {
                 tx.remove(fresh.0, &due.key)?;
             }
-            again.iter().try_for_each(|due| fresh.add_at(tx, now.plus_millis(LOOK_AFTER_MS), &due.reference))
+            let next = now.plus_millis(LOOK_AFTER_MS).max(due_by.next());
+            again.iter().try_for_each(|due| fresh.add_at(tx, next, &due.reference))
         };
         tables.db().write::<_, DbError>(record).await.map_err(TableError::Db)?;
         Ok((counted, more))
@@ -93,11 +95,11 @@ impl Garage {
         if live.is_empty() {
             return Ok(Outcome::Settled);
         }
-        match self.content(version, origin, *arrived).await? {
+        match self.certain().content(version, origin, *arrived).await? {
             Content::Kept => Ok(Outcome::Settled),
             Content::Open => Ok(Outcome::Waits),
             Content::Dead => {
-                let references = Table::<BlockRefTable>::new(self.0.local.tables.clone(), self.0.cluster.clone());
+                let references = self.certain().reference_table();
                 for block in live {
                     references.merge(&BlockRefRow::released(block, version)).await?;
                     tracing::debug!(%block, %version, "released a reference that nothing leads to");
@@ -112,8 +114,7 @@ impl Garage {
     async fn is_referred_to(&self, block: BlockHash, version: VersionId) -> Result<bool, ModelError> {
         let (layout, sort_key) = (self.0.cluster.layout(), version.as_bytes().to_vec());
         if !layout.is_owner(self.0.cluster.node_id(), block.into()) {
-            let references = Table::<BlockRefTable>::new(self.0.local.tables.clone(), self.0.cluster.clone());
-            return Ok(references.get(block.into(), sort_key).await?.is_some_and(|row| !row.deleted));
+            return Ok(self.certain().reference_table().get(block.into(), sort_key).await?.is_some_and(|row| !row.deleted));
         }
         let layout = layout.version();
         let read = Read { layout, table: table_ids::BLOCK_REF, placement: block.into(), sort_key: sort_key.into() };

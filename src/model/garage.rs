@@ -31,6 +31,7 @@ use crate::name_claims::{NameClaims, NameService};
 use crate::object::ObjectTable;
 use crate::part::PartTable;
 use crate::resync::Resync;
+use crate::unreferenced::{FilesKnown, Uncounted};
 use crate::upload::{UploadTable, WatchedUploads};
 use crate::version::VersionTable;
 use crate::working::Working;
@@ -59,6 +60,7 @@ pub struct LocalModel {
     pub blocks: BlockService,
     pub counters: BucketCounters,
     pub block_trees: BlockTrees,
+    pub(crate) files_known: FilesKnown,
     pub watched: WatchedUploads,
     pub claims: NameClaims,
     pub working: Working,
@@ -79,6 +81,7 @@ impl LocalModel {
             fresh: FreshReferences(db.open_tree("fresh_refs")?),
             release_delay_ms: u64::try_from(block_release_delay.as_millis()).unwrap_or(u64::MAX),
         };
+        let files_known = FilesKnown(db.open_tree("block_files_known")?);
         let watched = WatchedUploads(db.open_tree("watched_uploads")?);
         let claims = NameClaims(db.open_tree("name_claims")?);
         let arriving = Arriving::default();
@@ -97,8 +100,11 @@ impl LocalModel {
             .with_derived(trees.errors)
             .with_derived(watched.0)
             .open(clock.clone(), layouts)?;
-        let blocks = BlockService { blocks, tables: tables.clone(), trees, arriving, clock, offload, may_delete, layout };
-        Ok(LocalModel { tables, blocks, counters, block_trees: trees, watched, claims, working: Working::default() })
+        let uncounted = Uncounted::default();
+        let blocks =
+            BlockService { blocks, tables: tables.clone(), trees, arriving, uncounted, clock, offload, may_delete, layout };
+        let working = Working::default();
+        Ok(LocalModel { tables, blocks, counters, block_trees: trees, files_known, watched, claims, working })
     }
 
     /// Answers who claims names.
@@ -125,7 +131,10 @@ pub struct LocalParts<'a> {
     pub block_release_delay: Duration,
 }
 
+#[derive(Clone)]
 pub(crate) struct Inner {
+    /// The same store for decisions that lead to a deletion; `None` in that store itself.
+    certain: Option<Garage>,
     pub cluster: Cluster,
     pub clock: Arc<dyn Clock>,
     pub random: Arc<dyn Random>,
@@ -133,10 +142,10 @@ pub(crate) struct Inner {
     pub workers: Workers,
     pub sync: SyncControl,
     pub settings: Settings,
-    pub background: Background,
+    pub background: Arc<Background>,
     pub local: LocalModel,
     pub blocks: Blocks,
-    pub resync: Resync,
+    pub resync: Arc<Resync>,
     pub buckets: Table<BucketTable>,
     pub aliases: Table<AliasTable>,
     pub keys: Table<KeyTable>,
@@ -144,11 +153,25 @@ pub(crate) struct Inner {
     pub uploads: Table<UploadTable>,
     pub parts: Table<PartTable>,
     pub versions: Table<VersionTable>,
-    pub bucket_cache: RowCache<BucketId, BucketRow>,
-    pub alias_cache: RowCache<(AliasScope, String), AliasRow>,
-    pub key_cache: RowCache<KeyId, KeyRow>,
-    pub misses: Misses,
-    pub block_buffer: BlockBuffer,
+    pub bucket_cache: Arc<RowCache<BucketId, BucketRow>>,
+    pub alias_cache: Arc<RowCache<(AliasScope, String), AliasRow>>,
+    pub key_cache: Arc<RowCache<KeyId, KeyRow>>,
+    pub misses: Arc<Misses>,
+    pub block_buffer: Arc<BlockBuffer>,
+}
+
+impl Inner {
+    fn certain(self) -> Self {
+        let (cluster, tables) = (self.cluster.certain(), self.local.tables.clone());
+        Inner {
+            objects: Table::new(tables.clone(), cluster.clone()),
+            uploads: Table::new(tables.clone(), cluster.clone()),
+            parts: Table::new(tables.clone(), cluster.clone()),
+            versions: Table::new(tables, cluster.clone()),
+            cluster,
+            ..self
+        }
+    }
 }
 
 /// The store. Cheap to clone.
@@ -188,9 +211,10 @@ impl Garage {
         let tables = &local.tables;
         let lingering_max = settings.block_ram_buffer_max / LINGERING_SHARE;
         let blocks = Blocks::new(cluster.clone(), local.blocks.clone(), offload.clone(), settings.compression, lingering_max);
-        Garage(Arc::new(Inner {
+        let inner = Inner {
+            certain: None,
             blocks,
-            resync: Resync::new(&background.settings),
+            resync: Arc::new(Resync::new(&background.settings)),
             buckets: Table::new(tables.clone(), cluster.clone()),
             aliases: Table::new(tables.clone(), cluster.clone()),
             keys: Table::new(tables.clone(), cluster.clone()),
@@ -198,11 +222,11 @@ impl Garage {
             uploads: Table::new(tables.clone(), cluster.clone()),
             parts: Table::new(tables.clone(), cluster.clone()),
             versions: Table::new(tables.clone(), cluster.clone()),
-            bucket_cache: RowCache::new(tables.generation(crate::table_ids::BUCKET)),
-            alias_cache: RowCache::new(tables.generation(crate::table_ids::ALIAS)),
-            key_cache: RowCache::new(tables.generation(crate::table_ids::KEY)),
-            misses: Misses::default(),
-            block_buffer: BlockBuffer::new(settings.block_ram_buffer_max),
+            bucket_cache: Arc::new(RowCache::new(tables.generation(crate::table_ids::BUCKET))),
+            alias_cache: Arc::new(RowCache::new(tables.generation(crate::table_ids::ALIAS))),
+            key_cache: Arc::new(RowCache::new(tables.generation(crate::table_ids::KEY))),
+            misses: Arc::default(),
+            block_buffer: Arc::new(BlockBuffer::new(settings.block_ram_buffer_max)),
             cluster,
             clock,
             random,
@@ -210,9 +234,24 @@ impl Garage {
             workers,
             sync,
             settings,
-            background,
+            background: Arc::new(background),
             local,
-        }))
+        };
+        let certain = Garage(Arc::new(inner.clone().certain()));
+        Garage(Arc::new(Inner { certain: Some(certain), ..inner }))
+    }
+
+    /// This store for decisions that lead to a deletion or a release. Its reads meet every acknowledged write, and its writes are at
+    /// as many nodes as consistent ones, whatever the consistency mode; where too few nodes answer, the decision waits.
+    pub(crate) fn certain(&self) -> &Garage {
+        self.0.certain.as_ref().unwrap_or(self)
+    }
+
+    /// This store for reads that a write goes by: what was acknowledged before. They ask no more nodes than the write itself needs; in
+    /// the `dangerous` mode, where that is not enough to be certain, they go by what they find.
+    pub(crate) fn for_writes(&self) -> &Garage {
+        let certain = self.certain();
+        if certain.0.cluster.quorums().read <= self.0.cluster.quorums().write { certain } else { self }
     }
 
     /// How much of the room for blocks is taken.

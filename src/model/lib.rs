@@ -64,6 +64,7 @@ pub mod stale_uploads;
 pub mod state_file;
 mod superseded;
 pub mod unfinished;
+pub mod unreferenced;
 pub mod upload;
 pub mod upload_end;
 pub mod version;

@@ -223,7 +223,7 @@ impl Garage {
 
     /// A time later than that of every part acknowledged under this number before this call, whatever the clocks say.
     async fn later_than_parts(&self, upload: UploadId, number: u32) -> Result<Timestamp, ModelError> {
-        let newest = newest_parts(self.part_attempts(upload, number, Some(number)).await?);
+        let newest = newest_parts(self.for_writes().part_attempts(upload, number, Some(number)).await?);
         Ok(newest.first().map_or(Timestamp::ZERO, |part| part.stored.timestamp.next()))
     }
 
@@ -237,7 +237,7 @@ impl Garage {
             Err(why) => why,
         };
         // Recorded first, so that carrying out the end finds it even if no owner took it.
-        self.0.parts.merge(row).await?;
+        self.certain().0.parts.merge(row).await?;
         self.carry_out_end(row.upload).await;
         Err(not_taken)
     }

@@ -18,6 +18,7 @@ use garage_table::wire::{Entry, Mode, TableId, Verdict};
 use garage_table::{Replication, Schema};
 use garage_types::codec::{self, Format, Unknown};
 use garage_types::crdt::Crdt;
+use garage_types::planted::{Bug, is_planted};
 use garage_types::{BlockHash, BucketId, KeyId, ObjectKey, Placement, Timestamp, UploadId, VersionId, sort_key};
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
@@ -364,7 +365,11 @@ impl Schema for ObjectTable {
             Mode::Replicate => {
                 if row.is_null && newer.filter(|sibling| sibling.is_null).count() > 0 {
                     // Superseded before it came. Perhaps no owner ever has it, and its writer ends before it says so.
-                    if let Some(entry) = released_content(Some(&*row), None) {
+                    // Sent once the newer row is known to a write quorum: without it, this one would be the object.
+                    if let Some(mut entry) = released_content(Some(&*row), None) {
+                        if is_planted(Bug::ReleasedOnArrival) {
+                            entry.condition = Some(ByteBuf::new());
+                        }
                         tx.enqueue(&entry)?;
                     }
                     return Ok(Admission::Answer(Verdict::Won));

@@ -28,7 +28,7 @@ use crate::pipeline::{self, Opening, Plan, Source, StoredBody};
 use crate::presence::Stay;
 use crate::unfinished::{upload_of, version_of};
 use crate::upload::{SimpleUpload, UploadRow, UploadState, UploadTable};
-use crate::version::{Backlink, VersionRow};
+use crate::version::Backlink;
 
 /// Largest body of a single PUT, as AWS has it.
 pub const PUT_SIZE_MAX: u64 = 5 << 30;
@@ -334,22 +334,19 @@ impl Garage {
     }
 
     /// Ends a write just before the one that overlaps it, as it could as well have happened. `done`: its upload's row, ended.
+    ///
+    /// Its content is left to the owners: whoever stores the row releases it when the newer one comes, and whoever has the newer one
+    /// queues the release when it ignores the row.
     pub(crate) async fn commit_overlapped(&self, row: &ObjectRow, done: &UploadRow) -> Result<(), ModelError> {
         let object = ObjectTable::entry(row, Mode::Replicate);
         // The end of the upload is a commit all the same: where it was closed, or its claim taken back, neither is stored.
         let entries = vec![object, UploadTable::entry(done, Mode::Commit)];
-        won(self.0.objects.write(row.index().placement(), entries).await?)?;
-        let rows = self.object_rows(row.bucket, &row.key, Projection::Summary).await?;
-        if !rows.iter().any(|found| found.version == row.version) {
-            // A newer row is known to a write quorum now: ours is refused wherever it still comes, and nobody else releases it.
-            self.0.versions.merge(&VersionRow::deleted(row.version)).await?;
-        }
-        Ok(())
+        won(self.0.objects.write(row.index().placement(), entries).await?)
     }
 
     /// A time later than that of everything acknowledged before this call.
     pub(crate) async fn later_than_known(&self, bucket: BucketId, key: &ObjectKey) -> Result<Timestamp, ModelError> {
-        let rows = self.object_rows(bucket, key, Projection::Summary).await?;
+        let rows = self.for_writes().object_rows(bucket, key, Projection::Summary).await?;
         Ok(rows.iter().map(|row| row.timestamp).max().map_or(Timestamp::ZERO, Timestamp::next))
     }
 

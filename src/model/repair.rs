@@ -2,7 +2,8 @@
 //!
 //! Must stay true: a repair is safe beside live traffic. Nothing is released because something was not found once: what an unfinished
 //! write has stored, while the row that tells of it is still on its way, is looked at again after [`SECOND_LOOK_MS`], by when
-//! the write has that row or has failed. Counts are made and compared in one transaction.
+//! the write has that row or has failed. What a repair goes by is read where every acknowledged write is met ([`Garage::certain`]). Counts are
+//! made and compared in one transaction.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -74,7 +75,14 @@ impl Garage {
             Repair::BlockCounts => Job::CountsOfRows { after: None },
             Repair::Rebalance => Job::Rebalance { from: BlockHash::from_bytes([0; 32]), failed: 0 },
         };
-        self.workers().start(RepairWorker { garage: self.clone(), repair, job, looked_at: 0, repaired: 0, message: None })
+        self.workers().start(RepairWorker {
+            garage: self.certain().clone(),
+            repair,
+            job,
+            looked_at: 0,
+            repaired: 0,
+            message: None,
+        })
     }
 }
 
@@ -169,7 +177,10 @@ impl RepairWorker {
         (self.looked_at, self.repaired) = (walk.looked_at, walk.queued);
         match step {
             Ok(Walk::GoesOn) => Ok(Job::Blocks(walk)),
-            Ok(Walk::Ended) => Ok(Job::Ended),
+            Ok(Walk::Ended) => match self.garage.own_all_files().await {
+                Ok(()) => Ok(Job::Ended),
+                Err(error) => Err(Stopped { job: Job::Blocks(walk), error }),
+            },
             Err(error) => Err(Stopped { job: Job::Blocks(walk), error }),
         }
     }

@@ -230,21 +230,28 @@ impl Garage {
             }
             // The facts changed since the owners were, or were not, asked.
             (Decision::AskOwners, None) => Ok(Outcome::Again(now, queued.reason)),
-            (Decision::AskOwners, Some(answers)) => self.carry_out(locked, &facts, answers).await,
+            (Decision::AskOwners, Some(answers)) => self.carry_out(locked, queued.reason, &facts, answers).await,
         }
     }
 
     /// What the owners' answers make of a block that is here.
-    async fn carry_out(&self, locked: LockedBlock, facts: &Facts, answers: &[(NodeId, Answer)]) -> Result<Outcome, ModelError> {
+    async fn carry_out(
+        &self,
+        locked: LockedBlock,
+        queued_for: Reason,
+        facts: &Facts,
+        answers: &[(NodeId, Answer)],
+    ) -> Result<Outcome, ModelError> {
         let (block, now) = (locked.hash(), self.0.clock.now());
         let said: Vec<Answer> = answers.iter().map(|(_node, answer)| *answer).collect();
-        let reason = if facts.duty == Duty::NotReplica { Reason::HandOver } else { Reason::Released };
+        let unneeded = if queued_for == Reason::Unreferenced { Reason::Unreferenced } else { Reason::Released };
+        let reason = if facts.duty == Duty::NotReplica { Reason::HandOver } else { unneeded };
         let is_silent = said.iter().any(|answer| matches!(answer, Answer::CannotSay | Answer::Unreachable));
         let kept = Outcome::Again(now.plus_millis(if is_silent { SILENT_MS } else { DISAGREED_MS }), reason);
         let release_delay_ms = self.0.local.block_trees.release_delay_ms;
         // Nobody is to have it, so there is nothing to be moved. A node that has left is not empty before it is gone all the same.
         let is_member = self.0.cluster.layout().all_nodes().contains(&self.0.cluster.node_id());
-        let waiting = if is_member { Reason::Released } else { reason };
+        let waiting = if is_member { unneeded } else { reason };
         let held_here = facts.refs == Refs::Held;
         let judgement = if is_planted(Bug::DeletesReferencedBlock) {
             Judgement::Released { released_for_ms: u64::MAX }

@@ -21,6 +21,8 @@ use crate::garage::Garage;
 pub enum Reason {
     /// Nothing refers to it any more, or so it seems.
     Released,
+    /// Its file is here, and no reference was ever counted, or so it seems.
+    Unreferenced,
     /// This node should have it and perhaps does not.
     Fetch,
     /// This node has it and others should.
@@ -31,6 +33,7 @@ impl Reason {
     pub(crate) fn encode(self) -> &'static [u8] {
         match self {
             Reason::Released => b"",
+            Reason::Unreferenced => b"u",
             Reason::Fetch => b"f",
             Reason::HandOver => b"h",
         }
@@ -38,6 +41,7 @@ impl Reason {
 
     fn decode(bytes: &[u8]) -> Self {
         match bytes {
+            b"u" => Reason::Unreferenced,
             b"f" => Reason::Fetch,
             b"h" => Reason::HandOver,
             _ => Reason::Released,
@@ -136,6 +140,7 @@ pub struct FailedBlock {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QueueCounts {
     pub released: u64,
+    pub unreferenced: u64,
     pub fetch: u64,
     pub hand_over: u64,
     /// Blocks whose last try failed; they are counted above as well.
@@ -184,6 +189,7 @@ impl Garage {
             tx.range(trees.resync, (Bound::Unbounded, Bound::Unbounded), Direction::Forward, &mut |_key, value| {
                 match Reason::decode(value) {
                     Reason::Released => counts.released += 1,
+                    Reason::Unreferenced => counts.unreferenced += 1,
                     Reason::Fetch => counts.fetch += 1,
                     Reason::HandOver => counts.hand_over += 1,
                 }
@@ -257,7 +263,9 @@ mod tests {
     fn queued_blocks_are_ordered_by_due_time_and_keep_their_reason() {
         let block = BlockHash::from_bytes([9; 32]);
         let mut last = Vec::new();
-        for (due, reason) in [(5, Reason::Fetch), (256, Reason::HandOver), (70_000, Reason::Released)] {
+        for (due, reason) in
+            [(5, Reason::Fetch), (256, Reason::HandOver), (70_000, Reason::Released), (70_001, Reason::Unreferenced)]
+        {
             let queued = Queued::new(Timestamp::from_millis(due), block, reason);
             assert_eq!(Queued::decode(&queued.key(), reason.encode()), Some(queued));
             assert!(queued.key() > last);

@@ -122,6 +122,11 @@ impl Garage {
     /// # Errors
     /// [`ModelError`]; those that were brought back before stay so, and the others stay set aside.
     pub async fn merge_set_aside(&self, rows: Vec<SetAside>) -> Result<MergedBack, ModelError> {
+        // Rows that are superseded are forgotten.
+        self.certain().merge_set_aside_here(rows).await
+    }
+
+    async fn merge_set_aside_here(&self, rows: Vec<SetAside>) -> Result<MergedBack, ModelError> {
         let mut done = MergedBack::default();
         let (objects, others): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.table == table_ids::OBJECT);
         let (versions, others): (Vec<_>, Vec<_>) = others.into_iter().partition(|row| row.table == table_ids::VERSION);
@@ -255,7 +260,7 @@ impl Garage {
         Ok(())
     }
 
-    fn reference_table(&self) -> Table<BlockRefTable> {
+    pub(crate) fn reference_table(&self) -> Table<BlockRefTable> {
         Table::new(self.0.local.tables.clone(), self.0.cluster.clone())
     }
 }

@@ -20,6 +20,7 @@ use garage_types::{NodeId, Placement, Timestamp, UploadId, VersionId, chain};
 use garage_worker::{Status, Step, StepError, Worker};
 
 use crate::error::ModelError;
+use crate::fresh_refs::LOOK_AFTER_MS;
 use crate::garage::Garage;
 use crate::put::won;
 use crate::table_ids;
@@ -168,7 +169,7 @@ impl Garage {
     /// Ends a simple upload that nobody works on.
     async fn end_simple(&self, row: &UploadRow) -> Result<Outcome, ModelError> {
         // Nearly always it has ended, and this node only has not heard: it is told by the read.
-        let Some(now) = self.upload_row(&name_of(row)).await? else { return Ok(Outcome::Waits) };
+        let Some(now) = self.certain().upload_row(&name_of(row)).await? else { return Ok(Outcome::Waits) };
         let version = match &now.state {
             UploadState::Simple(simple) => simple.version,
             UploadState::Closed { version } => *version,
@@ -188,9 +189,10 @@ impl Garage {
             Verdict::Refused(_finished) => return Ok(Closing::Happened),
             verdict @ Verdict::Behind(_) => return won(verdict).map(|()| Closing::Happened),
         }
-        won(self.0.uploads.commit(&row.with_state(UploadState::Aborted)).await?)?;
+        let certain = self.certain();
+        won(certain.0.uploads.commit(&row.with_state(UploadState::Aborted)).await?)?;
         // An owner that had not heard of the upload releases nothing when it ends.
-        self.0.versions.merge(&VersionRow::deleted(version)).await?;
+        certain.0.versions.merge(&VersionRow::deleted(version)).await?;
         tracing::debug!(bucket = %row.bucket, key = %row.key, %version, "released what an unfinished write had stored");
         Ok(Closing::Released)
     }
@@ -240,19 +242,22 @@ pub(crate) struct UnfinishedWrites {
     garage: Garage,
     /// Whether what an earlier run left was looked at.
     begun: bool,
+    /// After a start all references are looked at that came before it: what this node was writing when it ended, it writes no more.
+    early_until: Option<Timestamp>,
     settled: usize,
     waiting: usize,
 }
 
 impl UnfinishedWrites {
     pub(crate) fn new(garage: Garage) -> Self {
-        UnfinishedWrites { garage, begun: false, settled: 0, waiting: 0 }
+        UnfinishedWrites { garage, begun: false, early_until: None, settled: 0, waiting: 0 }
     }
 
     async fn work(&mut self) -> Result<Step, ModelError> {
         if !self.begun {
             self.garage.watch_all_uploads().await?;
             self.settled += self.garage.reap_parts().await?;
+            self.early_until = Some(self.garage.0.clock.now().plus_millis(LOOK_AFTER_MS));
             self.begun = true;
         }
         let mut waiting = 0;
@@ -270,7 +275,11 @@ impl UnfinishedWrites {
         let names = self.garage.settle_names().await?;
         self.settled += names.settled;
         waiting += names.waiting;
-        let (counted, more) = self.garage.settle_fresh_references().await?;
+        let (now, early) = (self.garage.0.clock.now(), self.early_until);
+        let (counted, more) = self.garage.settle_fresh_references(early.unwrap_or(now)).await?;
+        if !more {
+            self.early_until = None;
+        }
         self.settled += counted.settled;
         self.waiting = waiting + counted.waiting;
         Ok(if more { Step::Busy } else { Step::Idle })

@@ -153,8 +153,10 @@ impl Garage {
     async fn complete_once(&self, complete: &CompleteUpload) -> Result<Written, ModelError> {
         let UploadName { bucket, key, id } = &complete.upload;
         // None of these needs another's answer, and each sees what was acknowledged before this request came.
+        let known = self.for_writes();
         let (row, attempts, later) =
-            join3(self.upload_row(&complete.upload), self.part_attempts(*id, 0, None), self.later_than_known(*bucket, key)).await;
+            join3(known.upload_row(&complete.upload), known.part_attempts(*id, 0, None), self.later_than_known(*bucket, key))
+                .await;
         let row = match row? {
             // Its claim would be refused. Without an end in sight the owners settle what is left of a dead coordinator's.
             Some(row) if is_being_ended(&row) => return Err(ModelError::UploadBusy),
@@ -254,9 +256,10 @@ impl Garage {
     }
 
     /// Writes an intent at a write quorum. An owner that knows of another's, or of an end, refuses it in the transaction that would
-    /// store it; and of two write quorums one owner is in both. So of two that exclude each other at most one is held.
+    /// store it; and of two write quorums one owner is in both. So of two that exclude each other at most one is held. In every
+    /// consistency mode: an end releases parts, and two ends that do not know of each other would release what the other one needs.
     async fn claim(&self, row: &UploadRow, id: VersionId, purpose: &Purpose) -> Result<(), ModelError> {
-        let held = self.0.uploads.commit(&self.claim_row(row, id, purpose, Hold::Held)?).await;
+        let held = self.certain().0.uploads.commit(&self.claim_row(row, id, purpose, Hold::Held)?).await;
         held.map_err(ModelError::from).and_then(won)
     }
 
@@ -345,14 +348,15 @@ impl Garage {
     /// # Errors
     /// [`ModelError::NoSuchUpload`]; [`ModelError::UploadBusy`] while it is being completed.
     pub async fn abort_multipart(&self, name: &UploadName) -> Result<(), ModelError> {
-        let row = self.upload_row(name).await?.filter(|row| row.multipart().is_some()).ok_or(ModelError::NoSuchUpload)?;
+        let row =
+            self.certain().upload_row(name).await?.filter(|row| row.multipart().is_some()).ok_or(ModelError::NoSuchUpload)?;
         let id = VersionId::random(&*self.0.random);
         let _working = self.0.local.working.on(id);
         if let Err(error) = self.claim(&row, id, &Purpose::Abort).await {
             self.withdraw_claim(&row, id, &Purpose::Abort).await;
             return Err(error);
         }
-        let aborted = self.0.uploads.commit(&row.with_state(UploadState::Aborted)).await;
+        let aborted = self.certain().0.uploads.commit(&row.with_state(UploadState::Aborted)).await;
         aborted.map_err(ModelError::from).and_then(won)?;
         self.uncount_parts(&row, Outcome::Aborted).await;
         Ok(())
@@ -376,6 +380,10 @@ impl Garage {
     /// # Errors
     /// [`ModelError`]; the claim stays then.
     pub(crate) async fn settle_claim(&self, row: &UploadRow, id: VersionId, purpose: &Purpose) -> Result<(), ModelError> {
+        self.certain().settle_claim_here(row, id, purpose).await
+    }
+
+    async fn settle_claim_here(&self, row: &UploadRow, id: VersionId, purpose: &Purpose) -> Result<(), ModelError> {
         let Some(now) = self.upload_row(&name_of(row)).await? else { return Ok(()) };
         let Some(multipart) = now.multipart() else { return Ok(()) };
         if multipart.claims.get(&id).is_some_and(|claim| claim.withdrawn) {
@@ -436,17 +444,18 @@ impl Garage {
         let PartEntry::Ended(outcome) = end.entry else {
             return Err(ModelError::Damaged("an attempt at a part was queued as the end of its upload".to_owned()));
         };
+        let certain = self.certain();
         // From here on owners refuse attempts; those that are there already are seen by the read that follows.
-        self.0.parts.merge(end).await?;
+        certain.0.parts.merge(end).await?;
         let taken = match outcome {
             Outcome::Aborted => BTreeSet::new(),
             // Nothing is listed any more once the object is deleted: what it had taken is released then, as is all else.
-            Outcome::Completed(version) => self.parts_of(version).await?,
+            Outcome::Completed(version) => certain.parts_of(version).await?,
         };
-        for row in self.part_attempts(end.upload, 0, None).await? {
+        for row in certain.part_attempts(end.upload, 0, None).await? {
             let PartEntry::Attempt(attempt) = &row.entry else { continue };
             if !attempt.state.is_gone() {
-                self.0.parts.merge(&row.with_state(attempt, AttemptState::Gone(fate(attempt, &taken)))).await?;
+                certain.0.parts.merge(&row.with_state(attempt, AttemptState::Gone(fate(attempt, &taken)))).await?;
             }
         }
         Ok(())
@@ -454,7 +463,7 @@ impl Garage {
 
     /// The end of an upload, for a part that came too late. What fails here is done by the queue of the owners.
     pub(crate) async fn carry_out_end(&self, upload: UploadId) {
-        let end = self.0.parts.get(upload.into(), ended_key()).await.map_err(ModelError::from);
+        let end = self.certain().0.parts.get(upload.into(), ended_key()).await.map_err(ModelError::from);
         let done = match end {
             Ok(Some(end)) => self.end_parts(&end).await,
             Ok(None) => Ok(()),

@@ -52,8 +52,18 @@ struct Inner {
     mesh: Mesh,
     layout: Arc<LayoutManager>,
     consistency: ConsistencyMode,
+    asked_for: AskedFor,
     timeouts: Timeouts,
     spawn: Arc<dyn Spawn>,
+}
+
+/// What quorums are asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum AskedFor {
+    /// Requests: as many nodes as the consistency mode says.
+    Requests,
+    /// Decisions that lead to a deletion: enough nodes to meet every acknowledged write.
+    Deletions,
 }
 
 impl Cluster {
@@ -64,7 +74,21 @@ impl Cluster {
         timeouts: Timeouts,
         spawn: Arc<dyn Spawn>,
     ) -> Self {
-        Cluster(Arc::new(Inner { mesh, layout, consistency, timeouts, spawn }))
+        Cluster(Arc::new(Inner { mesh, layout, consistency, asked_for: AskedFor::Requests, timeouts, spawn }))
+    }
+
+    /// The same cluster for decisions that lead to a deletion: see [`Quorums::certain`].
+    #[must_use]
+    pub fn certain(&self) -> Self {
+        let Inner { mesh, layout, consistency, timeouts, spawn, .. } = &*self.0;
+        Cluster(Arc::new(Inner {
+            mesh: mesh.clone(),
+            layout: layout.clone(),
+            consistency: *consistency,
+            asked_for: AskedFor::Deletions,
+            timeouts: *timeouts,
+            spawn: spawn.clone(),
+        }))
     }
 
     pub fn node_id(&self) -> NodeId {
@@ -98,7 +122,11 @@ impl Cluster {
     }
 
     pub fn quorums(&self) -> Quorums {
-        let quorums = Quorums::of(self.layout().replication_factor(), self.0.consistency);
+        let factor = self.layout().replication_factor();
+        let quorums = match self.0.asked_for {
+            AskedFor::Deletions if !is_planted(Bug::ReleasedByOneCopy) => Quorums::certain(factor, self.0.consistency),
+            AskedFor::Requests | AskedFor::Deletions => Quorums::of(factor, self.0.consistency),
+        };
         if is_planted(Bug::WriteQuorumOfOne) { Quorums { write: 1, ..quorums } } else { quorums }
     }
 

@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
+use std::ops::{Bound, ControlFlow};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use garage_db::Direction;
 use garage_model::alias::AliasTable;
-use garage_model::block_ref::{BlockRefRow, BlockRefTable};
+use garage_model::block_ref::{BlockRefRow, BlockRefTable, RefCount};
 use garage_model::bucket::BucketTable;
 use garage_model::counters::Counts;
 use garage_model::object::{ObjectRow, ObjectTable};
@@ -72,6 +74,7 @@ pub async fn after_quiet(world: &World, abilities: Abilities) {
     // Now rather than within the hour.
     world.cluster.machines.iter().filter_map(|machine| machine.node()).for_each(|node| node.sync.request());
     tokio::time::sleep(QUIET).await;
+    world.history.reads_promise_all();
     for machine in &world.cluster.machines {
         let name = format!("final look on {}", machine.number);
         for key in world.used_keys() {
@@ -90,6 +93,7 @@ pub async fn after_quiet(world: &World, abilities: Abilities) {
         memory_is_free(world, machine);
         counters_agree(world, machine).await;
         no_temporary_files(world, machine);
+        files_are_known(world, machine).await;
     }
     blocks_are_held(world, abilities).await;
     if abilities.anti_entropy {
@@ -112,6 +116,31 @@ fn no_temporary_files(world: &World, machine: &Machine) {
     let left: Vec<_> = files.iter().filter(|path| path.components().any(|part| part.as_os_str() == "tmp")).collect();
     if !left.is_empty() {
         world.history.violation(format!("machine {}: temporary files are left: {left:?}", machine.number));
+    }
+}
+
+/// Every block file is counted by a reference, or waits to be looked at.
+async fn files_are_known(world: &World, machine: &Machine) {
+    let local = machine.garage().expect("the machine runs").local().clone();
+    let (counts, resync) = (local.block_trees.counts, local.block_trees.resync);
+    let read = move |tx: &garage_db::Snapshot<'_>| {
+        let mut known = BTreeSet::new();
+        let all = (Bound::Unbounded, Bound::Unbounded);
+        tx.range(counts, all, Direction::Forward, &mut |key, count| {
+            known.extend(BlockHash::from_slice(key).filter(|_| RefCount::decode(count).is_some_and(|count| count.count > 0)));
+            ControlFlow::Continue(())
+        })?;
+        // Behind the time at which it is due.
+        tx.range(resync, all, Direction::Forward, &mut |key, _reason| {
+            known.extend(key.get(8..).and_then(BlockHash::from_slice));
+            ControlFlow::Continue(())
+        })?;
+        Ok::<_, garage_db::DbError>(known)
+    };
+    let known: BTreeSet<BlockHash> = local.tables.db().read(read).await.unwrap();
+    for (block, path) in losses::block_files(machine).into_iter().filter(|(block, _path)| !known.contains(block)) {
+        let number = machine.number;
+        world.history.violation(format!("machine {number}: the file {path:?} of block {block} is counted by nothing"));
     }
 }
 
@@ -273,6 +302,11 @@ pub async fn after_deleting_all(world: &World) {
             let known = rows_about(machine, live[0].version).await;
             let number = machine.number;
             world.history.violation(format!("machine {number}: {count} references that nothing needs: {:?}; {known:?}", live[0]));
+        }
+        let files = losses::block_files(machine);
+        if let Some((block, path)) = files.first() {
+            let (count, number) = (files.len(), machine.number);
+            world.history.violation(format!("machine {number}: {count} block files that nothing needs: {block} in {path:?}"));
         }
     }
 }

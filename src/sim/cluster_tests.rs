@@ -67,6 +67,16 @@ fn promises_hold_while_the_layout_changes_and_machines_fail() {
 }
 
 #[test]
+fn nothing_acknowledged_is_lost_where_one_copy_answers_reads() {
+    passes(scenario("degraded"), 0..6);
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_where_one_copy_takes_writes() {
+    passes(scenario("dangerous"), 0..6);
+}
+
+#[test]
 fn promises_hold_for_clients_that_speak_s3() {
     passes(scenario("s3"), 0..4);
     passes(scenario("s3-calm"), 0..1);

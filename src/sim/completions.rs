@@ -11,6 +11,7 @@ use garage_model::pipeline::InMemory;
 use garage_model::put::Preconditions;
 use garage_model::upload_end::CompleteUpload;
 use garage_model::version::{Piece, VersionContent, VersionRow, VersionTable};
+use garage_rpc::quorum::ConsistencyMode;
 use garage_types::ObjectKey;
 
 use crate::checks::rows;
@@ -20,6 +21,7 @@ use crate::cluster::network::Death;
 
 const OWNERS: Setup = Setup {
     replication_factor: 3,
+    consistency: ConsistencyMode::Consistent,
     data_durability: garage_block::Durability::Synced,
     metadata_durability: garage_db::Durability::Synced,
     sizes: Sizes::USUAL,

@@ -54,6 +54,19 @@ struct State {
     acknowledged: u64,
     in_doubt: u64,
     reads: u64,
+    /// Which reads must be explained.
+    judged: Judged,
+}
+
+/// Which reads must be explained.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Judged {
+    #[default]
+    All,
+    /// None yet: where one copy answers a read, it may be an old one.
+    None,
+    /// Those that began then or later: all copies are equal again.
+    From(u64),
 }
 
 impl State {
@@ -79,6 +92,24 @@ impl History {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
+    }
+
+    /// From now on reads may see what is old; what they see must be whole all the same.
+    pub fn reads_promise_nothing_until_told(&self) {
+        self.state().judged = Judged::None;
+    }
+
+    /// From now on reads must see what was acknowledged, in any consistency mode.
+    pub fn reads_promise_all(&self) {
+        let mut state = self.state();
+        if state.judged == Judged::None {
+            state.judged = Judged::From(state.tick());
+        }
+    }
+
+    /// Whether a read may see what is old.
+    pub fn may_be_old(&self) -> bool {
+        self.state().judged == Judged::None
     }
 
     /// Adds a line to the trace.
@@ -203,7 +234,8 @@ impl History {
         }
         let aborted = self.state().aborted.clone();
         let is_aborted = |value: Value| value.is_some_and(|write| aborted.contains(&write));
-        for (key, operations) in by_key {
+        let judged = self.state().judged;
+        for (key, mut operations) in by_key {
             for operation in &operations {
                 match operation.action {
                     Action::Read(value) if is_aborted(value) => {
@@ -215,6 +247,11 @@ impl History {
                     Action::Read(_) | Action::Write(_) => {}
                 }
             }
+            operations.retain(|operation| match (operation.action, judged) {
+                (Action::Write(_), _) | (Action::Read(_), Judged::All) => true,
+                (Action::Read(_), Judged::None) => false,
+                (Action::Read(_), Judged::From(firm)) => operation.begun >= firm,
+            });
             match judge(&operations) {
                 Judgement::Explained => {}
                 Judgement::GaveUp => self.note(format!("key {key}: too many orders of {} operations", operations.len())),

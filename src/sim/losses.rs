@@ -47,6 +47,8 @@ pub struct Losses {
     to_repair: Mutex<BTreeSet<usize>>,
     /// Machines with a changed row that was not seen to be repaired yet.
     flipped: Mutex<BTreeSet<usize>>,
+    /// Machines of which a stored block was damaged, which only a scrub finds.
+    damaged: Mutex<BTreeSet<usize>>,
 }
 
 /// Takes something from a machine, if the others can replace it now.
@@ -95,6 +97,7 @@ pub async fn lose(world: &World, loss: Loss, random: &SeededRandom) {
             if has_another(world, machine, *block) {
                 world.history.note(format!("FAULT {loss:?} {block} of machine {}", machine.number));
                 damage(machine, path, random);
+                lock(&world.losses.damaged).insert(machine.number);
             }
         }
         Loss::Row => flip_row(world, machine, random),
@@ -186,7 +189,7 @@ fn all_are_whole(world: &World) -> Result<(), String> {
 }
 
 /// A machine's block files.
-fn block_files(machine: &Machine) -> Vec<(BlockHash, PathBuf)> {
+pub fn block_files(machine: &Machine) -> Vec<(BlockHash, PathBuf)> {
     let block = |path: &PathBuf| path.file_name()?.to_str()?.parse::<BlockHash>().ok();
     machine.disk.files().into_iter().filter_map(|path| Some((block(&path)?, path))).collect()
 }
@@ -216,7 +219,8 @@ pub async fn order_repairs(world: &World) {
     }
 }
 
-/// Has every machine look through its blocks, and waits until all databases are rebuilt; that one never is, is a violation.
+/// Has machines with damaged blocks look through all they have, and waits until all databases are rebuilt; that one never is, is a
+/// violation. No other machine is scrubbed: a scrub also finds files that should have been found without it.
 pub async fn regain(world: &World) {
     order_repairs(world).await;
     check_rows(world).await;
@@ -231,7 +235,8 @@ pub async fn regain(world: &World) {
     if tokio::time::timeout(REGAIN_MAX, regaining).await.is_err() {
         world.history.violation("what was lost never came back");
     }
-    for machine in &world.cluster.machines {
+    let damaged = std::mem::take(&mut *lock(&world.losses.damaged));
+    for machine in damaged.into_iter().map(|number| &world.cluster.machines[number]) {
         let scrub =
             |garage: garage_model::Garage| async move { garage.command_scrub(garage_block::scrub::ScrubCommand::Start).await };
         match machine.run(PATIENCE, scrub).await {

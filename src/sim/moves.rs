@@ -17,6 +17,7 @@ use garage_model::upload::UploadTable;
 use garage_model::version::VersionTable;
 use garage_model::{Garage, ModelError};
 use garage_rpc::layout::{NodeRole, Standing};
+use garage_rpc::quorum::ConsistencyMode;
 use garage_table::Schema;
 use garage_table::set_aside::{Reason, SetAside};
 use garage_types::disk::{Access, Disk};
@@ -35,6 +36,7 @@ fn in_virtual_time<F: Future<Output = ()>>(test: F) {
 fn setup() -> Setup {
     Setup {
         replication_factor: 3,
+        consistency: ConsistencyMode::Consistent,
         data_durability: garage_block::Durability::Synced,
         metadata_durability: garage_db::Durability::Synced,
         sizes: Sizes::SMALL,

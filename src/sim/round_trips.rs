@@ -20,6 +20,7 @@ use garage_model::pipeline::InMemory;
 use garage_model::put::{Preconditions, PutObject};
 use garage_model::upload_end::CompleteUpload;
 use garage_rpc::layout::NodeRole;
+use garage_rpc::quorum::ConsistencyMode;
 use garage_types::random::SeededRandom;
 use garage_types::{BucketId, ObjectKey, Random};
 use hyper::Method;
@@ -44,6 +45,7 @@ impl Places {
     async fn start(bytes_per_second: Option<u64>) -> Places {
         let setup = Setup {
             replication_factor: 3,
+            consistency: ConsistencyMode::Consistent,
             data_durability: garage_block::Durability::Synced,
             metadata_durability: garage_db::Durability::Synced,
             sizes: Sizes::USUAL,

@@ -5,6 +5,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, Once};
 use std::time::Duration;
 
+use garage_rpc::quorum::ConsistencyMode;
 use garage_types::planted::{Bug, plant};
 use garage_types::random::SeededRandom;
 
@@ -38,6 +39,7 @@ pub struct Scenario {
     /// Machines with a role in the first layout.
     pub roles: usize,
     pub replication_factor: usize,
+    pub consistency: ConsistencyMode,
     pub clients: u64,
     /// Of each client.
     pub operations: usize,
@@ -85,6 +87,22 @@ const LISTING: Mix = Mix { put: 45, get: 2, delete: 15, copy: 3, list: 35, creat
 
 const NETWORK: &[Fault] =
     &[Fault::Delay, Fault::LoseConnections, Fault::BlockOneWay, Fault::Isolate, Fault::Tangle, Fault::Tangle, Fault::ClockJump];
+
+/// Where nobody asks who knows of earlier writes, only clocks order them.
+const NO_CLOCKS: &[Fault] = &[
+    Fault::Delay,
+    Fault::LoseConnections,
+    Fault::BlockOneWay,
+    Fault::Isolate,
+    Fault::Tangle,
+    Fault::Tangle,
+    Fault::Crash,
+    Fault::CrashWriter,
+    Fault::Blackout,
+    Fault::SlowDisk,
+    Fault::FullDisk,
+    Fault::FullDatabase,
+];
 
 /// Writes that break off half-way.
 const BREAKS: &[Fault] = &[
@@ -178,6 +196,7 @@ const THREE: Scenario = Scenario {
     machines: 3,
     roles: 3,
     replication_factor: 3,
+    consistency: ConsistencyMode::Consistent,
     clients: 4,
     operations: 50,
     keys: 5,
@@ -186,7 +205,7 @@ const THREE: Scenario = Scenario {
     frontend: Frontend::Store,
 };
 
-pub const SCENARIOS: [Scenario; 14] = [
+pub const SCENARIOS: [Scenario; 16] = [
     THREE,
     Scenario { name: "network", faults: NETWORK, ..THREE },
     Scenario { name: "everything", faults: ALL, ..THREE },
@@ -201,6 +220,8 @@ pub const SCENARIOS: [Scenario; 14] = [
     Scenario { name: "s3-calm", operations: 45, frontend: Frontend::S3, ..THREE },
     Scenario { name: "losses", machines: 4, roles: 4, faults: LOSSES, ..THREE },
     Scenario { name: "all", machines: 5, roles: 4, faults: EVERYTHING, ..THREE },
+    Scenario { name: "degraded", consistency: ConsistencyMode::Degraded, faults: ALL, ..THREE },
+    Scenario { name: "dangerous", consistency: ConsistencyMode::Dangerous, faults: NO_CLOCKS, ..THREE },
 ];
 
 pub fn scenario(name: &str) -> Scenario {
@@ -278,6 +299,7 @@ pub fn in_simulation(flaw: Option<Flaw>, run: impl Future<Output = Outcome>) -> 
 pub fn setup_of(replication_factor: usize, flaw: Option<Flaw>) -> Setup {
     Setup {
         replication_factor,
+        consistency: ConsistencyMode::Consistent,
         data_durability: match flaw {
             Some(Flaw::BlocksNotSynced) => garage_block::Durability::Unsynced,
             _ => garage_block::Durability::Synced,
@@ -325,8 +347,12 @@ pub fn outcome_of(world: &World) -> Outcome {
 async fn run_in_runtime(scenario: Scenario, seed: u64, flaw: Option<Flaw>) -> Outcome {
     let mut setup = setup_of(scenario.replication_factor, flaw);
     setup.sizes.buffer_max = BLOCK_RAM[(seed % 2) as usize];
+    setup.consistency = scenario.consistency;
     let cluster = Cluster::start(seed, scenario.machines, scenario.roles, setup).await;
     let world = world_of(cluster, seed, scenario.keys, scenario.mix).await;
+    if scenario.consistency != ConsistencyMode::Consistent {
+        world.history.reads_promise_nothing_until_told();
+    }
     let s3 = match scenario.frontend {
         Frontend::Store => None,
         Frontend::S3 => Some(s3::work::Work::start(world.clone()).await),

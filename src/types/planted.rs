@@ -22,6 +22,12 @@ pub enum Bug {
     BehindIgnored,
     /// Content is released before what superseded it is known to a quorum.
     ReleasedTooEarly,
+    /// Content is released by what one copy of the rows says, in a mode in which requests read one.
+    ReleasedByOneCopy,
+    /// Content that was superseded when its row came is released before what superseded it is known to a quorum.
+    ReleasedOnArrival,
+    /// Nobody looks for block files that no reference counts.
+    UncountedFilesForgotten,
     /// A queued deletion is taken off the queue although it could not be sent.
     QueueRowTakenOffUnsent,
     /// A node whose database is lost is held to be whole.

@@ -47,12 +47,13 @@ fn node(id: NodeId, statistics: &NodeStatistics) -> String {
         text +=
             &format!("Damaged rows: {damaged} (they are repaired from the other owners once these answer; the log names them)\n");
     }
-    if let Some(BlockStatistics { rc_entries, resync_queue_length, resync_errors }) = statistics.blocks {
+    if let Some(BlockStatistics { rc_entries, resync_queue_length, resync_errors, unreferenced }) = statistics.blocks {
         text += "\nBlock manager stats:\n";
         text += &table(&[
             row(["  number of RC entries:", &format!("{rc_entries} (~= number of blocks)")]),
             row(["  resync queue length:", &resync_queue_length.to_string()]),
             row(["  blocks with resync errors:", &resync_errors.to_string()]),
+            row(["  unreferenced block files:", &unreferenced.to_string()]),
         ]);
     }
     text += &statistics.moves.as_ref().map(moves::of_node).unwrap_or_default();
@@ -253,7 +254,7 @@ mod tests {
             tables: vec![TableStatistics { name: "object".into(), items: 1204 }],
             insert_queue_length: 2,
             damaged_rows: Some(3),
-            blocks: Some(BlockStatistics { rc_entries: 5120, resync_queue_length: 0, resync_errors: 0 }),
+            blocks: Some(BlockStatistics { rc_entries: 5120, resync_queue_length: 0, resync_errors: 0, unreferenced: 3 }),
             moves: None,
         };
         let nodes = Multi {
@@ -282,7 +283,7 @@ mod tests {
             "==== NODE [0101010101010101] ====\n",
             "  object  1204\n",
             "  number of RC entries:       5120 (~= number of blocks)\n  resync queue length:        0\n",
-            "  blocks with resync errors:  0\n",
+            "  blocks with resync errors:  0\n  unreferenced block files:   3\n",
             "==== NODE [0202020202020202] ====\nError: node is not connected\n",
             "==== CLUSTER STATISTICS ====\nNo node has a role yet",
         ] {

@@ -20,6 +20,14 @@ impl Quorums {
             ConsistencyMode::Dangerous => Quorums { read: 1, write: 1 },
         }
     }
+
+    /// For decisions that lead to a deletion, whatever the mode: a read of so many meets every write that was acknowledged in this
+    /// mode, and what is written is at as many as a consistent write.
+    pub fn certain(replication_factor: usize, mode: ConsistencyMode) -> Self {
+        let acknowledged_at = Self::of(replication_factor, mode).write;
+        let read = (replication_factor + 1).saturating_sub(acknowledged_at);
+        Quorums { read, write: Self::of(replication_factor, ConsistencyMode::Consistent).write }
+    }
 }
 
 #[cfg(test)]
@@ -41,6 +49,17 @@ mod tests {
         ];
         for (factor, mode, read, write) in table {
             assert_eq!(Quorums::of(factor, mode), Quorums { read, write }, "{factor} {mode:?}");
+        }
+    }
+
+    #[test]
+    fn what_leads_to_a_deletion_is_read_where_every_acknowledged_write_is_met() {
+        use ConsistencyMode::{Consistent, Dangerous, Degraded};
+        for factor in 1..20 {
+            let consistent = Quorums::of(factor, Consistent);
+            assert_eq!(Quorums::certain(factor, Consistent), consistent);
+            assert_eq!(Quorums::certain(factor, Degraded), consistent, "its writes are consistent ones");
+            assert_eq!(Quorums::certain(factor, Dangerous), Quorums { read: factor, ..consistent });
         }
     }
 

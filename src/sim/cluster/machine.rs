@@ -113,6 +113,7 @@ impl Offload for SlowDisk {
 #[derive(Clone, Copy, Debug)]
 pub struct Setup {
     pub replication_factor: usize,
+    pub consistency: ConsistencyMode,
     pub data_durability: garage_block::Durability,
     pub metadata_durability: garage_db::Durability,
     pub sizes: Sizes,
@@ -248,7 +249,7 @@ impl Machine {
         NodeSettings {
             metadata_dir: metadata_dir(),
             replication_factor: self.setup.replication_factor,
-            consistency: ConsistencyMode::Consistent,
+            consistency: self.setup.consistency,
             timeouts: Timeouts::default(),
             blocks: StoreOptions {
                 node: self.id,

@@ -10,6 +10,7 @@ mod databases;
 mod deletions;
 mod layouts;
 mod names;
+mod overtaken;
 mod refusals;
 
 mod tests;
@@ -46,7 +47,7 @@ pub struct Story {
 const THREE: Story =
     Story { name: "", machines: 3, roles: 3, replication_factor: 3, keys: 4, play: databases::lost_while_another_is_away };
 
-pub const STORIES: [Story; 21] = [
+pub const STORIES: [Story; 22] = [
     Story { name: "lost-database", ..THREE },
     Story { name: "two-lost-databases", machines: 5, roles: 5, replication_factor: 5, play: databases::two_are_lost, ..THREE },
     Story { name: "restored-database", play: databases::restored_from_a_copy, ..THREE },
@@ -62,6 +63,7 @@ pub const STORIES: [Story; 21] = [
     Story { name: "stranger-writes", machines: 8, play: layouts::a_stranger_writes, ..THREE },
     Story { name: "missed-deletion", play: collections::a_deletion_is_missed, ..THREE },
     Story { name: "one-knows", machines: 4, play: deletions::one_owner_knows, ..THREE },
+    Story { name: "overtaken", machines: 8, roles: 6, play: overtaken::who_overtakes_is_lost, ..THREE },
     Story { name: "unsent-deletions", machines: 4, play: deletions::owners_reach_nobody, ..THREE },
     Story { name: "late-rival", machines: 7, play: refusals::a_rival_comes_late, ..THREE },
     Story { name: "rivals", machines: 7, play: refusals::a_rival_comes_early, ..THREE },
