@@ -155,10 +155,7 @@ impl Garage {
     /// [`ModelError`].
     pub(crate) async fn queue_stray_files(&self, hashes: &[BlockHash]) -> Result<(), ModelError> {
         let counts = self.0.local.blocks.counts(hashes).await?;
-        let files = self.files_known().await?;
-        let is_ours = |block: &BlockHash, count: &Option<RefCount>| count.is_some() || self.may_be_given_back(*block, files);
-        let stray = hashes.iter().zip(counts).filter(|(block, count)| is_ours(block, count));
-        let stray = stray.filter_map(|(block, count)| file_worth_a_look(self, *block, count));
+        let stray = hashes.iter().zip(counts).filter_map(|(block, count)| file_worth_a_look(self, *block, count));
         self.queue_blocks(stray.collect()).await
     }
 

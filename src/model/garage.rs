@@ -3,15 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use garage_block::{Compression, LocalStore};
+use garage_block::{BlockError, Compression, LocalStore};
 use garage_db::{Db, DbError};
 use garage_rpc::cluster::Cluster;
 use garage_rpc::layout::LayoutManager;
+use garage_table::starts::BlocksOnDisk;
 use garage_table::store::{Builder, LiveLayouts};
 use garage_table::sync::worker::SyncControl;
 use garage_table::{Table, TableStore};
 use garage_types::names::Punycode;
-use garage_types::{BucketId, Clock, KeyId, Offload, Random};
+use garage_types::{BlockHash, BucketId, Clock, KeyId, Offload, Random};
 use garage_worker::Workers;
 
 use crate::alias::{AliasRow, AliasScope, AliasTable};
@@ -31,7 +32,7 @@ use crate::name_claims::{NameClaims, NameService};
 use crate::object::ObjectTable;
 use crate::part::PartTable;
 use crate::resync::Resync;
-use crate::unreferenced::{FilesKnown, Uncounted};
+use crate::unreferenced::Uncounted;
 use crate::upload::{UploadTable, WatchedUploads};
 use crate::version::VersionTable;
 use crate::working::Working;
@@ -60,7 +61,6 @@ pub struct LocalModel {
     pub blocks: BlockService,
     pub counters: BucketCounters,
     pub block_trees: BlockTrees,
-    pub(crate) files_known: FilesKnown,
     pub watched: WatchedUploads,
     pub claims: NameClaims,
     pub working: Working,
@@ -81,7 +81,6 @@ impl LocalModel {
             fresh: FreshReferences(db.open_tree("fresh_refs")?),
             release_delay_ms: u64::try_from(block_release_delay.as_millis()).unwrap_or(u64::MAX),
         };
-        let files_known = FilesKnown(db.open_tree("block_files_known")?);
         let watched = WatchedUploads(db.open_tree("watched_uploads")?);
         let claims = NameClaims(db.open_tree("name_claims")?);
         let arriving = Arriving::default();
@@ -104,7 +103,23 @@ impl LocalModel {
         let blocks =
             BlockService { blocks, tables: tables.clone(), trees, arriving, uncounted, clock, offload, may_delete, layout };
         let working = Working::default();
-        Ok(LocalModel { tables, blocks, counters, block_trees: trees, files_known, watched, claims, working })
+        Ok(LocalModel { tables, blocks, counters, block_trees: trees, watched, claims, working })
+    }
+
+    /// Whether any block file is here.
+    ///
+    /// # Errors
+    /// [`BlockError`]: a directory cannot be listed.
+    pub async fn blocks_on_disk(&self) -> Result<BlocksOnDisk, BlockError> {
+        let mut from = Some(BlockHash::from_bytes([0; 32]));
+        while let Some(position) = from {
+            let page = self.blocks.blocks.page(position, 1).await?;
+            if !page.hashes.is_empty() {
+                return Ok(BlocksOnDisk::Some);
+            }
+            from = page.next;
+        }
+        Ok(BlocksOnDisk::None)
     }
 
     /// Answers who claims names.

@@ -177,10 +177,7 @@ impl RepairWorker {
         (self.looked_at, self.repaired) = (walk.looked_at, walk.queued);
         match step {
             Ok(Walk::GoesOn) => Ok(Job::Blocks(walk)),
-            Ok(Walk::Ended) => match self.garage.own_all_files().await {
-                Ok(()) => Ok(Job::Ended),
-                Err(error) => Err(Stopped { job: Job::Blocks(walk), error }),
-            },
+            Ok(Walk::Ended) => Ok(Job::Ended),
             Err(error) => Err(Stopped { job: Job::Blocks(walk), error }),
         }
     }

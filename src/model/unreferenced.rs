@@ -7,19 +7,16 @@
 //! - the process, or the machine, died in between. After each start all files are compared with the counts, a page at a time.
 //!
 //! Must stay true: nothing is deleted here. A queued block is decided on as every other one: under its lock, once all owners have said
-//! that they need it no more ([`crate::resync`]). A node that has no other owner to ask, and whose database knew of no block when it first
-//! saw these files, queues none of them: more likely that is not the database they belong to.
+//! that they need it no more ([`crate::resync`]). Where the database lacks rows that no other node has, none of these files is queued: the
+//! lost rows may refer to them ([`garage_table::store::TableStore::lacks_rows`]).
 
 use std::collections::BTreeSet;
-use std::ops::{Bound, ControlFlow};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use garage_db::{DbError, Direction, Snapshot, Transaction, Tree};
-use garage_table::TableError;
 use garage_types::BlockHash;
 use garage_types::planted::{Bug, is_planted};
 use garage_worker::{Status, Step, StepError, Worker};
@@ -44,7 +41,7 @@ struct State {
     /// At most the blocks whose writers hung up since the worker last looked.
     left: Mutex<BTreeSet<BlockHash>>,
     told: Notify,
-    /// Files that stay because the database may not be theirs.
+    /// Files that stay because the database that was lost may have known them.
     strange: AtomicU64,
 }
 
@@ -86,36 +83,6 @@ impl Drop for Writing {
     }
 }
 
-/// Whether the files of this node are those that its database counts.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Files {
-    Own,
-    /// They were there when the database knew of no block.
-    Strange,
-}
-
-/// Where it is recorded, once for each database.
-#[derive(Clone, Copy, Debug)]
-pub struct FilesKnown(pub Tree);
-
-const FILES_KEY: &[u8] = b"files";
-const OWN: &[u8] = b"own";
-const STRANGE: &[u8] = b"strange";
-
-impl FilesKnown {
-    fn get(&self, tx: &Snapshot<'_>) -> Result<Option<Files>, DbError> {
-        Ok(tx.get(self.0, FILES_KEY)?.map(|bytes: Vec<u8>| if bytes == OWN { Files::Own } else { Files::Strange }))
-    }
-
-    fn set(&self, tx: &mut Transaction<'_>, files: Files) -> Result<(), DbError> {
-        let bytes = match files {
-            Files::Own => OWN,
-            Files::Strange => STRANGE,
-        };
-        tx.insert(self.0, FILES_KEY, bytes)
-    }
-}
-
 impl Garage {
     /// Queues those of some files that nothing refers to. Returns how many there are, queued or not.
     async fn queue_unreferenced(&self, blocks: &[BlockHash]) -> Result<u64, ModelError> {
@@ -132,21 +99,15 @@ impl Garage {
     }
 
     /// Queues those files of a page of the disk that no count knows. A count of zero has queued its block itself. Returns how many.
-    async fn queue_uncounted(&self, blocks: &[BlockHash], files: Files) -> Result<u64, ModelError> {
+    async fn queue_uncounted(&self, blocks: &[BlockHash]) -> Result<u64, ModelError> {
         let counts = self.0.local.blocks.counts(blocks).await?;
-        let mut uncounted: Vec<BlockHash> =
+        let uncounted: Vec<BlockHash> =
             blocks.iter().zip(counts).filter(|(_block, count)| count.is_none()).map(|(block, _count)| *block).collect();
-        if files == Files::Strange {
-            let all = uncounted.len();
-            uncounted.retain(|block| self.may_be_given_back(*block, files));
-            self.0.local.blocks.uncounted.0.strange.fetch_add((all - uncounted.len()) as u64, Ordering::Relaxed);
+        if self.0.local.tables.lacks_rows() {
+            self.0.local.blocks.uncounted.0.strange.fetch_add(uncounted.len() as u64, Ordering::Relaxed);
+            return Ok(0);
         }
         self.queue_unreferenced(&uncounted).await
-    }
-
-    /// Whether a file that no count knows may be given back without an operator's word.
-    pub(crate) fn may_be_given_back(&self, block: BlockHash, files: Files) -> bool {
-        files == Files::Own || !self.0.cluster.decides_alone(&block.into())
     }
 
     /// Compares all files with the counts, and queues those that nothing refers to. Returns how many.
@@ -159,47 +120,6 @@ impl Garage {
         Ok(worker.found)
     }
 
-    /// Whether the database counts the files that are here; decided when it first sees any.
-    pub(crate) async fn files_known(&self) -> Result<Files, ModelError> {
-        let (known, counts, db) = (self.0.local.files_known, self.0.local.block_trees.counts, self.0.local.tables.db());
-        let read = move |tx: &Snapshot<'_>| {
-            let mut counts_any = false;
-            tx.range(counts, (Bound::Unbounded, Bound::Unbounded), Direction::Forward, &mut |_block, _count| {
-                counts_any = true;
-                ControlFlow::Break(())
-            })?;
-            Ok::<_, DbError>((known.get(tx)?, counts_any))
-        };
-        let (recorded, counts_any) = db.read(read).await.map_err(TableError::Db)?;
-        if let Some(files) = recorded {
-            return Ok(files);
-        }
-        let files = if counts_any || !self.has_files().await? { Files::Own } else { Files::Strange };
-        db.write::<_, DbError>(move |tx| known.set(tx, files)).await.map_err(TableError::Db)?;
-        Ok(files)
-    }
-
-    async fn has_files(&self) -> Result<bool, ModelError> {
-        let mut from = Some(BlockHash::from_bytes([0; 32]));
-        while let Some(position) = from {
-            let page = self.0.local.blocks.blocks.page(position, 1).await?;
-            if !page.hashes.is_empty() {
-                return Ok(true);
-            }
-            from = page.next;
-        }
-        Ok(false)
-    }
-
-    /// An operator has said that all files here which nothing refers to are superfluous.
-    pub(crate) async fn own_all_files(&self) -> Result<(), ModelError> {
-        let known = self.0.local.files_known;
-        let own = move |tx: &mut Transaction<'_>| known.set(tx, Files::Own);
-        self.0.local.tables.db().write::<_, DbError>(own).await.map_err(TableError::Db)?;
-        self.0.local.blocks.uncounted.0.strange.store(0, Ordering::Relaxed);
-        Ok(())
-    }
-
     /// How many block files are known here that nothing refers to: those that wait to be given back, and those that stay because the
     /// database may not be theirs.
     ///
@@ -207,13 +127,14 @@ impl Garage {
     /// [`ModelError::Table`].
     pub async fn unreferenced_blocks(&self) -> Result<u64, ModelError> {
         let queued = self.resync_queue_counts().await?.unreferenced;
-        Ok(queued + self.0.local.blocks.uncounted.0.strange.load(Ordering::Relaxed))
+        let strange =
+            if self.0.local.tables.lacks_rows() { self.0.local.blocks.uncounted.0.strange.load(Ordering::Relaxed) } else { 0 };
+        Ok(queued + strange)
     }
 }
 
 /// The comparison of the files with the counts.
 struct Comparison {
-    files: Files,
     from: BlockHash,
     looked_at: u64,
 }
@@ -254,13 +175,10 @@ impl UncountedFiles {
     async fn compare(&mut self) -> Result<(), ModelError> {
         let comparison = match &mut self.comparison {
             Some(comparison) => comparison,
-            None => {
-                let files = self.garage.files_known().await?;
-                self.comparison.insert(Comparison { files, from: BlockHash::from_bytes([0; 32]), looked_at: 0 })
-            }
+            None => self.comparison.insert(Comparison { from: BlockHash::from_bytes([0; 32]), looked_at: 0 }),
         };
         let page = self.garage.0.local.blocks.blocks.page(comparison.from, STEP_FILES).await?;
-        self.found += self.garage.queue_uncounted(&page.hashes, comparison.files).await?;
+        self.found += self.garage.queue_uncounted(&page.hashes).await?;
         comparison.looked_at += page.hashes.len() as u64;
         match page.next {
             Some(from) => comparison.from = from,
@@ -270,8 +188,7 @@ impl UncountedFiles {
                 if strange > 0 {
                     tracing::warn!(
                         files = strange,
-                        "block files are here that this node's database never knew of, and no other node can be asked about; they \
-                         stay. If the database is the right one, \"garage repair blocks\" removes them"
+                        "block files that the database does not know stay, since it is not the one that they were written under and no other node can be asked about them (garage repair --yes lost-blocks gives them up)"
                     );
                 }
                 if self.found > 0 {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use garage_block::scrub::Scrub;
-use garage_block::{LocalStore, OpenError, StoreOptions};
+use garage_block::{BlockError, LocalStore, OpenError, StoreOptions};
 use garage_db::{Db, DbError};
 use garage_model::Garage;
 use garage_model::background::{Background, BackgroundSettings, MayDelete};
@@ -23,7 +23,7 @@ use garage_rpc::cluster::{Cluster, Timeouts};
 use garage_rpc::endpoint::Router;
 use garage_rpc::layout::gossip::{CompareLayouts, LayoutGossip, MergeLayout, keep_equal};
 use garage_rpc::layout::manager::LayoutSetup;
-use garage_rpc::layout::{LayoutError, LayoutManager, SharedStanding, Standing, VersionKey};
+use garage_rpc::layout::{LayoutError, LayoutManager, SharedStanding, Standing, StartFacts, VersionKey};
 use garage_rpc::mesh::{Mesh, MeshError, MeshOptions, Timing};
 use garage_rpc::peers::PeerAddress;
 use garage_rpc::quorum::ConsistencyMode;
@@ -91,6 +91,8 @@ pub enum NodeError {
     Tables(#[from] TableError),
     #[error("the block store cannot be opened")]
     Blocks(#[from] OpenError),
+    #[error("the blocks cannot be listed")]
+    ListBlocks(#[from] BlockError),
     #[error("the cluster layout cannot be opened")]
     Layout(#[from] LayoutError),
     #[error("the list of peers cannot be opened")]
@@ -150,6 +152,15 @@ impl MayDelete for WhenWhole {
     }
 }
 
+/// Where no other node has this one's rows: whether its database is the one that its blocks were written under.
+async fn note_lost_rows(local: &LocalModel, facts: StartFacts, me: NodeId) -> Result<(), NodeError> {
+    local.tables.note_lost_rows(facts, local.blocks_on_disk().await?).await?;
+    if local.tables.lacks_rows() {
+        tracing::warn!(node = %me, "the database is new, or older than the files beside it, and nobody else has its rows: what was acknowledged under the other one is lost unless that is put back; blocks that this one does not know are kept (garage repair --yes lost-blocks gives them up)");
+    }
+    Ok(())
+}
+
 impl Node {
     /// Opens everything a node has and joins it together. Nothing listens yet.
     ///
@@ -190,10 +201,7 @@ impl Node {
         }
 
         if settings.replication_factor == 1 {
-            local.tables.note_lost_rows(facts).await?;
-        }
-        if local.tables.lacks_rows() {
-            tracing::warn!(node = %identity.id(), "the database is new, or older than the files beside it, and nobody else has its rows: what was acknowledged under the other one is lost unless that is put back; blocks that this one does not know are kept (garage repair --yes lost-blocks gives them up)");
+            note_lost_rows(&local, facts, identity.id()).await?;
         }
         settle_start(&local.tables, layout.standing(), identity.id(), start).await?;
         {

@@ -94,4 +94,7 @@ mod doubts;
 mod cut_points;
 
 #[cfg(test)]
+mod lost_rows;
+
+#[cfg(test)]
 mod idle_readers;

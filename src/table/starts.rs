@@ -66,6 +66,13 @@ pub async fn raise_recorded_start(db: &Db, start: u64) -> Result<(), TableError>
     Ok(db.write(raise).await?)
 }
 
+/// Whether a node has block files when it opens its database.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BlocksOnDisk {
+    None,
+    Some,
+}
+
 impl TableStore {
     /// Records a start whose meaning has been settled.
     ///
@@ -81,14 +88,14 @@ impl TableStore {
         Ok(self.db().write::<_, DbError>(record).await?)
     }
 
-    /// Records, where nobody else has this node's rows, that its database is not all it was: it is new although the node is not, or older
-    /// than the files beside it. What such a database does not know may yet be needed by the one that was lost.
+    /// Records, where nobody else has this node's rows, that its database is not all it was: it is new although the node or some of its
+    /// blocks are not, or older than the files beside it. What such a database does not know may yet be needed by the one that was lost.
     ///
     /// # Errors
     /// [`TableError`].
-    pub async fn note_lost_rows(&self, facts: StartFacts) -> Result<(), TableError> {
+    pub async fn note_lost_rows(&self, facts: StartFacts, blocks: BlocksOnDisk) -> Result<(), TableError> {
         let is_other = match facts.recorded_start {
-            None => facts.previous_start > 0,
+            None => facts.previous_start > 0 || blocks == BlocksOnDisk::Some,
             Some(recorded) => recorded < facts.previous_start,
         };
         let state = self.0.state;

@@ -1,0 +1,143 @@
+//! A node whose database is another than the one that its blocks were written under keeps those it does not know, where nobody else has
+//! its rows.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use garage_db::MemoryEngine;
+use garage_model::Garage;
+use garage_model::digest::ChecksumAlgorithm;
+use garage_model::pipeline::InMemory;
+use garage_model::put::{Preconditions, PutObject};
+use garage_types::disk::Disk;
+use garage_types::random::SeededRandom;
+use garage_types::{BucketId, ObjectKey, Random};
+
+use crate::world::World;
+
+const DAY_MS: u64 = 24 * 3_600_000;
+
+fn key(text: &str) -> ObjectKey {
+    ObjectKey::parse(text).unwrap()
+}
+
+async fn store(garage: &Garage, bucket: BucketId, text: &str, seed: u64) -> Vec<u8> {
+    let mut body = vec![0; 300];
+    SeededRandom::new(seed).fill(&mut body);
+    let put = PutObject {
+        bucket,
+        key: key(text),
+        headers: BTreeMap::new(),
+        checksum: ChecksumAlgorithm::Crc64Nvme,
+        owner: None,
+        preconditions: Preconditions::default(),
+    };
+    garage.put_object(put, Box::new(InMemory::new(body.clone()))).await.unwrap();
+    body
+}
+
+async fn fetch(garage: &Garage, bucket: BucketId, text: &str) -> Bytes {
+    let object = garage.object(bucket, &key(text)).await.unwrap();
+    let mut stream = garage.read_object(&object, 0..object.meta.size).await.unwrap();
+    let mut body = Vec::new();
+    while let Some(bytes) = stream.next().await {
+        body.extend_from_slice(&bytes.unwrap());
+    }
+    body.into()
+}
+
+fn block_files(world: &World) -> usize {
+    let is_block = |path: &std::path::PathBuf| path.starts_with("/data") && path.components().count() == 5;
+    world.disk.files().into_iter().filter(is_block).count()
+}
+
+/// Whatever a node does by itself, and what an operator orders to have its files compared with its rows, for some days.
+async fn look_at_all_files(world: &World, garage: &Garage) {
+    for _day in 0..3 {
+        garage.queue_uncounted_files().await.unwrap();
+        garage.queue_misplaced_blocks().await.unwrap();
+        while garage.send_queue().await.unwrap() > 0 {}
+        world.clock.advance_millis(DAY_MS);
+        while garage.resync_due().await.unwrap() > 0 {}
+    }
+}
+
+/// What a machine had.
+struct Lost {
+    engine: MemoryEngine,
+    bucket: BucketId,
+    body: Vec<u8>,
+}
+
+/// Takes what is lost from a machine that is off.
+type Lose = fn(&World);
+
+fn lose_database(world: &World) {
+    world.engine.become_copy_of(&MemoryEngine::new());
+}
+
+/// The new node is another one, to which nothing says that the blocks are not its own.
+fn lose_metadata_directory(world: &World) {
+    lose_database(world);
+    for path in world.disk.files() {
+        if path.starts_with("/meta") || path.ends_with("garage-marker") {
+            world.disk.remove_file(&path).unwrap();
+        }
+    }
+}
+
+/// A node with an object in some blocks loses something and is started again. Returns it, the number of blocks, and what was lost.
+async fn loses(lose: Lose, world: &World) -> (Garage, usize, Lost) {
+    let node = world.start().await;
+    let bucket = node.garage.create_bucket("pictures").await.unwrap();
+    let body = store(&node.garage, bucket, "old", 1).await;
+    world.cut_power();
+    let lost = Lost { engine: world.engine.copy(), bucket, body };
+    let kept = block_files(world);
+    assert!(kept > 1);
+    lose(world);
+    let node = world.start().await;
+    assert!(node.garage.local().tables.lacks_rows());
+    let other = node.garage.create_bucket("others").await.unwrap();
+    store(&node.garage, other, "new", 2).await;
+    node.garage.delete_object(other, &key("new"), Preconditions::default()).await.unwrap();
+    look_at_all_files(world, &node.garage).await;
+    assert_eq!(block_files(world), kept, "only what the new database knows of is given back");
+    assert_eq!(node.garage.unreferenced_blocks().await.unwrap(), kept as u64);
+    (node.garage, kept, lost)
+}
+
+async fn stay_until_given_up(lose: Lose) {
+    let world = World::new(1);
+    let (_garage, kept, _lost) = loses(lose, &world).await;
+    // The next start remembers it.
+    world.cut_power();
+    let node = world.start().await;
+    look_at_all_files(&world, &node.garage).await;
+    assert_eq!(block_files(&world), kept);
+    assert!(node.garage.local().tables.give_up_lost_rows().await.unwrap());
+    look_at_all_files(&world, &node.garage).await;
+    assert_eq!(block_files(&world), 0, "the operator has given the lost database up");
+    assert_eq!(node.garage.unreferenced_blocks().await.unwrap(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_blocks_of_a_lost_database_stay_until_an_operator_gives_them_up() {
+    stay_until_given_up(lose_database).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_blocks_of_a_lost_metadata_directory_stay_until_an_operator_gives_them_up() {
+    stay_until_given_up(lose_metadata_directory).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_database_that_turns_up_finds_its_blocks() {
+    let world = World::new(1);
+    let (_garage, _kept, lost) = loses(lose_database, &world).await;
+    world.cut_power();
+    world.engine.become_copy_of(&lost.engine);
+    let node = world.start().await;
+    assert_eq!(fetch(&node.garage, lost.bucket, "old").await, lost.body);
+}
