@@ -116,6 +116,29 @@ impl BlockTrees {
         self.enqueue(tx.raw(), &Queued::new(due, *block, Reason::Unreferenced))
     }
 
+    /// Counts the references to a block anew, and sets the count right.
+    ///
+    /// # Errors
+    /// [`TableError`], of them [`TableError::DamagedRow`] while a reference cannot be read: the count stays then.
+    pub(crate) fn recount(&self, tx: &mut RowTransaction<'_, '_>, block: &BlockHash) -> Result<Recounted, TableError> {
+        let rows = tx.rows_with_prefix::<BlockRefTable>(&(*block).into(), &[])?;
+        let count = rows.iter().filter(|row| !row.deleted).count() as u64;
+        let stored: Option<Vec<u8>> = tx.raw().get(self.counts, block.as_bytes())?;
+        let known = stored.as_deref().map(RefCount::decode);
+        if matches!(known, Some(Some(known)) if known.count == count) || (known.is_none() && count == 0) {
+            return Ok(Recounted::Right);
+        }
+        let now = tx.now();
+        let released_at = if count == 0 { now } else { Timestamp::ZERO };
+        tx.raw().insert(self.counts, block.as_bytes(), &RefCount { count, released_at }.encode())?;
+        let queued = match count {
+            0 => Queued::new(now.plus_millis(self.release_delay_ms), *block, Reason::Released),
+            _ => Queued::new(now, *block, Reason::Fetch),
+        };
+        self.enqueue(tx.raw(), &queued)?;
+        Ok(Recounted::Wrong)
+    }
+
     fn change(&self, tx: &mut RowTransaction<'_, '_>, block: &BlockHash, by: i64, bytes: Bytes) -> Result<(), DbError> {
         let before = self.count(tx, block)?.map_or(0, |present| present.count);
         let count = before.saturating_add_signed(by);
@@ -129,6 +152,14 @@ impl BlockTrees {
         };
         self.enqueue(tx.raw(), &queued)
     }
+}
+
+/// What a block's count was found to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Recounted {
+    Right,
+    /// It has been set right.
+    Wrong,
 }
 
 /// Whether the bytes of a block are known to be here.
@@ -199,6 +230,10 @@ impl Schema for BlockRefTable {
             0 => Ok(()),
             by => Ok(self.trees.change(tx, &row.block, by, Bytes::Here)?),
         }
+    }
+
+    fn derive_anew(&self, tx: &mut RowTransaction<'_, '_>, placement: &Placement) -> Result<(), TableError> {
+        self.trees.recount(tx, &BlockHash::from_bytes(*placement.as_bytes())).map(drop)
     }
 
     fn is_collectable(row: &BlockRefRow) -> bool {

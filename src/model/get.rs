@@ -121,11 +121,24 @@ impl Garage {
         key: &ObjectKey,
         projection: Projection,
     ) -> Result<Vec<ObjectRow>, ModelError> {
+        Ok(self.object_rows_and_floor(bucket, key, projection).await?.rows)
+    }
+
+    /// As [`Self::object_rows`], with the time that a new row must be later than.
+    ///
+    /// # Errors
+    /// As [`Self::object_rows`].
+    pub(crate) async fn object_rows_and_floor(
+        &self,
+        bucket: BucketId,
+        key: &ObjectKey,
+        projection: Projection,
+    ) -> Result<Rows<ObjectRow>, ModelError> {
         let placement = IndexShard { bucket, shard: 0 }.placement();
         let from = key_prefix(key);
         let to = sort_key::after_prefix(&from);
         let query = Query { from, to, order: Order::Forward, limit: 100, projection };
-        Ok(self.0.objects.range(placement, query).await?.rows)
+        Ok(self.0.objects.range(placement, query).await?)
     }
 
     /// The bytes `range` of an object; `range` lies within it.

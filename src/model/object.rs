@@ -355,7 +355,8 @@ impl Schema for ObjectTable {
         let newer = siblings.iter().filter(|sibling| sibling.age() > row.age());
         match how.mode {
             Mode::Commit => {
-                if let Some(newest) = newer.map(|sibling| sibling.timestamp).max() {
+                let floor = Some(tx.floor(Self::ID, &Self::placement(row))?).filter(|floor| row.timestamp <= *floor);
+                if let Some(newest) = newer.map(|sibling| sibling.timestamp).chain(floor).max() {
                     return Ok(Admission::Answer(Verdict::Behind(newest)));
                 }
                 if let Some(refusal) = self.refusal(tx, row, &siblings, how.condition)? {
@@ -409,6 +410,10 @@ impl Schema for ObjectTable {
 
     fn is_collectable(row: &ObjectRow) -> bool {
         row.state == ObjectState::Tombstone
+    }
+
+    fn written_at(row: &ObjectRow) -> Timestamp {
+        row.timestamp
     }
 
     fn is_superseded(tx: &RowTransaction<'_, '_>, row: &ObjectRow) -> Result<bool, TableError> {

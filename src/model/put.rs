@@ -12,6 +12,7 @@ use futures_channel::oneshot;
 use futures_util::FutureExt;
 use garage_table::Schema;
 use garage_table::heard::{Committed, Extent};
+use garage_table::table::Rows;
 use garage_table::wire::{Mode, Projection, Verdict};
 use garage_types::codec::{self, Unknown};
 use garage_types::planted::{Bug, is_planted};
@@ -344,10 +345,11 @@ impl Garage {
         won(self.0.objects.write(row.index().placement(), entries).await?)
     }
 
-    /// A time later than that of everything acknowledged before this call.
+    /// A time later than that of everything acknowledged before this call, also of deletions that are forgotten meanwhile.
     pub(crate) async fn later_than_known(&self, bucket: BucketId, key: &ObjectKey) -> Result<Timestamp, ModelError> {
-        let rows = self.for_writes().object_rows(bucket, key, Projection::Summary).await?;
-        Ok(rows.iter().map(|row| row.timestamp).max().map_or(Timestamp::ZERO, Timestamp::next))
+        let Rows { rows, floor, .. } = self.for_writes().object_rows_and_floor(bucket, key, Projection::Summary).await?;
+        let newest = rows.iter().map(|row| row.timestamp).fold(floor, Timestamp::max);
+        Ok(if newest == Timestamp::ZERO { newest } else { newest.next() })
     }
 
     /// As [`Self::later_than_known`], for a write whose commit is a round of its own; nothing needs to be asked where one decides alone.

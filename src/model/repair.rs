@@ -17,13 +17,12 @@ use garage_table::{Schema, Table, TableError};
 use garage_types::{BlockHash, Timestamp, VersionId};
 use garage_worker::{Status, Step, StepError, Worker, WorkerId};
 
-use crate::block_ref::{BlockRefRow, BlockRefTable, RefCount};
+use crate::block_ref::{BlockRefRow, BlockRefTable, Recounted};
 use crate::block_walk::{BlockWalk, Walk};
 use crate::error::ModelError;
 use crate::garage::Garage;
 use crate::in_use::{Listing, VersionUse};
 use crate::part::{Outcome, PartEntry, PartRow, PartTable, ended_key};
-use crate::resync_queue::{Queued, Reason};
 use crate::upload::UploadState;
 use crate::version::{Backlink, VersionContent, VersionTable, endings_of_unused};
 
@@ -458,22 +457,7 @@ impl Garage {
         let recount = move |tx: &mut RowTransaction<'_, '_>| {
             let mut wrong = 0;
             for block in &blocks {
-                let rows = tx.rows_with_prefix::<BlockRefTable>(&(*block).into(), &[])?;
-                let count = rows.iter().filter(|row| !row.deleted).count() as u64;
-                let stored: Option<Vec<u8>> = tx.raw().get(trees.counts, block.as_bytes())?;
-                let known = stored.as_deref().map(RefCount::decode);
-                if matches!(known, Some(Some(known)) if known.count == count) || (known.is_none() && count == 0) {
-                    continue;
-                }
-                wrong += 1;
-                let now = tx.now();
-                let released_at = if count == 0 { now } else { Timestamp::ZERO };
-                tx.raw().insert(trees.counts, block.as_bytes(), &RefCount { count, released_at }.encode())?;
-                let queued = match count {
-                    0 => Queued::new(now.plus_millis(trees.release_delay_ms), *block, Reason::Released),
-                    _ => Queued::new(now, *block, Reason::Fetch),
-                };
-                trees.enqueue(tx.raw(), &queued)?;
+                wrong += u64::from(trees.recount(tx, block)? == Recounted::Wrong);
             }
             Ok::<u64, TableError>(wrong)
         };

@@ -68,7 +68,8 @@ impl Queued {
         key
     }
 
-    fn decode(key: &[u8], value: &[u8]) -> Option<Self> {
+    /// One row of the queue; `None` when it is none.
+    pub fn decode(key: &[u8], value: &[u8]) -> Option<Self> {
         let (due, block) = key.split_first_chunk::<8>()?;
         let block = BlockHash::from_slice(block)?;
         Some(Queued { due: Timestamp::from_millis(u64::from_be_bytes(*due)), block, reason: Reason::decode(value) })

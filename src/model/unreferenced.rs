@@ -175,7 +175,10 @@ impl UncountedFiles {
     async fn compare(&mut self) -> Result<(), ModelError> {
         let comparison = match &mut self.comparison {
             Some(comparison) => comparison,
-            None => self.comparison.insert(Comparison { from: BlockHash::from_bytes([0; 32]), looked_at: 0 }),
+            None => {
+                self.garage.0.local.blocks.uncounted.0.strange.store(0, Ordering::Relaxed);
+                self.comparison.insert(Comparison { from: BlockHash::from_bytes([0; 32]), looked_at: 0 })
+            }
         };
         let page = self.garage.0.local.blocks.blocks.page(comparison.from, STEP_FILES).await?;
         self.found += self.garage.queue_uncounted(&page.hashes).await?;

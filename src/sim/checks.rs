@@ -13,12 +13,13 @@ use garage_model::bucket::BucketTable;
 use garage_model::counters::Counts;
 use garage_model::object::{ObjectRow, ObjectTable};
 use garage_model::part::{PartEntry, PartTable};
+use garage_model::resync_queue::Queued;
 use garage_model::upload::{UploadRow, UploadState, UploadTable};
 use garage_model::version::VersionTable;
 use garage_table::digest::SetDigest;
 use garage_table::segments::KeyRange;
 use garage_table::{Replication, Schema};
-use garage_types::{BlockHash, NodeId, Placement, VersionId};
+use garage_types::{BlockHash, Clock, NodeId, Placement, VersionId};
 
 use crate::cluster::machine::Machine;
 use crate::layouts;
@@ -306,9 +307,33 @@ pub async fn after_deleting_all(world: &World) {
         let files = losses::block_files(machine);
         if let Some((block, path)) = files.first() {
             let (count, number) = (files.len(), machine.number);
-            world.history.violation(format!("machine {number}: {count} block files that nothing needs: {block} in {path:?}"));
+            let known = known_of_block(machine, *block).await;
+            world
+                .history
+                .violation(format!("machine {number}: {count} block files that nothing needs: {block} in {path:?}; {known:?}"));
         }
     }
+}
+
+/// What a machine knows of a block: how often it is counted, when it is looked at and why, and what refers to it.
+async fn known_of_block(machine: &Machine, block: BlockHash) -> Vec<String> {
+    let local = machine.garage().expect("the machine runs").local().clone();
+    let (counts, resync) = (local.block_trees.counts, local.block_trees.resync);
+    let read = move |tx: &garage_db::Snapshot<'_>| {
+        let count = tx.get(counts, block.as_bytes())?.and_then(|count: Vec<u8>| RefCount::decode(&count));
+        let mut known = vec![format!("{count:?}")];
+        tx.range(resync, (Bound::Unbounded, Bound::Unbounded), Direction::Forward, &mut |key, reason| {
+            let queued = Queued::decode(key, reason).filter(|queued| queued.block == block);
+            known.extend(queued.map(|queued| format!("{queued:?}")));
+            ControlFlow::Continue(())
+        })?;
+        Ok::<_, garage_db::DbError>(known)
+    };
+    let mut known = local.tables.db().read(read).await.unwrap();
+    known.push(format!("now {:?}", machine.clock.now()));
+    let references = rows::<BlockRefTable>(machine).await.into_iter().filter(|row| row.block == block);
+    known.extend(references.map(|row| format!("{} of {}", if row.deleted { "released" } else { "live" }, row.version)));
+    known
 }
 
 /// What a machine knows of a version and of the upload that it is a part of.

@@ -11,7 +11,7 @@ use crate::scenario::Flaw;
 /// A flaw, the scenario or story that shows it, and a seed from which it shows soon.
 type Known = (Flaw, &'static str, u64);
 
-const KNOWN: [Known; 37] = [
+const KNOWN: [Known; 38] = [
     (Flaw::Planted(Bug::WriteQuorumOfOne), "everything", 1),
     (Flaw::Planted(Bug::NoReadBack), "crowd", 27),
     (Flaw::Planted(Bug::LostQueueRow), "calm", 0),
@@ -42,12 +42,13 @@ const KNOWN: [Known; 37] = [
     (Flaw::Planted(Bug::AcknowledgedWhileWriting), "writes-under-way", 4),
     (Flaw::Planted(Bug::StrangersAdmitted), "stranger-writes", 0),
     (Flaw::Planted(Bug::ReleasedTooEarly), "one-knows", 0),
-    (Flaw::Planted(Bug::ReleasedByOneCopy), "degraded", 0),
-    (Flaw::Planted(Bug::ReleasedOnArrival), "overtaken", 0),
+    (Flaw::Planted(Bug::ReleasedByOneCopy), "degraded", 4),
+    (Flaw::Planted(Bug::ReleasedOnArrival), "overtaken", 1),
     (Flaw::Planted(Bug::UncountedFilesForgotten), "everything", 0),
     (Flaw::Planted(Bug::QueueRowTakenOffUnsent), "unsent-deletions", 0),
     (Flaw::Planted(Bug::TombstonesNotHeld), "missed-deletion", 0),
     (Flaw::Planted(Bug::EpochNotAdvanced), "late-copy", 1),
+    (Flaw::Planted(Bug::FloorNotRaised), "broken-collection", 14),
     (Flaw::Planted(Bug::ReadBackUnderNewEpoch), "late-reader", 1),
 ];
 

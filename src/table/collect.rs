@@ -2,7 +2,9 @@
 //!
 //! For one slot of one table, the first of its owners asks all of them (1) to hold the tombstones, durably, and when all do, (2) to
 //! move to the next epoch, durably, from where on they refuse every row sent under the earlier one; and when all have, (3) to drop the
-//! tombstones. Whatever was on its way before, in whatever buffer, is refused, so nothing late brings back what was deleted.
+//! tombstones. Whatever was on its way before, in whatever buffer, is refused, so nothing late brings back what was deleted. With the
+//! epoch the owners raise a floor of time, to the latest of the tombstones: the third step may reach some owners only, and a write that
+//! a slow clock times before a tombstone which one owner still has must not be acknowledged by the others ([`crate::epochs::FloorTree`]).
 //!
 //! Must stay true: no owner drops a tombstone before every owner has moved on; no owner moves on before every owner holds it; all steps
 //! are refused by an owner that knows another layout than the asker, or whose rows are not all there. Collections only take place
@@ -19,7 +21,7 @@ use garage_rpc::endpoint::{Caller, Class, Handler, Message, Request};
 use garage_rpc::error::RpcError;
 use garage_rpc::layout::{ClusterLayout, Standing, VersionKey};
 use garage_types::planted::{Bug, is_planted};
-use garage_types::{Clock, NodeId, Placement, chain};
+use garage_types::{Clock, NodeId, Placement, Timestamp, chain};
 use garage_worker::{Status, Step, StepError, Worker};
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
@@ -87,6 +89,9 @@ pub struct AdvanceEpoch {
     slot: Slot,
     #[serde(rename = "e")]
     epoch: u64,
+    /// The time of the latest tombstone that is about to be dropped. Nodes before this field was known do not send it.
+    #[serde(rename = "f", default)]
+    floor: Timestamp,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -141,7 +146,8 @@ impl TableStore {
     async fn advance(&self, request: AdvanceEpoch) -> Result<EpochAdvanced, TableError> {
         self.check_may_collect()?;
         self.check_same_layout(request.layout)?;
-        self.raise_epoch(request.table, request.slot, request.epoch).await?;
+        let AdvanceEpoch { table, slot, epoch, floor, .. } = request;
+        self.raise(table, slot, epoch, floor).await?;
         Ok(EpochAdvanced {})
     }
 
@@ -153,7 +159,7 @@ impl TableStore {
     }
 
     /// The due tombstones of a slot behind `after`, as they are now; those that are none any more are struck off the list.
-    async fn due_tombstones(&self, place: Place, before: garage_types::Timestamp) -> Result<Due, TableError> {
+    async fn due_tombstones(&self, place: Place, before: Timestamp) -> Result<Due, TableError> {
         let Place { table, slot, after } = place;
         let rows = self.0.table(table)?.rows.clone();
         let graves = self.0.graves;
@@ -175,7 +181,12 @@ impl TableStore {
         let rules = self.0.table(table)?.rules.clone();
         let mut tombstones = Vec::with_capacity(due.tombstones.len());
         for (grave, row) in std::mem::take(&mut due.tombstones) {
-            if rules.is_collectable(&row)? { tombstones.push((grave, row)) } else { due.settled.push(grave) }
+            match rules.is_collectable(&row)? {
+                // One that a clock ahead has timed later waits: the floor must not be beyond what new writes have.
+                true if rules.written_at(&row)? > before => {}
+                true => tombstones.push((grave, row)),
+                false => due.settled.push(grave),
+            }
         }
         due.tombstones = tombstones;
         self.unlist(std::mem::take(&mut due.settled)).await?;
@@ -187,6 +198,15 @@ impl TableStore {
         let (graves, after) = (self.0.graves, place.after.clone());
         let (table, slot) = (place.table, place.slot);
         self.db().read(move |tx| Ok(graves.next(tx, table, slot, after)?)).await
+    }
+
+    /// When the latest of some tombstones was written.
+    fn latest(&self, table: TableId, tombstones: &[(Grave, Vec<u8>)]) -> Result<Timestamp, TableError> {
+        if is_planted(Bug::FloorNotRaised) {
+            return Ok(Timestamp::ZERO);
+        }
+        let rules = self.0.table(table)?.rules.clone();
+        tombstones.iter().try_fold(Timestamp::ZERO, |latest, (_grave, row)| Ok(latest.max(rules.written_at(row)?)))
     }
 
     async fn unlist(&self, settled: Vec<Grave>) -> Result<(), TableError> {
@@ -309,8 +329,9 @@ impl Collector {
         let holders = if is_planted(Bug::TombstonesNotHeld) { &owners[..1] } else { &owners };
         let held = self.ask_all(holders, hold).await?;
         let epoch = held.iter().map(|held| held.epoch).max().unwrap_or(0) + 1;
+        let floor = self.store.latest(table, &tombstones)?;
         if !is_planted(Bug::EpochNotAdvanced) {
-            self.ask_all(&owners, AdvanceEpoch { layout: *version, table, slot, epoch }).await?;
+            self.ask_all(&owners, AdvanceEpoch { layout: *version, table, slot, epoch, floor }).await?;
         }
         let named = tombstones.iter().map(|(grave, row)| named(grave, row)).collect();
         self.ask_all(&owners, DropTombstones { table, rows: named }).await?;

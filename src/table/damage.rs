@@ -178,7 +178,10 @@ impl TableStore {
                     (Some(row), _) => segments.rows.insert(tx.raw(), &damaged.key, row)?,
                     (None, _) if replies.len() < needed => return Ok(Repaired::NotYet),
                     // Other rows of the segment are damaged too; all owners that were asked have the same.
-                    (None, Some(row)) if original.is_none() => segments.rows.insert(tx.raw(), &damaged.key, row)?,
+                    (None, Some(row)) if original.is_none() => {
+                        segments.rows.insert(tx.raw(), &damaged.key, row)?;
+                        tx.derive_anew(table, &damaged.key)?;
+                    }
                     (None, _) => tx.replace_damaged(&segments, &damaged.key, &copies)?,
                 }
                 let now = examine(&segments, tx.raw(), &damaged.key)?;
@@ -202,7 +205,8 @@ impl TableStore {
 }
 
 impl RowTransaction<'_, '_> {
-    /// The merge of what others have takes the place of a row whose content nobody has any more. What followed from that is not undone.
+    /// The merge of what others have takes the place of a row whose content nobody has any more. What followed from that is not undone,
+    /// but for what can be worked out from the rows beside it.
     fn replace_damaged(&mut self, segments: &Segments, key: &[u8], copies: &BTreeSet<&Vec<u8>>) -> Result<(), TableError> {
         let table = segments.table;
         let rules = self.inner.table(table)?.rules.clone();
@@ -210,13 +214,26 @@ impl RowTransaction<'_, '_> {
             table = rules.name(),
             row = name_of(key),
             copies = copies.len(),
-            "a damaged row was replaced by what the other owners have, which is not what this node had: what was counted of it stays as it was; for blocks, `garage repair --yes block-rc` counts anew"
+            "a damaged row was replaced by what the other owners have, which is not what this node had: references to blocks are counted anew, what a bucket's counters have of the row stays in them"
         );
         let mut copies = copies.iter();
-        let Some(first) = copies.next() else { return Ok(segments.rows.remove(self.raw(), key)?) };
-        let merged = copies.try_fold((*first).clone(), |merged, copy| rules.merge(&merged, copy))?;
-        segments.rows.insert(self.raw(), key, &merged)?;
-        if rules.is_collectable(&merged)? { self.bury(table, key) } else { Ok(()) }
+        match copies.next() {
+            None => segments.rows.remove(self.raw(), key)?,
+            Some(first) => {
+                let merged = copies.try_fold((*first).clone(), |merged, copy| rules.merge(&merged, copy))?;
+                segments.rows.insert(self.raw(), key, &merged)?;
+                if rules.is_collectable(&merged)? {
+                    self.bury(table, key)?;
+                }
+            }
+        }
+        self.derive_anew(table, key)
+    }
+
+    /// See [`crate::schema::Schema::derive_anew`].
+    fn derive_anew(&mut self, table: TableId, key: &[u8]) -> Result<(), TableError> {
+        let rules = self.inner.table(table)?.rules.clone();
+        rules.derive_anew(self, &placement_of(table, key)?)
     }
 }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use garage_db::{DbError, Transaction, Tree};
-use garage_types::Placement;
+use garage_types::{Placement, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::error::TableError;
@@ -55,6 +55,40 @@ impl EpochTree {
     pub fn raise(&self, tx: &mut Transaction<'_>, table: TableId, slot: Slot, epoch: u64) -> Result<(), TableError> {
         if self.get(&*tx, table, slot)? < epoch {
             tx.insert(self.0, &[table.0, slot.0], &epoch.to_be_bytes())?;
+        }
+        Ok(())
+    }
+}
+
+/// For each table and slot the time of the latest tombstone that was collected from it: a new write is later than that.
+///
+/// A tombstone may stay at one owner after the others have dropped it. A write that is timed before it, by a clock that is behind, would
+/// be accepted by those others, and buried when they hear of the tombstone again.
+#[derive(Clone, Copy, Debug)]
+pub struct FloorTree(pub Tree);
+
+impl FloorTree {
+    /// [`Timestamp::ZERO`] when nothing was collected.
+    ///
+    /// # Errors
+    /// As [`EpochTree::get`].
+    pub fn get(&self, tx: &impl Get, table: TableId, slot: Slot) -> Result<Timestamp, TableError> {
+        match tx.get(self.0, &[table.0, slot.0])? {
+            None => Ok(Timestamp::ZERO),
+            Some(bytes) => match <[u8; 8]>::try_from(bytes) {
+                Ok(bytes) => Ok(Timestamp::from_millis(u64::from_be_bytes(bytes))),
+                Err(_) => Err(TableError::DamagedEpoch { table, slot }),
+            },
+        }
+    }
+
+    /// Raises the floor to `floor` unless it is there or higher.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub fn raise(&self, tx: &mut Transaction<'_>, table: TableId, slot: Slot, floor: Timestamp) -> Result<(), TableError> {
+        if self.get(&*tx, table, slot)? < floor {
+            tx.insert(self.0, &[table.0, slot.0], &floor.as_millis().to_be_bytes())?;
         }
         Ok(())
     }

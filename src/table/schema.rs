@@ -100,12 +100,26 @@ pub trait Schema: Send + Sync + 'static {
         Ok(())
     }
 
+    /// Works out anew what is kept about the rows of a placement, where that takes no more than these: one of them was replaced, and
+    /// nobody knows any more what it was.
+    ///
+    /// # Errors
+    /// What the transaction reports; nothing is stored then.
+    fn derive_anew(&self, _tx: &mut RowTransaction<'_, '_>, _placement: &Placement) -> Result<(), TableError> {
+        Ok(())
+    }
+
     /// When tombstones of this table are collected.
     const COLLECTION: Collection = Collection::Soon;
 
     /// Whether the row only says that something is over, so that it may go once every owner knows.
     fn is_collectable(_row: &Self::Row) -> bool {
         false
+    }
+
+    /// When a tombstone was written, where what it ends may be written again under a later time; else [`Timestamp::ZERO`].
+    fn written_at(_row: &Self::Row) -> Timestamp {
+        Timestamp::ZERO
     }
 
     /// Whether a row of this table that was set aside is superseded by what this node's whole tables have under other keys. Only when
@@ -162,7 +176,9 @@ pub(crate) trait Rules: Send + Sync {
     fn apply(&self, tx: &mut RowTransaction<'_, '_>, entry: &Entry) -> Result<Verdict, TableError>;
     fn project(&self, row: &[u8], projection: Projection) -> Result<Vec<u8>, TableError>;
     fn dropped(&self, tx: &mut RowTransaction<'_, '_>, row: &[u8]) -> Result<(), TableError>;
+    fn derive_anew(&self, tx: &mut RowTransaction<'_, '_>, placement: &Placement) -> Result<(), TableError>;
     fn is_collectable(&self, row: &[u8]) -> Result<bool, TableError>;
+    fn written_at(&self, row: &[u8]) -> Result<Timestamp, TableError>;
     fn is_superseded(&self, tx: &RowTransaction<'_, '_>, row: &[u8]) -> Result<bool, TableError>;
     fn belongings(&self, row: &[u8]) -> Result<Vec<Belongings>, TableError>;
     fn replication(&self) -> Replication;
@@ -211,8 +227,16 @@ impl<S: Schema> Rules for Typed<S> {
         self.0.dropped(tx, &S::decode(row)?)
     }
 
+    fn derive_anew(&self, tx: &mut RowTransaction<'_, '_>, placement: &Placement) -> Result<(), TableError> {
+        self.0.derive_anew(tx, placement)
+    }
+
     fn is_collectable(&self, row: &[u8]) -> Result<bool, TableError> {
         Ok(S::is_collectable(&S::decode(row)?))
+    }
+
+    fn written_at(&self, row: &[u8]) -> Result<Timestamp, TableError> {
+        Ok(S::written_at(&S::decode(row)?))
     }
 
     fn is_superseded(&self, tx: &RowTransaction<'_, '_>, row: &[u8]) -> Result<bool, TableError> {

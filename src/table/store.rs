@@ -18,7 +18,7 @@ use garage_types::planted::{Bug, is_planted};
 use garage_types::{Clock, NodeId, Placement};
 use tokio::sync::Notify;
 
-use crate::epochs::{EpochTree, Known, Slot};
+use crate::epochs::{EpochTree, FloorTree, Known, Slot};
 use crate::error::TableError;
 use crate::graves::Graves;
 use crate::rows::{Damaged, RowTree};
@@ -71,6 +71,7 @@ pub(crate) struct Inner {
     pub(crate) queue: Tree,
     pub(crate) digests: Tree,
     pub(crate) epochs: EpochTree,
+    pub(crate) floors: FloorTree,
     /// What this node stamps the rows that it sends with.
     pub(crate) known_epochs: Known,
     pub(crate) graves: Graves,
@@ -232,16 +233,16 @@ impl TableStore {
         self.check_layout(range.layout)?;
         self.check_answers()?;
         let table = self.0.table(range.table)?;
-        let (rules, rows) = (table.rules.clone(), table.rows.clone());
+        let (rules, rows, floors) = (table.rules.clone(), table.rows.clone(), self.0.floors);
         let range = Arc::new(range);
         if range.limit <= BRIEF_LIMIT_MAX {
             let (rules, rows, limit, range) = (rules.clone(), rows.clone(), range.limit as usize, range.clone());
-            let page = self.0.db.read_at_once(move |tx| read_page(tx, &rows, &*rules, &range, BRIEF)).await?;
+            let page = self.0.db.read_at_once(move |tx| read_page(tx, (&rows, &floors), &*rules, &range, BRIEF)).await?;
             if !page.truncated || page.rows.len() >= limit {
                 return Ok(page);
             }
         }
-        self.0.db.read(move |tx| read_page(tx, &rows, &*rules, &range, FULL)).await
+        self.0.db.read(move |tx| read_page(tx, (&rows, &floors), &*rules, &range, FULL)).await
     }
 
     /// Visits every row this node has of a table, in pages, in the order of placements. `visit` runs on a blocking thread.

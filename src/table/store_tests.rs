@@ -259,7 +259,10 @@ fn truncated_page(owner: u8, names: &[&str]) -> NodeReply<Page> {
         let note = Note { name: (*name).to_owned(), text: Lww::at(Timestamp::ZERO, "text".to_owned()) };
         RangeRow { sort_key: Notes::sort_key(&note).into(), row: encode(&note).into() }
     };
-    NodeReply { node: NodeId::from_bytes([owner; 32]), reply: Page { rows: names.iter().map(row).collect(), truncated: true } }
+    NodeReply {
+        node: NodeId::from_bytes([owner; 32]),
+        reply: Page { rows: names.iter().map(row).collect(), truncated: true, floor: Timestamp::ZERO },
+    }
 }
 
 #[test]

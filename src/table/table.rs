@@ -16,7 +16,7 @@ use garage_rpc::quorum::{NodeError, NodeReply, QuorumError, Quorums, WriteQuorum
 use garage_types::codec;
 use garage_types::crdt::Crdt;
 use garage_types::planted::{Bug, is_planted};
-use garage_types::{NodeId, Placement, chain};
+use garage_types::{NodeId, Placement, Timestamp, chain};
 use serde_bytes::ByteBuf;
 
 use crate::epochs::Slot;
@@ -59,6 +59,8 @@ pub struct Rows<R> {
     pub rows: Vec<R>,
     /// Sort key of the last position covered when there may be more; nothing is known beyond it.
     pub last: Option<Vec<u8>>,
+    /// A new row is later than this: what was deleted before may be forgotten by some owners, and not by others.
+    pub floor: Timestamp,
 }
 
 /// Rows of a page that are brought to other live layout versions' owners before they are shown.
@@ -176,7 +178,7 @@ impl<S: Schema> Table<S> {
         };
         let last = page.rows.last().filter(|_| page.truncated).map(|row| row.sort_key.to_vec());
         let rows = page.rows.iter().map(|row| S::decode(&row.row)).collect::<Result<_, TableError>>()?;
-        Ok(Some(Rows { rows, last }))
+        Ok(Some(Rows { rows, last, floor: page.floor }))
     }
 
     /// Commits one row at a write quorum of its owners.
@@ -370,9 +372,9 @@ impl<S: Schema> Table<S> {
         let summarised = query.projection == Projection::Summary;
         let query = Query { projection: Projection::Whole, ..query };
         for _attempt in 0..RANGE_ATTEMPTS_MAX {
-            if let Some(Rows { rows, last }) = self.try_range(placement, &query).await? {
+            if let Some(Rows { rows, last, floor }) = self.try_range(placement, &query).await? {
                 let rows = if summarised { rows.into_iter().map(S::summary).collect() } else { rows };
-                return Ok(Rows { rows, last });
+                return Ok(Rows { rows, last, floor });
             }
         }
         Err(TableError::Unsettled)
@@ -385,6 +387,7 @@ impl<S: Schema> Table<S> {
         // Known before the rows are read, as in `get`.
         let epoch = self.store.known_epoch(S::ID, &placement);
         let replies = self.ask(placement, |node| self.call(node, range.clone())).await?;
+        let floor = replies.iter().map(|reply| reply.reply.floor).max().unwrap_or(Timestamp::ZERO);
         let MergedPage { rows: merged, last } = self.merge_with_other_versions(placement, &range, replies).await?;
         if query.projection == Projection::Whole {
             let differing = merged.iter().filter(|row| row.differs);
@@ -395,7 +398,7 @@ impl<S: Schema> Table<S> {
                     result => result?,
                 }
             }
-            return Ok(Some(Rows { rows: merged.into_iter().map(|row| row.row).collect(), last }));
+            return Ok(Some(Rows { rows: merged.into_iter().map(|row| row.row).collect(), last, floor }));
         }
         let mut rows = Vec::with_capacity(merged.len());
         for row in merged {
@@ -407,7 +410,7 @@ impl<S: Schema> Table<S> {
                 rows.push(row.row);
             }
         }
-        Ok(Some(Rows { rows, last }))
+        Ok(Some(Rows { rows, last, floor }))
     }
 
     /// Joins the owners' pages with those of other live versions' owners, unless these are only about to receive their rows: what many rows lack

@@ -70,6 +70,14 @@ impl<'tx> RowTransaction<'_, 'tx> {
         rules.apply(self, entry)
     }
 
+    /// The time that new rows of a placement must be later than: that of the latest tombstone which was collected near it.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub fn floor(&self, table: TableId, placement: &Placement) -> Result<Timestamp, TableError> {
+        self.inner.floors.get(&*self.tx, table, Slot::of(placement))
+    }
+
     /// One row of this node.
     ///
     /// # Errors

@@ -161,6 +161,9 @@ pub struct Page {
     pub rows: Vec<RangeRow>,
     #[serde(rename = "x")]
     pub truncated: bool,
+    /// The floor of the placement's slot, in the same snapshot: what was deleted up to this time may be unknown here.
+    #[serde(rename = "f", default)]
+    pub floor: Timestamp,
 }
 
 /// Half of what a stream that was used before is sure to send at once: a page of a listing should take one round trip.

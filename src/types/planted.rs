@@ -20,6 +20,8 @@ pub enum Bug {
     CopyWithoutReference,
     /// A write that an owner answers "behind" is acknowledged all the same.
     BehindIgnored,
+    /// A collection does not say how late its tombstones are.
+    FloorNotRaised,
     /// Content is released before what superseded it is known to a quorum.
     ReleasedTooEarly,
     /// Content is released by what one copy of the rows says, in a mode in which requests read one.

@@ -1,5 +1,7 @@
 //! Stories of deletions whose tombstones are collected while somebody does not know of them, or something is still on its way.
 
+use std::time::Duration;
+
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use garage_rpc::layout::history::MissingData;
@@ -120,6 +122,44 @@ pub(super) fn a_deletion_is_missed(stage: Stage) -> BoxFuture<'static, ()> {
             stage.pause(1, 3_000).await;
             stage.read_all(&[collector, writer, late]).await;
         }
+    }
+    .boxed()
+}
+
+/// The clock of the one who writes is behind by more than tombstones are kept.
+const BEHIND_MS: i64 = 600_000;
+/// So long that a link may be cut between two steps of a collection.
+const SLOW_LINKS: Duration = Duration::from_millis(800);
+
+/// The last step of a collection does not reach one owner, which keeps the tombstones. Somebody whose clock is behind then writes to the
+/// same keys, before that owner tells the others of the tombstones again.
+pub(super) fn a_collection_breaks_off(stage: Stage) -> BoxFuture<'static, ()> {
+    async move {
+        let [collector, one, other] = by_id(&stage)[..] else { return };
+        let writer = stage.roles;
+        stage.machine(writer).clock.set_off_by_ms(-BEHIND_MS);
+        for round in 0..3 {
+            stage.all_connected().await;
+            let late = stage.some(&[one, other]);
+            stage.fill(&[collector, one, other]).await;
+            for key in stage.keys() {
+                stage.delete(collector, key).await;
+            }
+            stage.pause(200, 1_000).await;
+            stage.world.cluster.network.set_delay_max(SLOW_LINKS);
+            stage.pause(1_500, 5_500).await;
+            stage.note(&format!("round {round}: what {collector} sends to {late} comes late"));
+            stage.world.cluster.network.block(collector, late);
+            stage.pause(1_000, 2_000).await;
+            stage.world.cluster.network.set_delay_max(stage.world.usual_delay);
+            stage.fill(&[writer]).await;
+            stage.world.cluster.machines.iter().filter_map(|machine| machine.node()).for_each(|node| node.sync.request());
+            stage.pause(1_000, 4_000).await;
+            stage.read_all(&[collector, one, other]).await;
+            stage.world.cluster.network.open_all_links();
+            stage.read_all(&[collector, one, other]).await;
+        }
+        stage.machine(writer).clock.set_off_by_ms(0);
     }
     .boxed()
 }

@@ -47,13 +47,14 @@ pub struct Story {
 const THREE: Story =
     Story { name: "", machines: 3, roles: 3, replication_factor: 3, keys: 4, play: databases::lost_while_another_is_away };
 
-pub const STORIES: [Story; 22] = [
+pub const STORIES: [Story; 23] = [
     Story { name: "lost-database", ..THREE },
     Story { name: "two-lost-databases", machines: 5, roles: 5, replication_factor: 5, play: databases::two_are_lost, ..THREE },
     Story { name: "restored-database", play: databases::restored_from_a_copy, ..THREE },
     Story { name: "late-second-copy", machines: 4, play: databases::lost_before_the_second_copy, ..THREE },
     Story { name: "absent-owner", play: collections::an_owner_is_absent, ..THREE },
     Story { name: "late-copy", play: collections::a_copy_comes_late, ..THREE },
+    Story { name: "broken-collection", machines: 4, play: collections::a_collection_breaks_off, ..THREE },
     Story { name: "late-reader", machines: 4, play: collections::a_reader_comes_late, ..THREE },
     Story { name: "returner", machines: 4, play: collections::an_old_owner_returns, ..THREE },
     Story { name: "replaced-owners", machines: 5, keys: 6, play: layouts::two_owners_are_replaced, ..THREE },

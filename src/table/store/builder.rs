@@ -9,7 +9,7 @@ use garage_types::Clock;
 use tokio::sync::Notify;
 
 use super::{Inner, LiveLayouts, LocalTable, TableStore};
-use crate::epochs::{EpochTree, Known};
+use crate::epochs::{EpochTree, FloorTree, Known};
 use crate::graves::Graves;
 use crate::rows::{Damaged, RowTree};
 use crate::schema::{Schema, Typed};
@@ -60,6 +60,7 @@ impl Builder {
             queue: db.open_tree("queue")?,
             digests: db.open_tree("digests")?,
             epochs: EpochTree(db.open_tree("gc_epochs")?),
+            floors: FloorTree(db.open_tree("gc_floors")?),
             known_epochs: Known::new(tables.keys().copied()),
             graves: Graves(db.open_tree("graves")?),
             set_aside: SetAsideTree(db.open_tree("rows_set_aside")?),

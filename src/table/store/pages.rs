@@ -4,6 +4,7 @@ use std::ops::{Bound, ControlFlow};
 
 use garage_db::{Direction, Snapshot};
 
+use crate::epochs::{FloorTree, Slot};
 use crate::error::TableError;
 use crate::rows::RowTree;
 use crate::schema::{Rules, local_key};
@@ -34,7 +35,7 @@ pub(super) struct PageBounds {
 /// [`TableError`].
 pub(super) fn read_page(
     tx: &Snapshot<'_>,
-    rows: &RowTree,
+    (rows, floors): (&RowTree, &FloorTree),
     rules: &dyn Rules,
     range: &Range,
     page_bounds: PageBounds,
@@ -50,7 +51,8 @@ pub(super) fn read_page(
         Order::Backward => Direction::Backward,
     };
     let limit = (range.limit as usize).min(page_bounds.rows);
-    let mut page = Page { rows: Vec::new(), truncated: false };
+    let floor = floors.get(tx, range.table, Slot::of(&range.placement))?;
+    let mut page = Page { rows: Vec::new(), truncated: false, floor };
     let (mut bytes, mut failed) = (0, None);
     rows.range(tx, bounds, direction, &mut |key, value| {
         if page.rows.len() >= limit || bytes >= page_bounds.bytes {

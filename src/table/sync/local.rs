@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::ops::{Bound, ControlFlow};
 
-use garage_db::{Direction, Snapshot, Tree};
+use garage_db::{Direction, Snapshot, Transaction, Tree};
 use garage_rpc::layout::ClusterLayout;
-use garage_types::NodeId;
+use garage_types::{NodeId, Timestamp};
 use serde_bytes::ByteBuf;
 
 use super::plan::{Part, slices_of_others};
@@ -105,10 +105,44 @@ impl TableStore {
     /// # Errors
     /// [`TableError`].
     pub(crate) async fn raise_epoch(&self, table: TableId, slot: Slot, epoch: u64) -> Result<(), TableError> {
-        let epochs = self.0.epochs;
-        self.db().write(move |tx| epochs.raise(tx, table, slot, epoch)).await?;
+        self.raise(table, slot, epoch, Timestamp::ZERO).await
+    }
+
+    /// Moves this node to an epoch, and to the floor that goes with it.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub(crate) async fn raise(&self, table: TableId, slot: Slot, epoch: u64, floor: Timestamp) -> Result<(), TableError> {
+        let (epochs, floors) = (self.0.epochs, self.0.floors);
+        let raise = move |tx: &mut Transaction<'_>| {
+            floors.raise(tx, table, slot, floor)?;
+            epochs.raise(tx, table, slot, epoch)
+        };
+        self.db().write(raise).await?;
         self.learn_epoch(table, slot, epoch);
         Ok(())
+    }
+
+    /// Takes over the floors of another owner's slots, each named by a key in it, where they are higher than this node's.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub(crate) async fn raise_floors(&self, table: TableId, slots: Vec<(Slot, Timestamp)>) -> Result<(), TableError> {
+        let floors = self.0.floors;
+        let lower = move |tx: &Snapshot<'_>| {
+            let mut lower = Vec::new();
+            for (slot, floor) in slots {
+                if floors.get(tx, table, slot)? < floor {
+                    lower.push((slot, floor));
+                }
+            }
+            Ok::<_, TableError>(lower)
+        };
+        let lower = self.db().read(lower).await?;
+        if lower.is_empty() {
+            return Ok(());
+        }
+        self.db().write(move |tx| lower.iter().try_for_each(|(slot, floor)| floors.raise(tx, table, *slot, *floor))).await
     }
 
     pub(crate) async fn rows_now(&self, table: TableId, keys: Vec<ByteBuf>, bytes_max: usize) -> Result<RowsNow, TableError> {

@@ -34,19 +34,22 @@ impl TableStore {
         self.check_layout(request.layout)?;
         self.check_offers()?;
         let segments = self.segments(request.table)?;
-        let epochs = self.0.epochs;
+        let (epochs, floors) = (self.0.epochs, self.0.floors);
         let pieces = u64::from(request.pieces.clamp(1, PIECES_MAX));
         let read = move |tx: &Snapshot<'_>| {
             let mut ranges = Vec::with_capacity(request.ranges.len());
             let mut at = Vec::with_capacity(request.ranges.len());
+            let mut above = Vec::with_capacity(request.ranges.len());
             for range in request.ranges {
-                at.push(epochs.get(tx, request.table, Slot::of_key(&range.from))?);
+                let slot = Slot::of_key(&range.from);
+                at.push(epochs.get(tx, request.table, slot)?);
+                above.push(floors.get(tx, request.table, slot)?);
                 let cut = segments.pieces(tx, &range.into(), pieces)?;
                 ranges.push(
                     cut.into_iter().map(|piece| WirePiece { to: piece.to.map(Into::into), digest: piece.digest }).collect(),
                 );
             }
-            Ok::<_, TableError>(Digests { ranges, epochs: at })
+            Ok::<_, TableError>(Digests { ranges, epochs: at, floors: above })
         };
         self.db().read(read).await
     }

@@ -122,6 +122,8 @@ impl Session {
         let ask =
             AskDigests { layout: self.around.layout, table: self.table, ranges: vec![range.clone().into()], pieces: PIECES_MAX };
         let reply = self.around.call(self.peer, ask).await?;
+        let floors = reply.floors.into_iter().map(|floor| (Slot::of_key(&range.from), floor)).collect();
+        self.around.store.raise_floors(self.table, floors).await?;
         let Some(pieces) = reply.ranges.into_iter().next().filter(|pieces| !pieces.is_empty()) else {
             let source = RpcError::new(ErrorCode::Internal, "a range was asked for, and its digest is missing from the reply");
             return Err(TableError::Peer { node: self.peer, source });

@@ -1,6 +1,7 @@
 //! What replicas say to each other when they compare.
 
 use garage_rpc::endpoint::{Class, Request};
+use garage_types::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
@@ -67,6 +68,9 @@ pub struct Digests {
     /// For each range the epoch of its slot.
     #[serde(rename = "e", default)]
     pub epochs: Vec<u64>,
+    /// For each range the floor of its slot.
+    #[serde(rename = "f", default)]
+    pub floors: Vec<Timestamp>,
 }
 
 impl Request for AskDigests {

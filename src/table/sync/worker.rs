@@ -257,6 +257,8 @@ impl SyncWorker {
         let ask =
             AskDigests { layout: self.around.layout, table, ranges: ranges.iter().cloned().map(Into::into).collect(), pieces: 1 };
         let theirs = self.around.call(peer, ask).await?;
+        let slots = ranges.iter().map(|range| Slot::of_key(&range.from));
+        self.around.store.raise_floors(table, slots.zip(theirs.floors).collect()).await?;
         let own = self.around.store.range_digests(table, ranges.clone()).await?;
         let mut behind = Vec::new();
         let Some(round) = &mut self.round else { return Ok(()) };
