@@ -21,6 +21,7 @@ use crate::block_ref::{Arriving, BlockRefTable, BlockTrees};
 use crate::blocks::{BlockService, Blocks};
 use crate::bucket::{BucketRow, BucketTable};
 use crate::cache::RowCache;
+use crate::closing::{ClosingMarks, ClosingService};
 use crate::count::CountService;
 use crate::counters::BucketCounters;
 use crate::error::ModelError;
@@ -61,6 +62,7 @@ pub struct LocalModel {
     pub block_trees: BlockTrees,
     pub watched: WatchedUploads,
     pub claims: NameClaims,
+    pub marks: ClosingMarks,
     pub working: Working,
 }
 
@@ -81,13 +83,14 @@ impl LocalModel {
         };
         let watched = WatchedUploads(db.open_tree("watched_uploads")?);
         let claims = NameClaims(db.open_tree("name_claims")?);
+        let marks = ClosingMarks(db.open_tree("bucket_closing")?);
         let arriving = Arriving::default();
         let tables = Builder::new(db.clone())
-            .with(Arc::new(BucketTable))?
+            .with(Arc::new(BucketTable { marks }))?
             .with(Arc::new(AliasTable { claims }))?
             .with(Arc::new(KeyTable))?
-            .with(Arc::new(ObjectTable { counters }))?
-            .with(Arc::new(UploadTable { counters, watched }))?
+            .with(Arc::new(ObjectTable { counters, marks }))?
+            .with(Arc::new(UploadTable { counters, watched, marks }))?
             .with(Arc::new(PartTable { counters }))?
             .with(Arc::new(VersionTable))?
             .with(Arc::new(BlockRefTable { trees, arriving: arriving.clone() }))?
@@ -98,12 +101,17 @@ impl LocalModel {
             .with_derived(watched.0)
             .open(clock.clone(), layouts)?;
         let blocks = BlockService { blocks, tables: tables.clone(), trees, arriving, clock, offload, may_delete, layout };
-        Ok(LocalModel { tables, blocks, counters, block_trees: trees, watched, claims, working: Working::default() })
+        Ok(LocalModel { tables, blocks, counters, block_trees: trees, watched, claims, marks, working: Working::default() })
     }
 
     /// Answers who claims names.
     pub fn name_service(&self) -> NameService {
         NameService { tables: self.tables.clone(), claims: self.claims }
+    }
+
+    /// Answers who deletes buckets.
+    pub fn closing_service(&self) -> ClosingService {
+        ClosingService { tables: self.tables.clone(), marks: self.marks, counters: self.counters }
     }
 
     /// Answers how much buckets hold.

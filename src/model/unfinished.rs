@@ -267,9 +267,10 @@ impl UnfinishedWrites {
                 None => break,
             }
         }
-        let names = self.garage.settle_names().await?;
-        self.settled += names.settled;
-        waiting += names.waiting;
+        for counted in [self.garage.settle_names().await?, self.garage.settle_closing().await?] {
+            self.settled += counted.settled;
+            waiting += counted.waiting;
+        }
         let (counted, more) = self.garage.settle_fresh_references().await?;
         self.settled += counted.settled;
         self.waiting = waiting + counted.waiting;
