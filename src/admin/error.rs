@@ -147,6 +147,7 @@ fn class_of_model(error: &ModelError) -> Class {
         | ModelError::UnknownKeys
         | ModelError::TooManyDocuments
         | ModelError::NoRoom
+        | ModelError::BucketClosing
         | ModelError::Overtaken
         | ModelError::NodeSilent(_)
         | ModelError::ShuttingDown => UNAVAILABLE,

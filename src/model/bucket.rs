@@ -1,12 +1,14 @@
 //! The bucket table: one row a bucket, on every node. Names live in the alias table, permissions in the keys' rows.
 
+use garage_table::transaction::RowTransaction;
 use garage_table::wire::TableId;
-use garage_table::{Replication, Schema};
+use garage_table::{Replication, Schema, TableError};
 use garage_types::codec::{Format, Unknown};
 use garage_types::crdt::{Crdt, Deletable, Lww};
 use garage_types::{BucketId, Placement, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use crate::closing::ClosingMarks;
 use crate::table_ids;
 
 /// Limits on what a bucket holds; `None` is no limit.
@@ -28,7 +30,8 @@ pub struct BucketState {
     pub index_shards: u16,
     #[serde(rename = "q")]
     pub quotas: Lww<Quotas>,
-    /// Until when no new object or upload is taken because a deletion is being checked.
+    /// Until when no new object or upload is taken because a node of an earlier version checks whether the bucket can be deleted. Later
+    /// versions have the owners keep a mark instead ([`crate::closing`]).
     #[serde(rename = "x")]
     pub closing_until: Lww<Option<Timestamp>>,
     #[serde(flatten)]
@@ -79,8 +82,10 @@ impl Crdt for BucketRow {
 }
 
 /// The bucket table.
-#[derive(Debug, Default)]
-pub struct BucketTable;
+#[derive(Debug)]
+pub struct BucketTable {
+    pub marks: ClosingMarks,
+}
 
 impl Schema for BucketTable {
     const ID: TableId = table_ids::BUCKET;
@@ -94,5 +99,17 @@ impl Schema for BucketTable {
 
     fn sort_key(_row: &BucketRow) -> Vec<u8> {
         Vec::new()
+    }
+
+    fn changed(
+        &self,
+        tx: &mut RowTransaction<'_, '_>,
+        _old: Option<&BucketRow>,
+        new: Option<&BucketRow>,
+    ) -> Result<(), TableError> {
+        match new {
+            Some(BucketRow { id, state: Deletable::Deleted }) => Ok(self.marks.forget(tx.raw(), *id)?),
+            _ => Ok(()),
+        }
     }
 }

@@ -2,21 +2,18 @@
 
 use std::sync::Arc;
 
-use garage_table::table::Query;
-use garage_table::wire::{Order, Projection};
 use garage_table::{Schema, TableError, TableStore};
 use garage_types::crdt::Deletable;
 use garage_types::names::Punycode;
+use garage_types::planted::{Bug, is_planted};
 use garage_types::{BucketId, BucketName, KeyId, Timestamp};
 
 use crate::alias::{AliasRow, AliasScope, AliasTable, key_of};
 use crate::bucket::{BucketRow, BucketState, BucketTable, Quotas};
 use crate::error::ModelError;
 use crate::garage::Garage;
-use crate::key::Permissions;
 use crate::name_claims::NewBucket;
 use crate::naming::Wanted;
-use crate::object::IndexShard;
 
 /// A bucket that exists.
 #[derive(Clone, Debug)]
@@ -48,9 +45,6 @@ pub enum Created {
     AlreadyOwned(BucketId),
 }
 
-/// How long a bucket refuses writes while its deletion is checked.
-const CLOSING_MS: u64 = 60_000;
-
 /// Every row this node has of a full-copy table.
 pub(crate) async fn all_rows<S: Schema>(tables: &TableStore) -> Result<Vec<S::Row>, TableError> {
     let rows = Arc::new(std::sync::Mutex::new(Vec::new()));
@@ -66,32 +60,63 @@ pub(crate) async fn all_rows<S: Schema>(tables: &TableStore) -> Result<Vec<S::Ro
     }
 }
 
+/// Where the names are that mean something to a key.
+fn scopes_of(key: Option<&KeyId>) -> impl Iterator<Item = AliasScope> {
+    key.cloned().map(AliasScope::Local).into_iter().chain([AliasScope::Global])
+}
+
 impl Garage {
     /// The bucket that a name means to a key: its own name first, then the global one, then a full id.
     ///
-    /// A name that means nothing here is asked of a quorum before it is refused: a bucket that another node has just made, and
-    /// acknowledged, may not have come here yet.
+    /// What this node knows is enough where it leads to a bucket that takes writes. Otherwise a quorum is asked before the name is refused:
+    /// another node may just have made and acknowledged the bucket, or deleted this node's and given its name to another.
     ///
     /// # Errors
     /// [`ModelError::NoSuchBucket`].
     pub async fn resolve_bucket(&self, key: Option<&KeyId>, name: &str) -> Result<Bucket, ModelError> {
-        let scopes = || key.cloned().map(AliasScope::Local).into_iter().chain([AliasScope::Global]);
-        for scope in scopes() {
-            if let Some(id) = self.alias_here(&scope, name).await? {
-                return self.bucket(id).await;
+        let now = self.0.clock.now();
+        for scope in scopes_of(key) {
+            let Some(id) = self.alias_here(&scope, name).await? else { continue };
+            match self.bucket(id).await {
+                Ok(bucket) if bucket.state.closing_until.get().is_none_or(|until| until <= now) => return Ok(bucket),
+                Err(ModelError::NoSuchBucket(_)) if is_planted(Bug::StaleNameRefused) => {
+                    return Err(ModelError::NoSuchBucket(name.to_owned()));
+                }
+                Ok(_) | Err(ModelError::NoSuchBucket(_)) => break,
+                Err(error) => return Err(error),
             }
         }
-        if let Ok(id) = name.parse::<BucketId>() {
-            return self.bucket(id).await;
+        if let Ok(id) = name.parse::<BucketId>()
+            && let Some(bucket) = self.bucket_if_there(id).await?
+        {
+            return Ok(bucket);
         }
-        for scope in scopes() {
-            let (placement, key) = key_of(&scope, name);
-            let row = self.0.aliases.get(placement, key).await?;
-            if let Some(id) = row.and_then(|row| *row.bucket.get()) {
-                return self.bucket(id).await;
+        self.resolve_as_agreed(key, name).await
+    }
+
+    /// As [`Garage::resolve_bucket`], as a quorum knows it.
+    ///
+    /// # Errors
+    /// [`ModelError::NoSuchBucket`].
+    pub async fn resolve_as_agreed(&self, key: Option<&KeyId>, name: &str) -> Result<Bucket, ModelError> {
+        for scope in scopes_of(key) {
+            let (placement, sort_key) = key_of(&scope, name);
+            let row = self.0.aliases.get(placement, sort_key).await?;
+            let Some(id) = row.and_then(|row| *row.bucket.get()) else { continue };
+            let row = self.0.buckets.get(id.into(), Vec::new()).await?;
+            if let Some(state) = row.as_ref().and_then(|row| row.state.as_option()) {
+                return Ok(Bucket { id, state: state.clone() });
             }
         }
         Err(ModelError::NoSuchBucket(name.to_owned()))
+    }
+
+    async fn bucket_if_there(&self, id: BucketId) -> Result<Option<Bucket>, ModelError> {
+        match self.bucket(id).await {
+            Ok(bucket) => Ok(Some(bucket)),
+            Err(ModelError::NoSuchBucket(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// What a name means; a quorum is asked when it means nothing here.
@@ -239,55 +264,6 @@ impl Garage {
         let Deletable::Present(state) = &mut row.state else { return Err(missing()) };
         edit(state, self.0.clock.now());
         Ok(self.0.buckets.merge(&row).await?)
-    }
-
-    /// Deletes an empty bucket, its names and the permissions on it. Open multipart uploads go with it: they are no objects, and
-    /// hardly any client lists them to find out why a bucket without objects cannot be deleted.
-    ///
-    /// # Errors
-    /// [`ModelError::BucketNotEmpty`]; [`ModelError::Conflict`] while an upload is being completed.
-    pub async fn delete_bucket(&self, id: BucketId) -> Result<(), ModelError> {
-        self.bucket(id).await?;
-        // From here on owners refuse new objects, so that none can slip in between the look and the deletion.
-        let until = self.0.clock.now().plus_millis(CLOSING_MS);
-        self.edit_bucket(id, |state, now| state.closing_until.update(now, Some(until))).await?;
-        if !self.bucket_is_empty(id).await? {
-            self.edit_bucket(id, |state, now| state.closing_until.update(now, None)).await?;
-            return Err(ModelError::BucketNotEmpty);
-        }
-        // Before the bucket goes: afterwards nothing would lead to their parts any more.
-        if let Err(error) = self.abort_all_uploads(id).await {
-            self.edit_bucket(id, |state, now| state.closing_until.update(now, None)).await?;
-            return Err(error);
-        }
-        self.0.buckets.merge(&BucketRow { id, state: Deletable::Deleted }).await?;
-        for alias in self.aliases().await?.into_iter().filter(|alias| alias.bucket == id) {
-            self.free_alias(&alias).await?;
-        }
-        for key in self.keys().await?.into_iter().filter(|key| key.state.permissions(&id).any()) {
-            self.set_permissions(&key.id, id, Permissions::NONE).await?;
-        }
-        tracing::info!(bucket = %id, "bucket deleted");
-        Ok(())
-    }
-
-    async fn bucket_is_empty(&self, id: BucketId) -> Result<bool, ModelError> {
-        let placement = IndexShard { bucket: id, shard: 0 }.placement();
-        let mut from = Vec::new();
-        loop {
-            let query = Query { from, to: None, order: Order::Forward, limit: 1000, projection: Projection::Summary };
-            let page = self.0.objects.range(placement, query).await?;
-            if page.rows.iter().any(|row| row.live().is_some()) {
-                return Ok(false);
-            }
-            match page.last {
-                Some(mut last) => {
-                    last.push(0);
-                    from = last;
-                }
-                None => return Ok(true),
-            }
-        }
     }
 
     pub fn punycode(&self) -> Punycode {

@@ -22,6 +22,9 @@ pub enum ModelError {
     BucketNameTaken { name: String, bucket: Option<BucketId> },
     #[error("the bucket is not empty")]
     BucketNotEmpty,
+    /// Whether it is deleted shows soon.
+    #[error("it is being looked whether the bucket can be deleted; try again")]
+    BucketClosing,
     #[error(transparent)]
     BucketName(#[from] BucketNameError),
     #[error("{0}")]

@@ -22,6 +22,7 @@ use crate::block_ref::{Arriving, BlockRefTable, BlockTrees};
 use crate::blocks::{BlockService, Blocks};
 use crate::bucket::{BucketRow, BucketTable};
 use crate::cache::RowCache;
+use crate::closing::{ClosingMarks, ClosingService};
 use crate::count::CountService;
 use crate::counters::BucketCounters;
 use crate::error::ModelError;
@@ -63,6 +64,7 @@ pub struct LocalModel {
     pub block_trees: BlockTrees,
     pub watched: WatchedUploads,
     pub claims: NameClaims,
+    pub marks: ClosingMarks,
     pub working: Working,
 }
 
@@ -83,13 +85,14 @@ impl LocalModel {
         };
         let watched = WatchedUploads(db.open_tree("watched_uploads")?);
         let claims = NameClaims(db.open_tree("name_claims")?);
+        let marks = ClosingMarks(db.open_tree("bucket_closing")?);
         let arriving = Arriving::default();
         let tables = Builder::new(db.clone())
-            .with(Arc::new(BucketTable))?
+            .with(Arc::new(BucketTable { marks }))?
             .with(Arc::new(AliasTable { claims }))?
             .with(Arc::new(KeyTable))?
-            .with(Arc::new(ObjectTable { counters }))?
-            .with(Arc::new(UploadTable { counters, watched }))?
+            .with(Arc::new(ObjectTable { counters, marks }))?
+            .with(Arc::new(UploadTable { counters, watched, marks }))?
             .with(Arc::new(PartTable { counters }))?
             .with(Arc::new(VersionTable))?
             .with(Arc::new(BlockRefTable { trees, arriving: arriving.clone() }))?
@@ -103,7 +106,7 @@ impl LocalModel {
         let blocks =
             BlockService { blocks, tables: tables.clone(), trees, arriving, uncounted, clock, offload, may_delete, layout };
         let working = Working::default();
-        Ok(LocalModel { tables, blocks, counters, block_trees: trees, watched, claims, working })
+        Ok(LocalModel { tables, blocks, counters, block_trees: trees, watched, claims, marks, working })
     }
 
     /// Whether any block file is here.
@@ -125,6 +128,11 @@ impl LocalModel {
     /// Answers who claims names.
     pub fn name_service(&self) -> NameService {
         NameService { tables: self.tables.clone(), claims: self.claims }
+    }
+
+    /// Answers who deletes buckets.
+    pub fn closing_service(&self) -> ClosingService {
+        ClosingService { tables: self.tables.clone(), marks: self.marks, counters: self.counters }
     }
 
     /// Answers how much buckets hold.

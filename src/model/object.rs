@@ -23,7 +23,8 @@ use garage_types::{BlockHash, BucketId, KeyId, ObjectKey, Placement, Timestamp, 
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
-use crate::bucket::{BucketState, BucketTable, Quotas};
+use crate::bucket::Quotas;
+use crate::closing::{ClosingMarks, Taking};
 use crate::counters::{BucketCounters, Counts};
 use crate::digest::Checksum;
 use crate::table_ids;
@@ -215,6 +216,9 @@ pub enum Refusal {
     NoSuchKey,
     #[serde(rename = "b")]
     NoSuchBucket,
+    /// It is being looked whether the bucket can be deleted.
+    #[serde(rename = "c")]
+    BucketClosing,
     #[serde(rename = "u")]
     NoSuchUpload,
     /// The upload is being completed or aborted by another request.
@@ -272,13 +276,19 @@ pub fn judge_quotas(quotas: &Quotas, before: &Counts, change: &Counts) -> Option
 #[derive(Debug)]
 pub struct ObjectTable {
     pub counters: BucketCounters,
+    pub marks: ClosingMarks,
 }
 
-/// Whether the bucket of a new row or upload may still take it.
-pub fn bucket_takes_writes(tx: &RowTransaction<'_, '_>, bucket: BucketId) -> Result<bool, TableError> {
-    let Some(row) = tx.row::<BucketTable>(&bucket.into(), &[])? else { return Ok(true) };
-    let open = |state: &BucketState| state.closing_until.get().is_none_or(|until| until <= tx.now());
-    Ok(row.state.as_option().is_some_and(open))
+/// Why an owner that keeps a closing mark does not take a copy that would be new there.
+pub(crate) const BEING_DELETED: &str = "it is being looked whether the bucket can be deleted";
+
+/// Why something new is not taken into a bucket.
+pub(crate) fn refusal_of(taking: Taking) -> Option<Refusal> {
+    match taking {
+        Taking::Open => None,
+        Taking::Closing => Some(Refusal::BucketClosing),
+        Taking::Gone => Some(Refusal::NoSuchBucket),
+    }
 }
 
 impl ObjectTable {
@@ -299,6 +309,26 @@ impl ObjectTable {
         Ok(upload.is_some_and(|upload| upload.state == UploadState::Aborted))
     }
 
+    /// Judges a copy of a live row that may be new to a bucket that is being, or was, deleted.
+    fn judge_copy(&self, tx: &mut RowTransaction<'_, '_>, row: &mut ObjectRow) -> Result<(), TableError> {
+        let is_known = tx.row::<ObjectTable>(&row.index().placement(), &Self::sort_key(row))?.is_some();
+        if is_known || is_planted(Bug::CopiesPassMark) {
+            return Ok(());
+        }
+        match self.marks.taking(tx, row.bucket)? {
+            Taking::Open => Ok(()),
+            Taking::Closing => Err(TableError::Withheld(BEING_DELETED)),
+            Taking::Gone => {
+                // Left by a write that failed, since a quorum has none. Who has it learns from this row that it is over.
+                if let Some(entry) = released_content(Some(&*row), None) {
+                    tx.enqueue(&entry)?;
+                }
+                row.state = ObjectState::Tombstone;
+                Ok(())
+            }
+        }
+    }
+
     fn refusal(
         &self,
         tx: &mut RowTransaction<'_, '_>,
@@ -306,8 +336,10 @@ impl ObjectTable {
         siblings: &[ObjectRow],
         condition: Option<&[u8]>,
     ) -> Result<Option<Refusal>, TableError> {
-        if row.live().is_some() && !bucket_takes_writes(tx, row.bucket)? {
-            return Ok(Some(Refusal::NoSuchBucket));
+        if row.live().is_some()
+            && let Some(refusal) = refusal_of(self.marks.taking(tx, row.bucket)?)
+        {
+            return Ok(Some(refusal));
         }
         let Some(condition) = condition else { return Ok(None) };
         let condition: Condition = codec::decode(condition).map_err(|source| TableError::Row { table: Self::NAME, source })?;
@@ -378,6 +410,9 @@ impl Schema for ObjectTable {
                 if Self::is_given_up(tx, row)? {
                     // A copy from before all owners closed its upload, none of them having it.
                     return Ok(Admission::Answer(Verdict::Won));
+                }
+                if row.live().is_some() {
+                    self.judge_copy(tx, row)?;
                 }
             }
         }

@@ -472,6 +472,7 @@ impl From<Refusal> for ModelError {
             Refusal::PreconditionFailed => ModelError::PreconditionFailed,
             Refusal::NoSuchKey => ModelError::NoSuchKey,
             Refusal::NoSuchBucket => ModelError::NoSuchBucket(String::new()),
+            Refusal::BucketClosing => ModelError::BucketClosing,
             Refusal::NoSuchUpload => ModelError::NoSuchUpload,
             Refusal::UploadBusy => ModelError::UploadBusy,
             Refusal::QuotaObjects => ModelError::QuotaObjects,

@@ -272,9 +272,10 @@ impl UnfinishedWrites {
                 None => break,
             }
         }
-        let names = self.garage.settle_names().await?;
-        self.settled += names.settled;
-        waiting += names.waiting;
+        for counted in [self.garage.settle_names().await?, self.garage.settle_closing().await?] {
+            self.settled += counted.settled;
+            waiting += counted.waiting;
+        }
         let (now, early) = (self.garage.0.clock.now(), self.early_until);
         let (counted, more) = self.garage.settle_fresh_references(early.unwrap_or(now)).await?;
         if !more {

@@ -19,9 +19,10 @@ use garage_types::crdt::Crdt;
 use garage_types::{BucketId, KeyId, NodeId, ObjectKey, Placement, Timestamp, UploadId, VersionId, sort_key};
 use serde::{Deserialize, Serialize};
 
+use crate::closing::{ClosingMarks, Taking};
 use crate::counters::{BucketCounters, Counts};
 use crate::digest::{Checksum, ChecksumAlgorithm, ChecksumKind};
-use crate::object::{IndexShard, Refusal, bucket_takes_writes};
+use crate::object::{BEING_DELETED, IndexShard, Refusal, refusal_of};
 use crate::part::{Outcome, PartRow, PartTable};
 use crate::table_ids;
 use crate::version::{VersionRow, VersionTable};
@@ -218,6 +219,16 @@ impl UploadRow {
         }
     }
 
+    /// Whether it has ended with an object.
+    fn has_object(&self) -> bool {
+        matches!(self.state, UploadState::Done | UploadState::Completed { .. })
+    }
+
+    /// Whether it waits for its end.
+    fn is_open(&self) -> bool {
+        matches!(self.state, UploadState::Simple(_) | UploadState::Multipart(_))
+    }
+
     /// Whether somebody has to see to it that the upload ends: it is one request's, or is being ended.
     pub(crate) fn is_watched(&self) -> bool {
         match &self.state {
@@ -267,6 +278,7 @@ impl Crdt for UploadRow {
 pub struct UploadTable {
     pub counters: BucketCounters,
     pub watched: WatchedUploads,
+    pub marks: ClosingMarks,
 }
 
 /// The tree of the keys of those uploads whose end somebody has to see to.
@@ -314,15 +326,17 @@ impl Schema for UploadTable {
     }
 
     fn admit(&self, tx: &mut RowTransaction<'_, '_>, row: &mut UploadRow, how: Admit<'_>) -> Result<Admission, TableError> {
-        if how.mode == Mode::Replicate {
-            return Ok(Admission::Merge);
-        }
         let present = tx.row::<UploadTable>(&row.index().placement(), &Self::sort_key(row))?.map(|row| row.state);
-        let refusal = match &present {
-            None if row.is_new() && !bucket_takes_writes(tx, row.bucket)? => Some(Refusal::NoSuchBucket),
-            None => None,
-            Some(present) => refusal(present, &row.state),
-        };
+        let begins = present.is_none() && row.is_open();
+        if how.mode == Mode::Replicate {
+            let withheld = begins && self.marks.taking(tx, row.bucket)? == Taking::Closing;
+            return if withheld { Err(TableError::Withheld(BEING_DELETED)) } else { Ok(Admission::Merge) };
+        }
+        let mut refusal = present.as_ref().and_then(|present| refusal(present, &row.state));
+        // The end of an upload may bring its object as a copy, which nobody else judges.
+        if refusal.is_none() && (begins || (row.has_object() && !present.is_some_and(|state| state == row.state))) {
+            refusal = refusal_of(self.marks.taking(tx, row.bucket)?);
+        }
         Ok(refusal.map_or(Admission::Merge, |refusal| Admission::Answer(refusal.verdict())))
     }
 

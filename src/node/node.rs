@@ -10,6 +10,7 @@ use garage_model::Garage;
 use garage_model::background::{Background, BackgroundSettings, MayDelete};
 use garage_model::block_need::{AskNeeds, GiveBlock};
 use garage_model::blocks::{GetBlock, PutBlock, ReferBlock};
+use garage_model::closing::{AskClosing, AskLive};
 use garage_model::count::CountBucket;
 use garage_model::garage::{LocalModel, LocalParts, Parts, Settings};
 use garage_model::name_claims::AskName;
@@ -228,6 +229,8 @@ impl Node {
             .add::<AskOpenVersions>(Arc::new(local.blocks.clone()))
             .add::<AskWorking>(Arc::new(local.working.clone()))
             .add::<AskName>(Arc::new(local.name_service()))
+            .add::<AskClosing>(Arc::new(local.closing_service()))
+            .add::<AskLive>(Arc::new(local.closing_service()))
             .add::<CompareLayouts>(Arc::new(LayoutGossip(layout.clone())))
             .add::<MergeLayout>(Arc::new(LayoutGossip(layout.clone())))
             .build();

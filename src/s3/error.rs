@@ -254,6 +254,7 @@ impl From<ModelError> for S3Error {
             | ModelError::NoRoom
             | ModelError::UnknownKeys
             | ModelError::TooManyDocuments
+            | ModelError::BucketClosing
             | ModelError::Overtaken
             | ModelError::ShuttingDown => unavailable(&error),
             ModelError::Table(_) | ModelError::NodeSilent(_) | ModelError::Superseded => unavailable(&error),

@@ -234,7 +234,10 @@ impl Found<'_> {
         let head = self.head;
         let (ctx, body) = self.admitted_with_body(O::ACCESS).await?;
         refuse_unimplemented(head)?;
-        O::parse(head, key)?.run(&ctx, body).await
+        match O::parse(head, key)?.run(&ctx, body).await {
+            Err(error) if error.code == Code::NoSuchBucket => Err(moved_or(&ctx, error).await),
+            answer => answer,
+        }
     }
 
     async fn admitted(self, access: Access) -> Result<BucketCtx, S3Error> {
@@ -250,6 +253,16 @@ impl Found<'_> {
         })?;
         caller.check_access(access, &bucket.id).await?;
         Ok((BucketCtx { caller, bucket, bucket_name }, body))
+    }
+}
+
+/// What is said to a request whose bucket was deleted under its hands: when the name leads to another bucket by now, of which this node
+/// had not heard, the request may succeed when it is repeated.
+async fn moved_or(ctx: &BucketCtx, refusal: S3Error) -> S3Error {
+    match ctx.garage().resolve_as_agreed(Some(&ctx.caller.key.id), &ctx.bucket_name).await {
+        Ok(bucket) if bucket.id != ctx.bucket.id => Code::ServiceUnavailable.into(),
+        Ok(_) | Err(ModelError::NoSuchBucket(_)) => refusal,
+        Err(error) => error.into(),
     }
 }
 

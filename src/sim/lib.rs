@@ -76,6 +76,9 @@ mod gateway;
 mod multipart;
 
 #[cfg(test)]
+mod names;
+
+#[cfg(test)]
 mod completions;
 
 #[cfg(test)]
@@ -89,6 +92,9 @@ mod crowd;
 
 #[cfg(test)]
 mod doubts;
+
+#[cfg(test)]
+mod closing;
 
 #[cfg(test)]
 mod cut_points;

@@ -11,7 +11,7 @@ use crate::scenario::Flaw;
 /// A flaw, the scenario or story that shows it, and a seed from which it shows soon.
 type Known = (Flaw, &'static str, u64);
 
-const KNOWN: [Known; 38] = [
+const KNOWN: [Known; 40] = [
     (Flaw::Planted(Bug::WriteQuorumOfOne), "everything", 1),
     (Flaw::Planted(Bug::NoReadBack), "crowd", 27),
     (Flaw::Planted(Bug::LostQueueRow), "calm", 0),
@@ -50,6 +50,8 @@ const KNOWN: [Known; 38] = [
     (Flaw::Planted(Bug::EpochNotAdvanced), "late-copy", 1),
     (Flaw::Planted(Bug::FloorNotRaised), "broken-collection", 14),
     (Flaw::Planted(Bug::ReadBackUnderNewEpoch), "late-reader", 1),
+    (Flaw::Planted(Bug::LoserErasesName), "claimed-names", 0),
+    (Flaw::Planted(Bug::ClaimOverlooked), "claimed-names", 0),
 ];
 
 /// Seeds tried for each flaw before it counts as not found.

@@ -60,12 +60,15 @@ pub enum TableError {
     Layout(LayoutError),
     #[error("the rows changed faster than they could be read")]
     Unsettled,
-    /// Below the reserve: what is left is for deletions.
     /// Some owner may have stored the row before a collection that went on meanwhile; none has it now.
     #[error("whether the row was stored, and deleted again meanwhile, cannot be told")]
     PerhapsForgotten,
+    /// Below the reserve: what is left is for deletions.
     #[error("there is no room for more metadata on this node")]
     NoRoom,
+    /// The table's rules keep the row out for the time being.
+    #[error("the owner does not take the row at this moment: {0}")]
+    Withheld(&'static str),
     #[error("too few owners of the row answered")]
     Quorum(#[source] Box<QuorumError<RpcError>>),
 }
@@ -94,7 +97,8 @@ impl From<TableError> for RpcError {
             | TableError::Unsettled
             | TableError::PerhapsForgotten
             | TableError::Quorum(_)
-            | TableError::Rebuilding => ErrorCode::Unavailable,
+            | TableError::Rebuilding
+            | TableError::Withheld(_) => ErrorCode::Unavailable,
             TableError::Peer { source, .. } => source.code,
             TableError::StaleLayout { .. } | TableError::OldLayoutOfStranger { .. } | TableError::OtherLayout { .. } => {
                 ErrorCode::StaleLayout

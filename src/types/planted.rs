@@ -86,6 +86,14 @@ pub enum Bug {
     LoserErasesName,
     /// A claimant asks for its own claim to be accepted, although it was told of another that may be chosen.
     ClaimOverlooked,
+    /// A name that this node knows to lead to a deleted bucket is refused without asking the others.
+    StaleNameRefused,
+    /// A request that takes its closing mark back takes any request's back.
+    MarkClearedByOther,
+    /// Owners say that a bucket is empty without keeping the closing mark.
+    EmptinessWithoutMark,
+    /// Copies of objects that are new to an owner pass its closing mark.
+    CopiesPassMark,
 }
 
 #[cfg(all(feature = "planted", not(debug_assertions)))]

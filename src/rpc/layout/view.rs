@@ -108,8 +108,15 @@ impl ClusterLayout {
     /// The nodes to write to: a set for each live version, each of which needs its write quorum. Equal sets are given once. Empty
     /// without a layout.
     pub fn write_sets(&self, placement: Placement) -> Vec<Vec<NodeId>> {
+        self.write_sets_until(placement, u64::MAX)
+    }
+
+    /// As [`Self::write_sets`], of the live versions up to one: those that somebody wrote to who knew no later one. None of them may be
+    /// live any more.
+    pub fn write_sets_until(&self, placement: Placement, last: u64) -> Vec<Vec<NodeId>> {
         let mut sets: Vec<Vec<NodeId>> = Vec::with_capacity(self.writes.len());
-        for row in self.writes.iter().map(|rows| rows.row(placement)) {
+        let known = self.live.iter().zip(&self.writes).take_while(|(key, _rows)| key.number <= last);
+        for row in known.map(|(_key, rows)| rows.row(placement)) {
             if !sets.iter().any(|set| set == row) {
                 sets.push(row.to_vec());
             }

@@ -105,6 +105,7 @@ async fn played(stage: Stage, deletions: Deletions) {
                 client.await.unwrap();
             }
         }
+        stage.pause(1, 2_500).await;
     }
     // Clients of the last names may still be at work.
     stage.pause(60_000, 61_000).await;
@@ -153,11 +154,14 @@ impl Raced {
         let tries = 1 + self.stage.random.below(3);
         for _try in 0..tries {
             let Some(bucket) = self.create(&key).await else { continue };
-            for number in 0..PUTS {
+            // Mostly either: a bucket with objects is not deleted.
+            let deletes = deletions == Deletions::Some && !self.stage.is_drawn(3);
+            let puts = if deletes && !self.stage.is_drawn(4) { 0 } else { PUTS };
+            for number in 0..puts {
                 self.put(&key, bucket, number).await;
                 self.stage.pause(1, 50).await;
             }
-            if deletions == Deletions::Some && self.stage.is_drawn(2) {
+            if deletes {
                 self.delete(bucket).await;
             }
         }
