@@ -15,7 +15,7 @@ use crate::endpoint::{Message, Request};
 use crate::error::RpcError;
 use crate::layout::{ClusterLayout, LayoutManager, WritePermit};
 use crate::mesh::{Mesh, PING_TIMEOUT};
-use crate::quorum::{self, ConsistencyMode, NodeReply, QuorumError, Quorums, WriteQuorum};
+use crate::quorum::{self, NodeReply, QuorumError, Quorums, WriteQuorum};
 
 /// How long metadata and block calls may take, and when a read asks one more node.
 #[derive(Clone, Copy, Debug)]
@@ -51,20 +51,13 @@ pub struct Cluster(Arc<Inner>);
 struct Inner {
     mesh: Mesh,
     layout: Arc<LayoutManager>,
-    consistency: ConsistencyMode,
     timeouts: Timeouts,
     spawn: Arc<dyn Spawn>,
 }
 
 impl Cluster {
-    pub fn new(
-        mesh: Mesh,
-        layout: Arc<LayoutManager>,
-        consistency: ConsistencyMode,
-        timeouts: Timeouts,
-        spawn: Arc<dyn Spawn>,
-    ) -> Self {
-        Cluster(Arc::new(Inner { mesh, layout, consistency, timeouts, spawn }))
+    pub fn new(mesh: Mesh, layout: Arc<LayoutManager>, timeouts: Timeouts, spawn: Arc<dyn Spawn>) -> Self {
+        Cluster(Arc::new(Inner { mesh, layout, timeouts, spawn }))
     }
 
     pub fn node_id(&self) -> NodeId {
@@ -97,8 +90,9 @@ impl Cluster {
         &self.0.spawn
     }
 
+    /// By the strictest mode among the nodes that are connected: one node's word must not weaken what the others promise.
     pub fn quorums(&self) -> Quorums {
-        let quorums = Quorums::of(self.layout().replication_factor(), self.0.consistency);
+        let quorums = Quorums::of(self.layout().replication_factor(), self.0.mesh.consistency());
         if is_planted(Bug::WriteQuorumOfOne) { Quorums { write: 1, ..quorums } } else { quorums }
     }
 

@@ -27,6 +27,7 @@ const KNOWN: [Known; 35] = [
     (Flaw::Planted(Bug::CollectedWithoutAllOwners), "absent-owner", 2),
     (Flaw::Planted(Bug::EpochIgnored), "late-copy", 0),
     (Flaw::Planted(Bug::ForgottenRowsOffered), "returner", 0),
+    (Flaw::Planted(Bug::LeftoversKept), "late-returner", 0),
     (Flaw::Planted(Bug::RebuiltFromOneOwner), "lost-database", 3),
     (Flaw::Planted(Bug::LateWritesMissed), "late-second-copy", 18),
     (Flaw::Planted(Bug::RebuildingJudgesCommits), "lost-database", 2),

@@ -46,7 +46,7 @@ pub struct Story {
 const THREE: Story =
     Story { name: "", machines: 3, roles: 3, replication_factor: 3, keys: 4, play: databases::lost_while_another_is_away };
 
-pub const STORIES: [Story; 21] = [
+pub const STORIES: [Story; 22] = [
     Story { name: "lost-database", ..THREE },
     Story { name: "two-lost-databases", machines: 5, roles: 5, replication_factor: 5, play: databases::two_are_lost, ..THREE },
     Story { name: "restored-database", play: databases::restored_from_a_copy, ..THREE },
@@ -55,6 +55,7 @@ pub const STORIES: [Story; 21] = [
     Story { name: "late-copy", play: collections::a_copy_comes_late, ..THREE },
     Story { name: "late-reader", machines: 4, play: collections::a_reader_comes_late, ..THREE },
     Story { name: "returner", machines: 4, play: collections::an_old_owner_returns, ..THREE },
+    Story { name: "late-returner", machines: 4, play: collections::an_owner_returns_late, ..THREE },
     Story { name: "replaced-owners", machines: 5, keys: 6, play: layouts::two_owners_are_replaced, ..THREE },
     Story { name: "one-source", machines: 6, play: layouts::one_stale_source, ..THREE },
     Story { name: "waiting-layout", machines: 7, play: layouts::a_layout_waits_for_one, ..THREE },

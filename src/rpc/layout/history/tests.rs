@@ -240,7 +240,7 @@ fn a_version_made_late_beside_the_one_in_use_is_rejected_and_never_read() {
 }
 
 #[test]
-fn old_versions_are_kept_for_a_while_and_then_forgotten() {
+fn old_versions_are_remembered_until_every_node_has_the_blocks_of_a_later_one() {
     let mut history = cluster(&[1]);
     for number in 2..=30 {
         stage(&mut history, &[1]);
@@ -248,7 +248,21 @@ fn old_versions_are_kept_for_a_while_and_then_forgotten() {
         history.advance(node(1), OlderWrites::Done);
     }
     assert_eq!(numbers(&history), [30]);
-    assert_eq!(history.summaries().len(), 11);
+    assert_eq!(history.summaries().len(), 30, "its blocks may be where any of them put them");
+    let current = key(&history);
+    assert_eq!((history.blocks_to_verify(node(1)), history.blocks_to_verify(node(2))), (Some(current), None));
+    history.mark_blocks_verified(node(1), current).unwrap();
+    assert_eq!((history.blocks_to_verify(node(1)), history.min_blocks()), (None, 30));
+    let before = history.clone();
+    history.retire_synced();
+    assert_eq!(history.summaries().len(), 11, "the last ones stay as information");
+    assert_eq!(joined(&history, &before).summaries().len(), 11, "who has not heard of that brings none back");
+    assert_eq!(joined(&history, &before), joined(&before, &history));
+    // One who joins has none of its blocks.
+    stage(&mut history, &[2]);
+    history.apply(31).unwrap();
+    assert_eq!((history.min_blocks(), history.blocks_to_verify(node(1))), (0, None));
+    assert!(matches!(history.mark_blocks_verified(node(1), key(&history)), Err(LayoutError::UnknownVersion { .. })));
 }
 
 #[test]
@@ -274,18 +288,20 @@ enum Event {
     Apply,
     Advance,
     MarkSynced,
+    MarkBlocks,
     Resolve,
     Hear(usize),
 }
 
 fn events() -> impl Strategy<Value = Vec<(usize, Event)>> {
-    let event = (0..8_u8, any::<u8>(), 0..5_u64, 0..3_usize).prop_map(|(kind, n, time, from)| match kind {
+    let event = (0..9_u8, any::<u8>(), 0..5_u64, 0..3_usize).prop_map(|(kind, n, time, from)| match kind {
         0 => Event::Stage(n % 4, time),
         1 => Event::Revert,
         2 => Event::Apply,
         3 => Event::Advance,
         4 => Event::MarkSynced,
         5 => Event::Resolve,
+        6 => Event::MarkBlocks,
         _ => Event::Hear(from),
     });
     prop::collection::vec((0..3_usize, event), 0..40)
@@ -307,6 +323,7 @@ fn run(events: Vec<(usize, Event)>) -> [LayoutHistory; 3] {
             Event::Apply => drop(history.apply(history.current_number() + 1)),
             Event::Advance => history.advance(me, OlderWrites::Done),
             Event::MarkSynced => drop(history.current().map(|version| version.key()).map(|key| history.mark_synced(me, key))),
+            Event::MarkBlocks => drop(history.blocks_to_verify(me).map(|key| history.mark_blocks_verified(me, key))),
             Event::Resolve => drop(history.current().map(|version| version.key()).map(|key| history.resolve(key))),
             Event::Hear(_) => drop(history.merge(&heard).unwrap()),
         }
