@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use garage_db::{Db, MemoryEngine};
+use garage_rpc::quorum::NodeReply;
 use garage_types::clock::ManualClock;
-use garage_types::codec::Format;
+use garage_types::codec::{Format, encode};
 use garage_types::crdt::{Crdt, Lww};
 use garage_types::{NodeId, Placement, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -13,8 +14,9 @@ use serde::{Deserialize, Serialize};
 use crate::error::TableError;
 use crate::schema::{Admission, Admit, Replication, Schema};
 use crate::store::{Builder, LiveLayouts, TableStore, Vouch};
+use crate::table::{MergedPage, merge_pages};
 use crate::transaction::RowTransaction;
-use crate::wire::{Entry, Mode, Order, Projection, Range, Read, TableId, Verdict, Write};
+use crate::wire::{Entry, Mode, Order, Page, Projection, Range, RangeRow, Read, TableId, Verdict, Write};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Note {
@@ -249,4 +251,27 @@ async fn a_commit_whose_caller_hung_up_makes_caches_old_all_the_same() {
     drop(futures_util::poll!(Box::pin(abandoned)));
     assert_eq!(text_of(&store, "a").await.as_deref(), Some("x"));
     assert!(generation.load(Ordering::SeqCst) > before);
+}
+
+/// What an owner answers that has rows of these names, and more behind them.
+fn truncated_page(owner: u8, names: &[&str]) -> NodeReply<Page> {
+    let row = |name: &&str| {
+        let note = Note { name: (*name).to_owned(), text: Lww::at(Timestamp::ZERO, "text".to_owned()) };
+        RangeRow { sort_key: Notes::sort_key(&note).into(), row: encode(&note).into() }
+    };
+    NodeReply { node: NodeId::from_bytes([owner; 32]), reply: Page { rows: names.iter().map(row).collect(), truncated: true } }
+}
+
+#[test]
+fn merged_page_ends_where_the_shortest_truncated_reply_ends() {
+    // The second owner lacks b and c, so its page reaches further; what the first one has behind c is not known.
+    let mut replies = [truncated_page(1, &["a", "b", "c"]), truncated_page(2, &["a", "d", "f"])];
+    let names = |MergedPage { rows, last }: MergedPage<Note>| {
+        (rows.into_iter().map(|row| row.sort_key).collect::<Vec<_>>().concat(), last)
+    };
+    let merged = |replies: &[_], order| names(merge_pages::<Notes>(replies, order).unwrap());
+    assert_eq!(merged(&replies, Order::Forward), (b"abc".to_vec(), Some(b"c".to_vec())));
+    replies.iter_mut().for_each(|reply| reply.reply.rows.reverse());
+    replies[0].reply.rows.truncate(2);
+    assert_eq!(merged(&replies, Order::Backward), (b"fdcb".to_vec(), Some(b"b".to_vec())));
 }

@@ -586,20 +586,20 @@ fn merge_into<R: Crdt>(merged: &mut Option<R>, row: R) {
     }
 }
 
-struct MergedRow<R> {
-    sort_key: Vec<u8>,
+pub(crate) struct MergedRow<R> {
+    pub(crate) sort_key: Vec<u8>,
     row: R,
     /// Not every owner that answered had this row as it is now.
     differs: bool,
 }
 
-struct MergedPage<R> {
-    rows: Vec<MergedRow<R>>,
-    last: Option<Vec<u8>>,
+pub(crate) struct MergedPage<R> {
+    pub(crate) rows: Vec<MergedRow<R>>,
+    pub(crate) last: Option<Vec<u8>>,
 }
 
 /// Joins the owners' pages. Beyond the first end of a truncated page some owner's rows are unknown, so the merged page ends there.
-fn merge_pages<S: Schema>(replies: &[NodeReply<Page>], order: Order) -> Result<MergedPage<S::Row>, TableError> {
+pub(crate) fn merge_pages<S: Schema>(replies: &[NodeReply<Page>], order: Order) -> Result<MergedPage<S::Row>, TableError> {
     let ends = replies.iter().filter(|reply| reply.reply.truncated).filter_map(|reply| reply.reply.rows.last());
     let ends = ends.map(|row| row.sort_key.to_vec());
     let last = match order {
