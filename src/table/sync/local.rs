@@ -184,7 +184,7 @@ impl TableStore {
     /// The slices among these in which there are rows, by sharded table.
     async fn occupied(&self, slices: Vec<KeyRange>) -> Result<Vec<(TableId, KeyRange)>, TableError> {
         let sharded = self.0.tables.iter().filter(|(_, local)| local.rules.replication() == Replication::Sharded);
-        let trees: Vec<(TableId, Tree)> = sharded.map(|(table, local)| (*table, local.rows)).collect();
+        let trees: Vec<(TableId, Tree)> = sharded.map(|(table, local)| (*table, local.rows.raw())).collect();
         let read = move |tx: &Snapshot<'_>| {
             let mut occupied = Vec::new();
             for (table, tree) in &trees {
