@@ -1,11 +1,13 @@
 use std::collections::BTreeSet;
 
-use garage_types::codec::{Unknown, decode, encode};
+use garage_types::codec::{Format, Unknown, decode, encode};
 use garage_types::{NodeId, Timestamp};
 use proptest::prelude::{ProptestConfig, Strategy, any, prop, proptest};
+use serde::{Deserialize, Serialize};
 
 use super::{LayoutHistory, MissingData, OlderWrites, VersionStatus};
 use crate::layout::error::LayoutError;
+use crate::layout::trackers::Tracker;
 use crate::layout::version::{LayoutParameters, NodeRole, VersionKey, ZoneRedundancy};
 
 const NOW: Timestamp = Timestamp::from_millis(1000);
@@ -278,6 +280,57 @@ fn the_state_survives_its_encoding_and_keeps_what_newer_programs_added() {
     let read: LayoutHistory = decode(&encode(&newer)).unwrap();
     assert_eq!((read.unknown.len(), tag), (1, &b"lay1"[..]));
     assert_eq!(joined(&history, &read).unknown, newer.unknown);
+}
+
+/// The state file of one node, written by a version that did not track blocks.
+const EARLIER: &[u8] = include_bytes!("one_node_of_an_earlier_version");
+
+/// A history as such a version reads it: it keeps fields that it does not know, but not within the trackers.
+#[derive(Serialize, Deserialize)]
+struct EarlierHistory {
+    t: EarlierTrackers,
+    #[serde(flatten)]
+    rest: Unknown,
+}
+
+#[derive(Serialize, Deserialize)]
+struct EarlierTrackers {
+    a: Tracker,
+    s: Tracker,
+    sa: Tracker,
+}
+
+impl Format for EarlierHistory {
+    const TAG: &'static str = LayoutHistory::TAG;
+}
+
+#[test]
+fn the_file_of_an_earlier_version_is_read_and_written_as_it_was() {
+    let history: LayoutHistory = decode(EARLIER).unwrap();
+    let members = history.members();
+    let [only] = members.iter().collect::<Vec<_>>()[..] else { panic!("{members:?}") };
+    assert_eq!((numbers(&history), history.min_blocks()), (vec![1], 0));
+    assert_eq!(history.blocks_to_verify(*only), Some(key(&history)));
+    assert_eq!(encode(&history), EARLIER, "nodes of both versions compare equal while nothing new is to be said");
+}
+
+#[test]
+fn nothing_is_lost_through_a_node_of_an_earlier_version() {
+    let mut history = cluster(&[1]);
+    for number in 2..=30 {
+        stage(&mut history, &[1]);
+        history.apply(number).unwrap();
+        history.advance(node(1), OlderWrites::Done);
+    }
+    history.mark_blocks_verified(node(1), key(&history)).unwrap();
+    history.retire_synced();
+    let earlier: EarlierHistory = decode(&encode(&history)).unwrap();
+    let told: LayoutHistory = decode(&encode(&earlier)).unwrap();
+    assert_eq!(told.min_blocks(), 0, "it does not tell who has looked at its blocks");
+    assert_eq!(joined(&history, &told), history);
+    let mut learnt = told;
+    assert!(learnt.merge(&history).unwrap().anything_changed);
+    assert_eq!(learnt, history);
 }
 
 /// What can happen at a node between two gossip messages.
