@@ -2,14 +2,16 @@
 //!
 //! One handle joins the mesh, the layout and the consistency mode, so that every quorum call follows the same rules.
 
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use garage_types::planted::{Bug, is_planted};
 use garage_types::{NodeId, Placement};
 use garage_worker::spawn::Spawn;
+use tokio::sync::Notify;
 
 use crate::endpoint::{Message, Request};
 use crate::error::RpcError;
@@ -53,11 +55,40 @@ struct Inner {
     layout: Arc<LayoutManager>,
     timeouts: Timeouts,
     spawn: Arc<dyn Spawn>,
+    missed: Arc<Missed>,
+}
+
+/// The nodes that did not take a write which this node sent to them.
+#[derive(Default)]
+pub struct Missed {
+    nodes: Mutex<BTreeSet<NodeId>>,
+    added: Notify,
+}
+
+impl Missed {
+    fn add(&self, node: NodeId) {
+        self.nodes().insert(node);
+        self.added.notify_one();
+    }
+
+    /// Resolves once there are some; for one waiter.
+    pub async fn added(&self) {
+        self.added.notified().await;
+    }
+
+    /// Those since the last time.
+    pub fn take(&self) -> BTreeSet<NodeId> {
+        std::mem::take(&mut *self.nodes())
+    }
+
+    fn nodes(&self) -> std::sync::MutexGuard<'_, BTreeSet<NodeId>> {
+        self.nodes.lock().expect("nothing panics while holding the nodes")
+    }
 }
 
 impl Cluster {
     pub fn new(mesh: Mesh, layout: Arc<LayoutManager>, timeouts: Timeouts, spawn: Arc<dyn Spawn>) -> Self {
-        Cluster(Arc::new(Inner { mesh, layout, timeouts, spawn }))
+        Cluster(Arc::new(Inner { mesh, layout, timeouts, spawn, missed: Arc::default() }))
     }
 
     pub fn node_id(&self) -> NodeId {
@@ -66,6 +97,11 @@ impl Cluster {
 
     pub fn mesh(&self) -> &Mesh {
         &self.0.mesh
+    }
+
+    /// Who lacks what, as far as this node's writes tell; see [`Self::write`].
+    pub fn missed(&self) -> &Missed {
+        &self.0.missed
     }
 
     pub fn layout_manager(&self) -> &Arc<LayoutManager> {
@@ -90,7 +126,7 @@ impl Cluster {
         &self.0.spawn
     }
 
-    /// By the strictest mode among the nodes that are connected: one node's word must not weaken what the others promise.
+    /// By the strictest mode among the nodes that this one has met: one node's configuration must not weaken what the others promise.
     pub fn quorums(&self) -> Quorums {
         let quorums = Quorums::of(self.layout().replication_factor(), self.0.mesh.consistency());
         if is_planted(Bug::WriteQuorumOfOne) { Quorums { write: 1, ..quorums } } else { quorums }
@@ -126,7 +162,7 @@ impl Cluster {
     }
 
     /// Calls every node of `sets` and returns once each set has `quorum` successes; the other calls go on in the background, and
-    /// hold the permit until they end.
+    /// hold the permit until they end. Nodes that do not take it are remembered in [`Self::missed`].
     ///
     /// # Errors
     /// [`QuorumError`] with every node's error, once some set can no longer reach the quorum.
@@ -144,9 +180,12 @@ impl Cluster {
     {
         let spawn = self.0.spawn.clone();
         let held = |node| {
-            let (call, permit) = (call(node), permit.clone());
+            let (call, permit, missed) = (call(node), permit.clone(), self.0.missed.clone());
             async move {
                 let reply = call.await;
+                if reply.is_err() {
+                    missed.add(node);
+                }
                 drop(permit);
                 reply
             }

@@ -1,7 +1,11 @@
-//! A cluster in which nobody does anything: what its nodes say to each other all the same.
+//! A cluster in which hardly anybody does anything: what its nodes say to each other all the same.
 
 use std::time::Duration;
 
+use garage_model::object::ObjectTable;
+
+use crate::blocks_world::store;
+use crate::checks::rows;
 use crate::cluster::Cluster;
 use crate::scenario::setup_of;
 
@@ -30,6 +34,28 @@ async fn what_an_idle_node_says_does_not_grow_with_the_cluster() {
         println!("{machines} idle nodes: {calls} calls a minute each");
         assert!(calls <= CALLS_A_MINUTE_MAX, "{machines} nodes: {calls} calls a minute each");
     }
+}
+
+/// Longer than a node waits before it compares rows with one that did not take a write, and shorter than until it does so anyway.
+const BROUGHT: Duration = Duration::from_secs(3 * 60);
+
+#[tokio::test(start_paused = true)]
+async fn what_one_node_could_not_store_is_brought_to_it_though_nobody_was_cut_off() {
+    let cluster = Cluster::start(1, 3, 3, setup_of(3, None)).await;
+    let [writer, _other, failing] = &cluster.machines[..] else { panic!("three machines") };
+    let garage = writer.garage().expect("it runs");
+    let bucket = garage.create_bucket("pictures").await.expect("the bucket is created");
+    tokio::time::sleep(QUIET).await;
+    let arrivals = || writer.node().expect("it runs").mesh.arrivals();
+    let before = arrivals();
+    failing.engine.fail_next_commits(u32::MAX);
+    store(&garage, bucket, "a", b"inline".to_vec()).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    failing.engine.fail_next_commits(0);
+    assert!(rows::<ObjectTable>(failing).await.is_empty(), "its database takes nothing");
+    tokio::time::sleep(BROUGHT).await;
+    assert_eq!(rows::<ObjectTable>(failing).await.len(), 1);
+    assert_eq!(arrivals(), before, "nobody has come up");
 }
 
 /// IDLE_NODES: another size, for figures.

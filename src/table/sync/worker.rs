@@ -1,6 +1,6 @@
 //! The worker that keeps this node's rows equal to the other owners': now and then, after layout changes, when told to, and with a
-//! peer that comes up. It also moves partitions: what a new layout version asks for is received, what it takes away is handed over; and it
-//! rebuilds a node whose database was lost.
+//! peer that comes up or did not take a write. It also moves partitions: what a new layout version asks for is received, what it takes
+//! away is handed over; and it rebuilds a node whose database was lost.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -31,7 +31,9 @@ use crate::store::TableStore;
 use crate::wire::TableId;
 
 /// Between two rounds when nothing happens: at least this, at most three times this.
-const PERIOD: Duration = Duration::from_secs(30 * 60);
+const PERIOD: Duration = Duration::from_secs(10 * 60);
+/// How long a peer that did not take a write is left alone before its rows are compared.
+const MISSED_REST: Duration = Duration::from_secs(60);
 /// Before a round is repeated that had to succeed and did not.
 const RETRY: Duration = Duration::from_secs(5);
 /// It takes twice as long each time, up to some five minutes.
@@ -73,8 +75,10 @@ pub struct SyncWorker {
     links: Watch,
     /// The peers connected when the links last changed; see [`Mesh::arrivals`](garage_rpc::mesh::Mesh::arrivals).
     met: BTreeMap<NodeId, u64>,
-    /// Peers that have come up since the last round began.
+    /// Peers that have come up, or have missed a write, since the last round began.
     arrived: BTreeSet<NodeId>,
+    /// When those that have missed a write are compared.
+    missed_at: Option<Instant>,
     /// Live versions that the last round was made for.
     seen: Vec<VersionKey>,
     next_at: Instant,
@@ -110,6 +114,7 @@ impl SyncWorker {
             control,
             met: BTreeMap::new(),
             arrived: BTreeSet::new(),
+            missed_at: None,
             seen: Vec::new(),
             next_at: Instant::now(),
             round: None,
@@ -429,12 +434,36 @@ impl Worker for SyncWorker {
     fn wait(&mut self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             let standing = self.around.cluster.layout_manager().standing().clone();
+            let cluster = self.around.cluster.clone();
             loop {
+                let missed_at = self.missed_at;
+                let compare_missed = async {
+                    match missed_at {
+                        Some(at) => tokio::time::sleep_until(at).await,
+                        None => std::future::pending().await,
+                    }
+                };
                 tokio::select! {
                     biased;
                     () = self.control.0.notify.notified() => return,
                     () = standing.changed() => return self.control.request(),
                     () = tokio::time::sleep_until(self.next_at) => return,
+                    () = compare_missed => {
+                        self.missed_at = None;
+                        let mut missed = cluster.missed().take();
+                        if missed.remove(&cluster.node_id()) {
+                            // What this node did not store itself, any of the others may have.
+                            self.control.request();
+                        }
+                        // Those that are down are compared when they come up.
+                        self.arrived.extend(missed.into_iter().filter(|peer| cluster.mesh().is_up(*peer)));
+                        if !self.arrived.is_empty() {
+                            return;
+                        }
+                    }
+                    () = cluster.missed().added() => {
+                        self.missed_at.get_or_insert_with(|| Instant::now() + MISSED_REST);
+                    }
                     () = self.links.changed() => {
                         let before = std::mem::replace(&mut self.met, self.around.cluster.mesh().arrivals());
                         let arrived = newly_met(&before, &self.met);
