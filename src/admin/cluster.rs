@@ -54,7 +54,7 @@ pub struct ClusterNode {
     /// What it is configured for; `None` when the node does not tell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replication_factor: Option<usize>,
-    /// What it is configured for; `None` when the node does not tell, or is not connected.
+    /// What it last said it is configured for; `None` when it has not told the contacted node since that started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub consistency_mode: Option<String>,
     /// Where the two processes are that have this node's key; empty as long as there is one.
@@ -339,7 +339,7 @@ fn seen_as(peer: PeerInfo, now: Timestamp) -> Seen {
         is_up,
         last_seen: if is_up { None } else { peer.last_seen.map(ago) },
         latency: peer.latency.filter(|_measured| is_up && !peer.is_self),
-        consistency: peer.consistency.filter(|_told| is_up),
+        consistency: peer.consistency,
         twin_addresses: peer
             .twin
             .filter(|twin| ago(twin.noticed) < TWINS_SHOWN)

@@ -41,8 +41,8 @@ pub enum AdminError {
     )]
     OtherReplicationFactor { node: garage_types::NodeId, found: usize, configured: usize },
     #[error(
-        "node {} is configured with consistency_mode = \"{found}\", this node with \"{configured}\": while they are connected, the \
-         stricter is in force. Put it right in the configuration file that is wrong, and restart that node", node.short()
+        "node {} is configured with consistency_mode = \"{found}\", this node with \"{configured}\": the stricter is in force on \
+         both. Put it right in the configuration file that is wrong, and restart that node", node.short()
     )]
     OtherConsistencyMode { node: garage_types::NodeId, found: String, configured: &'static str },
     #[error("nothing is staged: the layout stays as it is")]

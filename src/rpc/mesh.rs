@@ -286,8 +286,8 @@ impl Mesh {
         self.0.options.consistency
     }
 
-    /// The strictest consistency mode that this node or a connected one is configured for: the weaker would break what the stricter
-    /// promises.
+    /// The strictest consistency mode that this node or one that it has met since its start is configured for: the weaker would break
+    /// what the stricter promises.
     pub fn consistency(&self) -> ConsistencyMode {
         self.0.state.consistency_in_force()
     }

@@ -431,7 +431,7 @@ async fn two_processes_with_one_key_are_named_and_count_as_one_node() {
         let a = a.clone();
         async move { a.call(node, Message::new(echo("row")), TIMEOUT).await }
     };
-    let written = quorum::write_to_sets(&[owners.clone()], WriteQuorum::Count(2), drop, call).await;
+    let written = quorum::write_to_sets(std::slice::from_ref(&owners), WriteQuorum::Count(2), drop, call).await;
     assert!(written.unwrap_err().reached < 2);
     let read = quorum::read_from(&owners, 2, Duration::from_millis(300), call).await;
     assert!(read.unwrap_err().reached < 2);
@@ -454,7 +454,7 @@ async fn a_node_that_restarts_is_not_taken_for_two() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_strictest_consistency_mode_among_those_connected_is_in_force() {
+async fn the_strictest_consistency_mode_is_in_force_also_where_those_who_have_it_are_cut_off() {
     use ConsistencyMode::{Consistent, Dangerous, Degraded};
     let world = World::new();
     let in_mode = |number, consistency| Place { consistency, ..world.place(number) };
@@ -470,6 +470,10 @@ async fn the_strictest_consistency_mode_among_those_connected_is_in_force() {
     let told = a.peers().into_iter().find(|peer| peer.id == b.node_id()).and_then(|peer| peer.consistency);
     assert_eq!(told, Some(Degraded), "what each is configured for stays known");
     c.shutdown();
+    until(&a, |mesh| !mesh.is_up(c.node_id())).await;
+    assert_eq!(a.consistency(), Consistent, "it may go on elsewhere, and must not miss what is acknowledged here");
+    let again = world.node_at(in_mode(3, Degraded), 3, &[1]).await;
+    until_up(&a, again.node_id()).await;
     until(&a, |mesh| mesh.consistency() == Degraded).await;
 }
 

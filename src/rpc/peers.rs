@@ -48,7 +48,7 @@ pub struct PeerInfo {
     pub throughput: Option<u64>,
     pub last_seen: Option<Timestamp>,
     pub is_self: bool,
-    /// The mode it says it is configured for; `None` when it does not tell.
+    /// The mode it last said it is configured for; `None` when it did not tell.
     pub consistency: Option<ConsistencyMode>,
     /// When it was last noticed that two processes have its key.
     pub twin: Option<Twin>,
@@ -346,10 +346,9 @@ impl PeerTable {
         peer.twin.clone().filter(|_| is_old)
     }
 
-    /// The strictest mode that a peer which is up says it is configured for.
+    /// The strictest mode that peers have told; also those that are down, since what they promised others holds while they are cut off.
     pub(crate) fn strictest(&self) -> Option<ConsistencyMode> {
-        let up = self.peers.values().filter(|peer| matches!(peer.state, PeerState::Up { .. }));
-        up.filter_map(|peer| peer.consistency).min()
+        self.peers.values().filter_map(|peer| peer.consistency).min()
     }
 
     /// A call carried so many bytes of data. Only large ones tell something of the link. One is slow for many reasons, such as others

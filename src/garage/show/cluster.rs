@@ -96,8 +96,8 @@ fn other_modes(status: &ClusterStatus) -> String {
     }
     let line = |(mode, nodes): (&str, Vec<NodeId>)| {
         format!(
-            "\nConfigured with consistency_mode = \"{mode}\", where the contacted node has \"{}\": {}. While they are connected, the \
-             stricter is\nin force: put the configuration file right that is wrong, and restart that node.\n",
+            "\nConfigured with consistency_mode = \"{mode}\", where the contacted node has \"{}\": {}. The stricter is in force \
+             on all\nof them: put the configuration file right that is wrong, and restart that node.\n",
             status.consistency_mode,
             named(&nodes)
         )

@@ -111,7 +111,6 @@ impl Shared {
             state.peers.linked(key.0, key.1, address, now);
             Duplicate::KeepNew
         });
-        self.judge_consistency();
         self.links_changed.tell();
         decision
     }
@@ -125,7 +124,6 @@ impl Shared {
                 state.peers.unlinked(key.0, key.1, now, jitter);
             }
         });
-        self.judge_consistency();
         self.links_changed.tell();
     }
 
@@ -174,12 +172,12 @@ impl Shared {
             tracing::warn!(
                 configured = self.consistency.name(),
                 in_force = strictest.name(),
-                "another node is configured for a stricter consistency_mode, which is in force while it is connected"
+                "another node is configured for a stricter consistency_mode, which is in force: make the configurations equal, and restart"
             );
         }
     }
 
-    /// The strictest mode that this node or one that is connected is configured for.
+    /// The strictest mode that this node or one that it has met is configured for.
     pub(super) fn consistency_in_force(&self) -> ConsistencyMode {
         let in_force = self.in_force.load(Ordering::Acquire);
         ConsistencyMode::ALL.into_iter().find(|mode| *mode as u8 == in_force).unwrap_or(self.consistency)
