@@ -9,13 +9,13 @@ use garage_rpc::layout::history::{Conflict, LayoutHistory};
 use garage_rpc::layout::version::{LayoutDigest, NodeRole};
 use garage_rpc::mesh::Connecting;
 use garage_rpc::peers::{PeerInfo, PeerState};
-use garage_types::config::PeerAddress;
+use garage_types::config::{ConsistencyMode, PeerAddress};
 use garage_types::{NodeId, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{AdminError, with_causes};
 use crate::moves::{DepartedNode, NodeMoves, departed};
-use crate::nodes::{NodeStatus, OwnStatus, Space, ask, check_replication_factors};
+use crate::nodes::{NodeStatus, OwnStatus, Space, ask, check_configurations};
 use crate::operations::{AdminService, Operation};
 use crate::waiting::{Waiting, waiting};
 
@@ -54,6 +54,12 @@ pub struct ClusterNode {
     /// What it is configured for; `None` when the node does not tell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replication_factor: Option<usize>,
+    /// What it last said it is configured for; `None` when it has not told the contacted node since that started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consistency_mode: Option<String>,
+    /// Where the two processes are that have this node's key; empty as long as there is one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub twin_addresses: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -63,6 +69,9 @@ pub struct ClusterStatus {
     /// What the contacted node is configured for; nodes that differ take in none of its layouts. 0 from older versions.
     #[serde(default)]
     pub replication_factor: usize,
+    /// What the contacted node is configured for; empty from older versions.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub consistency_mode: String,
     /// By ascending id.
     pub nodes: Vec<ClusterNode>,
     /// Different live layouts with one number: an operator has to choose.
@@ -101,6 +110,9 @@ struct Seen {
     /// How long ago it was last connected; `None` when it never was, or is now.
     last_seen: Option<Duration>,
     latency: Option<Duration>,
+    consistency: Option<ConsistencyMode>,
+    twin_addresses: Vec<String>,
+    is_self: bool,
 }
 
 /// Joins what the mesh, the nodes and the layout say. `names`: of nodes that told them before, and cannot now.
@@ -114,6 +126,7 @@ fn status_of(
     let roles = history.current().map(|version| version.roles().clone()).unwrap_or_default();
     let storing: BTreeSet<NodeId> = history.live().flat_map(|version| version.storage_nodes()).collect();
     // Nodes that left the cluster, neither connected nor of any use, are not listed.
+    let own_mode = seen.values().find(|seen| seen.is_self).and_then(|seen| seen.consistency);
     let connected = seen.iter().filter(|(_id, seen)| seen.is_up).map(|(id, _seen)| *id);
     let listed: BTreeSet<NodeId> = connected.chain(roles.keys().copied()).chain(storing.iter().copied()).collect();
     let node = |id: NodeId| {
@@ -138,11 +151,14 @@ fn status_of(
             metadata_partition: told.and_then(|told| told.metadata),
             moves: told.and_then(|told| told.moves.clone()),
             replication_factor: told.and_then(|told| told.replication_factor),
+            consistency_mode: seen.consistency.map(|mode| mode.name().to_owned()),
+            twin_addresses: seen.twin_addresses,
         }
     };
     ClusterStatus {
         layout_version: history.current_number(),
         replication_factor: history.replication_factor(),
+        consistency_mode: own_mode.map_or_else(String::new, |mode| mode.name().to_owned()),
         nodes: listed.into_iter().map(node).collect(),
         layout_conflicts: status_conflicts(history),
         departed: departed(layout, &moves_of(told)),
@@ -306,6 +322,9 @@ impl Operation for ConnectClusterNodes {
     }
 }
 
+/// Since two processes with one key were last noticed: they would have been noticed again.
+const TWINS_SHOWN: Duration = Duration::from_secs(3600);
+
 /// This node and all that the mesh knows of.
 fn seen(service: &AdminService) -> BTreeMap<NodeId, Seen> {
     let now = service.garage.clock().now();
@@ -320,6 +339,12 @@ fn seen_as(peer: PeerInfo, now: Timestamp) -> Seen {
         is_up,
         last_seen: if is_up { None } else { peer.last_seen.map(ago) },
         latency: peer.latency.filter(|_measured| is_up && !peer.is_self),
+        consistency: peer.consistency,
+        twin_addresses: peer
+            .twin
+            .filter(|twin| ago(twin.noticed) < TWINS_SHOWN)
+            .map_or_else(Vec::new, |twin| twin.addresses.to_vec()),
+        is_self: peer.is_self,
     }
 }
 
@@ -329,7 +354,7 @@ async fn connect(service: &AdminService, peer: &PeerAddress) -> Connected {
         Ok(Connecting::WasConnected { address }) => Some(address),
         Err(error) => return Connected { success: false, error: Some(with_causes(&error)), ..Connected::default() },
     };
-    let warning = check_replication_factors(service, vec![peer.node]).await.err().map(|error| error.to_string());
+    let warning = check_configurations(service, vec![peer.node]).await.err().map(|error| error.to_string());
     Connected { success: true, error: None, warning, already_at }
 }
 
@@ -342,7 +367,8 @@ mod tests {
     use garage_rpc::layout::ClusterLayout;
     use garage_rpc::layout::history::LayoutHistory;
     use garage_rpc::layout::version::NodeRole;
-    use garage_rpc::peers::{PeerInfo, PeerState};
+    use garage_rpc::peers::{PeerInfo, PeerState, Twin};
+    use garage_types::config::ConsistencyMode;
     use garage_types::{NodeId, Timestamp};
 
     use super::{Health, Seen, health_of, seen_as, status_of};
@@ -356,6 +382,7 @@ mod tests {
             metadata: None,
             moves: None,
             replication_factor: Some(2),
+            consistency_mode: None,
         }
     }
 
@@ -446,10 +473,15 @@ mod tests {
             throughput: None,
             last_seen: Some(Timestamp::from_millis(4000)),
             is_self: false,
+            consistency: Some(ConsistencyMode::Dangerous),
+            twin: Some(Twin { addresses: ["host:1".into(), "other:1".into()], noticed: Timestamp::from_millis(4000) }),
         };
         let up = seen_as(peer(PeerState::Up { since: now }), now);
         assert_eq!((up.address.as_deref(), up.is_up, up.last_seen), (Some("host:1"), true, None));
         assert_eq!(up.latency, Some(Duration::from_micros(1500)));
+        assert_eq!((up.consistency, up.twin_addresses.len()), (Some(ConsistencyMode::Dangerous), 2));
+        let long_after = seen_as(peer(PeerState::Up { since: now }), now.plus_millis(3_600_000));
+        assert!(long_after.twin_addresses.is_empty(), "one of the two was stopped");
         let down = seen_as(peer(PeerState::Down { since: now }), now);
         assert_eq!((down.is_up, down.last_seen), (false, Some(Duration::from_secs(6))));
         assert_eq!(down.latency, None, "what was measured long ago says nothing");

@@ -40,6 +40,11 @@ pub enum AdminError {
          Put it right in the configuration file that is wrong, and restart that node", node.short()
     )]
     OtherReplicationFactor { node: garage_types::NodeId, found: usize, configured: usize },
+    #[error(
+        "node {} is configured with consistency_mode = \"{found}\", this node with \"{configured}\": the stricter is in force on \
+         both. Put it right in the configuration file that is wrong, and restart that node", node.short()
+    )]
+    OtherConsistencyMode { node: garage_types::NodeId, found: String, configured: &'static str },
     #[error("nothing is staged: the layout stays as it is")]
     NothingStaged,
     #[error("the secret of the key {id} is too easily guessed: it needs at least {} characters", crate::keys::SECRET_LENGTH_MIN)]
@@ -116,6 +121,7 @@ impl AdminError {
             | AdminError::AmbiguousRole { .. }
             | AdminError::NothingStaged
             | AdminError::OtherReplicationFactor { .. }
+            | AdminError::OtherConsistencyMode { .. }
             | AdminError::ShortSecret { .. }
             | AdminError::NotItsName { .. }
             | AdminError::BlockPattern { .. }

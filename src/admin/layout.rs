@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::cluster::{StatusConflict, connected_nodes, status_conflicts};
 use crate::error::{AdminError, ApiError};
 use crate::layout_plan::{LayoutPlan, layout_plan};
-use crate::nodes::check_replication_factors;
+use crate::nodes::check_configurations;
 use crate::operations::{AdminService, Operation};
 use crate::report;
 
@@ -216,7 +216,7 @@ impl Operation for UpdateClusterLayout {
         let changes = self.roles.iter().map(check).collect::<Result<Vec<_>, _>>()?;
         let connected = connected_nodes(service);
         let assigned = changes.iter().filter(|(node, change)| connected.contains(node) && matches!(change, Change::Assign(_)));
-        check_replication_factors(service, assigned.map(|(node, _role)| *node).collect()).await?;
+        check_configurations(service, assigned.map(|(node, _role)| *node).collect()).await?;
         for (node, change) in changes {
             match change {
                 Change::Assign(role) => service.layout().stage_role(node, role).await?,

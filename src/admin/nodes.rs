@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures_util::future::{BoxFuture, join_all};
 use garage_rpc::endpoint::Message;
 use garage_types::NodeId;
+use garage_types::config::ConsistencyMode;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::known_nodes;
@@ -281,6 +282,9 @@ pub(crate) struct NodeStatus {
     /// What it is configured for; `None` from a node whose version does not tell.
     #[serde(default)]
     pub replication_factor: Option<usize>,
+    /// As above, by name.
+    #[serde(default)]
+    pub consistency_mode: Option<String>,
 }
 
 impl Operation for OwnStatus {
@@ -298,34 +302,57 @@ impl Operation for OwnStatus {
                 None
             }
         };
-        let replication_factor = Some(replication_factor(service));
-        Ok(NodeStatus { hostname: hostname.clone(), version: version.clone(), data, metadata, moves, replication_factor })
+        let Configured { replication_factor, consistency } = configured(service);
+        Ok(NodeStatus {
+            hostname: hostname.clone(),
+            version: version.clone(),
+            data,
+            metadata,
+            moves,
+            replication_factor: Some(replication_factor),
+            consistency_mode: Some(consistency.name().to_owned()),
+        })
     }
 }
 
-/// What this node is configured for.
-pub(crate) fn replication_factor(service: &AdminService) -> usize {
-    service.layout().current().history().replication_factor()
+/// What all nodes of a cluster must be configured for alike.
+#[derive(Clone, Copy, Debug)]
+struct Configured {
+    replication_factor: usize,
+    consistency: ConsistencyMode,
 }
 
-/// Asks nodes for how many copies they are configured, and refuses those that differ from this one: they would take in none of its
-/// layouts. Nodes that are not connected, or do not tell, may be right.
+fn configured(service: &AdminService) -> Configured {
+    Configured {
+        replication_factor: service.layout().current().history().replication_factor(),
+        consistency: service.mesh().configured_consistency(),
+    }
+}
+
+/// Asks nodes for what they are configured, and refuses those that differ from this one: with another replication factor they would
+/// take in none of its layouts, and in another consistency mode one of the two would not do as configured. Nodes that are not
+/// connected, or do not tell, may be right.
 ///
 /// # Errors
-/// [`AdminError::OtherReplicationFactor`].
-pub(crate) async fn check_replication_factors(service: &AdminService, nodes: Vec<NodeId>) -> Result<(), AdminError> {
+/// [`AdminError::OtherReplicationFactor`], [`AdminError::OtherConsistencyMode`].
+pub(crate) async fn check_configurations(service: &AdminService, nodes: Vec<NodeId>) -> Result<(), AdminError> {
     let asked = nodes.into_iter().map(|node| async move {
         let answer = ask(service, node, OwnStatus).await;
-        let unknown = |error| tracing::debug!(%node, error, "a node does not tell its replication factor");
-        (node, answer.map_err(unknown).ok().and_then(|status| status.replication_factor))
+        let unknown = |error| tracing::debug!(%node, error, "a node does not tell what it is configured for");
+        (node, answer.map_err(unknown).ok())
     });
-    is_one_factor(replication_factor(service), &join_all(asked).await)
+    let told = join_all(asked).await;
+    told.iter()
+        .try_for_each(|(node, status)| status.as_ref().map_or(Ok(()), |status| is_alike(configured(service), *node, status)))
 }
 
-fn is_one_factor(configured: usize, told: &[(NodeId, Option<usize>)]) -> Result<(), AdminError> {
-    let differs = |(node, factor): &(NodeId, Option<usize>)| Some((*node, factor.filter(|found| *found != configured)?));
-    match told.iter().find_map(differs) {
-        Some((node, found)) => Err(AdminError::OtherReplicationFactor { node, found, configured }),
+fn is_alike(configured: Configured, node: NodeId, told: &NodeStatus) -> Result<(), AdminError> {
+    let Configured { replication_factor, consistency } = configured;
+    if let Some(found) = told.replication_factor.filter(|found| *found != replication_factor) {
+        return Err(AdminError::OtherReplicationFactor { node, found, configured: replication_factor });
+    }
+    match told.consistency_mode.as_ref().filter(|found| found.as_str() != consistency.name()) {
+        Some(found) => Err(AdminError::OtherConsistencyMode { node, found: found.clone(), configured: consistency.name() }),
         None => Ok(()),
     }
 }
@@ -342,24 +369,42 @@ mod tests {
     use std::time::Duration;
 
     use garage_types::NodeId;
+    use garage_types::config::ConsistencyMode;
 
-    use super::{NodeStatus, OwnInfo, OwnStatistics, OwnStatus, is_one_factor, select};
+    use super::{Configured, NodeStatus, OwnInfo, OwnStatistics, OwnStatus, is_alike, select};
     use crate::operations::Operation;
     use crate::workers::{OwnVariables, OwnWorker, OwnWorkers};
 
+    fn told(replication_factor: Option<usize>, mode: Option<&str>) -> NodeStatus {
+        NodeStatus {
+            hostname: "h".into(),
+            version: "1".into(),
+            data: None,
+            metadata: None,
+            moves: None,
+            replication_factor,
+            consistency_mode: mode.map(str::to_owned),
+        }
+    }
+
     #[test]
-    fn a_node_for_another_number_of_copies_is_refused_and_one_that_does_not_tell_is_not() {
-        let [one, two] = [1, 2].map(|byte| NodeId::from_bytes([byte; 32]));
-        assert!(is_one_factor(3, &[(one, Some(3)), (two, None)]).is_ok());
-        let refused = is_one_factor(3, &[(one, Some(3)), (two, Some(2))]).unwrap_err().to_string();
-        assert!(refused.contains(&two.short()) && refused.contains("replication_factor = 2, this node with 3"), "{refused}");
+    fn a_node_configured_for_something_else_is_refused_and_one_that_does_not_tell_is_not() {
+        let node = NodeId::from_bytes([1; 32]);
+        let configured = Configured { replication_factor: 3, consistency: ConsistencyMode::Consistent };
+        assert!(is_alike(configured, node, &told(Some(3), Some("consistent"))).is_ok());
+        assert!(is_alike(configured, node, &told(None, None)).is_ok());
+        let refused = |status: NodeStatus| is_alike(configured, node, &status).unwrap_err().to_string();
+        let factor = refused(told(Some(2), None));
+        assert!(factor.contains(&node.short()) && factor.contains("replication_factor = 2, this node with 3"), "{factor}");
+        let mode = refused(told(Some(3), Some("dangerous")));
+        assert!(mode.contains("consistency_mode = \"dangerous\", this node with \"consistent\""), "{mode}");
     }
 
     #[test]
     fn an_older_node_tells_no_replication_factor() {
         let status: NodeStatus =
             serde_json::from_str(r#"{"hostname":"h","version":"1","data":null,"metadata":null,"moves":null}"#).unwrap();
-        assert_eq!(status.replication_factor, None);
+        assert_eq!((status.replication_factor, status.consistency_mode), (None, None));
     }
 
     fn patience<O: Operation>() -> Option<Duration> {

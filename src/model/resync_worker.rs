@@ -4,10 +4,13 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use garage_rpc::layout::{LayoutError, Standing, VersionKey};
+use garage_table::TableError;
 use garage_worker::{Status, Step, StepError, Watch, Worker};
 
 use crate::background::Walked;
 use crate::block_walk::{BlockWalk, Walk};
+use crate::error::ModelError;
 use crate::garage::Garage;
 use crate::moving::layout_name;
 
@@ -71,7 +74,11 @@ impl Worker for ResyncWorker {
     }
 }
 
-/// Looks at every block once the live layout versions have changed, also when that was before a restart.
+/// How often a node that has blocks to move looks whether they have all moved.
+const VERIFY_PERIOD: Duration = Duration::from_secs(60);
+
+/// Looks at every block once the live layout versions have changed, also when that was before a restart. Says so once everything has
+/// moved: only then older versions, by which blocks are still found, may be forgotten.
 pub(crate) struct LayoutWalker {
     garage: Garage,
     changes: Watch,
@@ -83,6 +90,28 @@ impl LayoutWalker {
     pub(crate) fn new(garage: Garage) -> Self {
         let changes = garage.0.cluster.layout_manager().watch();
         LayoutWalker { garage, changes, walk: None }
+    }
+}
+
+impl LayoutWalker {
+    fn to_verify(&self) -> Option<VersionKey> {
+        let cluster = &self.garage.0.cluster;
+        let is_whole = cluster.layout_manager().standing().get() == Standing::Whole;
+        cluster.layout().history().blocks_to_verify(cluster.node_id()).filter(|_| is_whole)
+    }
+
+    /// Says that this node has the blocks of the layout, when nothing is left to move. All blocks were looked at for it.
+    async fn verify(&self) -> Result<(), ModelError> {
+        let Some(key) = self.to_verify() else { return Ok(()) };
+        let left = self.garage.blocks_to_move().await?;
+        if left.fetch + left.hand_over > 0 {
+            return Ok(());
+        }
+        match self.garage.0.cluster.layout_manager().mark_blocks_verified(key).await {
+            // Another version came up meanwhile: all blocks are looked at for that one.
+            Ok(()) | Err(LayoutError::UnknownVersion { .. }) => Ok(()),
+            Err(error) => Err(TableError::Layout(error).into()),
+        }
     }
 }
 
@@ -102,6 +131,7 @@ impl Worker for LayoutWalker {
             let walked = &self.garage.0.background.walked;
             if layout == walked.get().layout {
                 self.walk = None;
+                self.verify().await?;
                 return Ok(Step::Idle);
             }
             // Begun for another layout, a walk begins anew.
@@ -120,6 +150,16 @@ impl Worker for LayoutWalker {
     }
 
     fn wait(&mut self) -> BoxFuture<'_, ()> {
-        self.changes.changed().boxed()
+        async move {
+            if self.to_verify().is_none() {
+                return self.changes.changed().await;
+            }
+            tokio::select! {
+                biased;
+                () = self.changes.changed() => {}
+                () = tokio::time::sleep(VERIFY_PERIOD) => {}
+            }
+        }
+        .boxed()
     }
 }

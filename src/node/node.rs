@@ -1,5 +1,6 @@
 //! One node, built from its parts: the same in the daemon and in the simulator.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -24,7 +25,7 @@ use garage_rpc::cluster::{Cluster, Timeouts};
 use garage_rpc::endpoint::Router;
 use garage_rpc::layout::gossip::{CompareLayouts, LayoutGossip, MergeLayout, keep_equal};
 use garage_rpc::layout::manager::LayoutSetup;
-use garage_rpc::layout::{LayoutError, LayoutManager, SharedStanding, Standing, StartFacts, VersionKey};
+use garage_rpc::layout::{LayoutError, LayoutManager, Leftovers, SharedStanding, Standing, StartFacts, VersionKey};
 use garage_rpc::mesh::{Mesh, MeshError, MeshOptions, Timing};
 use garage_rpc::peers::PeerAddress;
 use garage_rpc::quorum::ConsistencyMode;
@@ -179,6 +180,7 @@ impl Node {
             offload: offload.clone(),
             clock: clock.clone(),
             start: facts,
+            leftovers: Leftovers::SortedOutFor(BTreeSet::new()),
         };
         let layout = Arc::new(LayoutManager::open(setup).await?);
         let blocks = LocalStore::open(disk.clone(), offload.clone(), settings.blocks).await?;
@@ -246,6 +248,7 @@ impl Node {
             peer_list: settings.metadata_dir.join("peer_list"),
             public_addresses: settings.mesh.public_addresses,
             bootstrap: settings.mesh.bootstrap_peers,
+            consistency: settings.consistency,
             timing: Timing { ping_timeout: settings.timeouts.ping, ..Timing::default() },
             windows: settings.mesh.windows,
             incoming_bytes_max: INCOMING_BYTES_MAX,
@@ -256,7 +259,7 @@ impl Node {
         let gossip = keep_equal(mesh.clone(), layout.clone(), random.clone());
         spawn.spawn("layout gossip", Box::pin(gossip));
         let workers = Workers::new(spawn.clone(), clock.clone());
-        let cluster = Cluster::new(mesh.clone(), layout.clone(), settings.consistency, settings.timeouts, spawn);
+        let cluster = Cluster::new(mesh.clone(), layout.clone(), settings.timeouts, spawn);
         let sync = SyncControl::default();
         let parts = Parts {
             cluster,

@@ -37,12 +37,13 @@ impl Client {
         let us = identity.id();
         let local = Local { identity, network: options.network_key, random: options.random, timeout: options.timeout };
         let purpose = Purpose { role: Role::Client, class: Class::Metadata };
+        let address = node.address.to_string();
         let Multiplexed { connection, incoming, driver } =
-            dial(&*options.transport, &local, node.node, &node.address.to_string(), purpose).await?.multiplex(Windows::Grow);
+            dial(&*options.transport, &local, node.node, &address, purpose).await?.multiplex(Windows::Grow);
         // A client answers nothing: streams towards it are reset.
         drop(incoming);
         options.spawn.spawn("rpc-client", Box::pin(log_end(driver)));
-        Ok(Client(Link::new(connection, us)))
+        Ok(Client(Link::new(connection, us, address, Arc::default())))
     }
 
     /// Calls the node.

@@ -2,20 +2,22 @@
 //!
 //! One handle joins the mesh, the layout and the consistency mode, so that every quorum call follows the same rules.
 
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use garage_types::planted::{Bug, is_planted};
 use garage_types::{NodeId, Placement};
 use garage_worker::spawn::Spawn;
+use tokio::sync::Notify;
 
 use crate::endpoint::{Message, Request};
 use crate::error::RpcError;
 use crate::layout::{ClusterLayout, LayoutManager, WritePermit};
 use crate::mesh::{Mesh, PING_TIMEOUT};
-use crate::quorum::{self, ConsistencyMode, NodeReply, QuorumError, Quorums, WriteQuorum};
+use crate::quorum::{self, NodeReply, QuorumError, Quorums, WriteQuorum};
 
 /// How long metadata and block calls may take, and when a read asks one more node.
 #[derive(Clone, Copy, Debug)]
@@ -51,10 +53,38 @@ pub struct Cluster(Arc<Inner>);
 struct Inner {
     mesh: Mesh,
     layout: Arc<LayoutManager>,
-    consistency: ConsistencyMode,
     asked_for: AskedFor,
     timeouts: Timeouts,
     spawn: Arc<dyn Spawn>,
+    missed: Arc<Missed>,
+}
+
+/// The nodes that did not take a write which this node sent to them.
+#[derive(Default)]
+pub struct Missed {
+    nodes: Mutex<BTreeSet<NodeId>>,
+    added: Notify,
+}
+
+impl Missed {
+    fn add(&self, node: NodeId) {
+        self.nodes().insert(node);
+        self.added.notify_one();
+    }
+
+    /// Resolves once there are some; for one waiter.
+    pub async fn added(&self) {
+        self.added.notified().await;
+    }
+
+    /// Those since the last time.
+    pub fn take(&self) -> BTreeSet<NodeId> {
+        std::mem::take(&mut *self.nodes())
+    }
+
+    fn nodes(&self) -> std::sync::MutexGuard<'_, BTreeSet<NodeId>> {
+        self.nodes.lock().expect("nothing panics while holding the nodes")
+    }
 }
 
 /// What quorums are asked for.
@@ -67,27 +97,22 @@ enum AskedFor {
 }
 
 impl Cluster {
-    pub fn new(
-        mesh: Mesh,
-        layout: Arc<LayoutManager>,
-        consistency: ConsistencyMode,
-        timeouts: Timeouts,
-        spawn: Arc<dyn Spawn>,
-    ) -> Self {
-        Cluster(Arc::new(Inner { mesh, layout, consistency, asked_for: AskedFor::Requests, timeouts, spawn }))
+    pub fn new(mesh: Mesh, layout: Arc<LayoutManager>, timeouts: Timeouts, spawn: Arc<dyn Spawn>) -> Self {
+        let asked_for = AskedFor::Requests;
+        Cluster(Arc::new(Inner { mesh, layout, asked_for, timeouts, spawn, missed: Arc::default() }))
     }
 
     /// The same cluster for decisions that lead to a deletion: see [`Quorums::certain`].
     #[must_use]
     pub fn certain(&self) -> Self {
-        let Inner { mesh, layout, consistency, timeouts, spawn, .. } = &*self.0;
+        let Inner { mesh, layout, timeouts, spawn, missed, .. } = &*self.0;
         Cluster(Arc::new(Inner {
             mesh: mesh.clone(),
             layout: layout.clone(),
-            consistency: *consistency,
             asked_for: AskedFor::Deletions,
             timeouts: *timeouts,
             spawn: spawn.clone(),
+            missed: missed.clone(),
         }))
     }
 
@@ -97,6 +122,11 @@ impl Cluster {
 
     pub fn mesh(&self) -> &Mesh {
         &self.0.mesh
+    }
+
+    /// Who lacks what, as far as this node's writes tell; see [`Self::write`].
+    pub fn missed(&self) -> &Missed {
+        &self.0.missed
     }
 
     pub fn layout_manager(&self) -> &Arc<LayoutManager> {
@@ -121,11 +151,12 @@ impl Cluster {
         &self.0.spawn
     }
 
+    /// By the strictest mode among the nodes that this one has met: one node's configuration must not weaken what the others promise.
     pub fn quorums(&self) -> Quorums {
-        let factor = self.layout().replication_factor();
+        let (factor, mesh) = (self.layout().replication_factor(), &self.0.mesh);
         let quorums = match self.0.asked_for {
-            AskedFor::Deletions if !is_planted(Bug::ReleasedByOneCopy) => Quorums::certain(factor, self.0.consistency),
-            AskedFor::Requests | AskedFor::Deletions => Quorums::of(factor, self.0.consistency),
+            AskedFor::Deletions if !is_planted(Bug::ReleasedByOneCopy) => Quorums::certain(factor, mesh.weakest_consistency()),
+            AskedFor::Requests | AskedFor::Deletions => Quorums::of(factor, mesh.consistency()),
         };
         if is_planted(Bug::WriteQuorumOfOne) { Quorums { write: 1, ..quorums } } else { quorums }
     }
@@ -160,7 +191,7 @@ impl Cluster {
     }
 
     /// Calls every node of `sets` and returns once each set has `quorum` successes; the other calls go on in the background, and
-    /// hold the permit until they end.
+    /// hold the permit until they end. Nodes that do not take it are remembered in [`Self::missed`].
     ///
     /// # Errors
     /// [`QuorumError`] with every node's error, once some set can no longer reach the quorum.
@@ -178,9 +209,12 @@ impl Cluster {
     {
         let spawn = self.0.spawn.clone();
         let held = |node| {
-            let (call, permit) = (call(node), permit.clone());
+            let (call, permit, missed) = (call(node), permit.clone(), self.0.missed.clone());
             async move {
                 let reply = call.await;
+                if reply.is_err() {
+                    missed.add(node);
+                }
                 drop(permit);
                 reply
             }

@@ -3,7 +3,8 @@
 //! A reused stream has its receive window open already. A call that fails or is dropped half-way drops its stream, which the other
 //! side notices; only streams between two messages return to the pool. Errors the other side answered are ordinary replies.
 
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use garage_net::mux::streams_max;
@@ -29,9 +30,13 @@ pub(crate) struct Link {
     connection: Connection,
     /// The node that made the connection.
     pub caller: NodeId,
+    /// The other end of the connection, as the transport names it.
+    pub remote: String,
     pub since: Instant,
     idle: Mutex<Vec<MuxStream>>,
     calls: Semaphore,
+    /// Counts the calls of all links.
+    calls_made: Arc<AtomicU64>,
     /// Another connection took its place.
     pub superseded: Notify,
     /// The peer is taken for lost: what is under way fails now rather than when its time is up.
@@ -39,8 +44,10 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    pub(crate) fn new(connection: Connection, caller: NodeId) -> Self {
+    pub(crate) fn new(connection: Connection, caller: NodeId, remote: String, calls_made: Arc<AtomicU64>) -> Self {
         Link {
+            remote,
+            calls_made,
             calls: Semaphore::new(calls_max(connection.purpose.class)),
             connection,
             caller,
@@ -61,6 +68,11 @@ impl Link {
 
     pub(crate) fn is_closed(&self) -> bool {
         self.connection.is_closed()
+    }
+
+    /// Whether an answer is waited for.
+    pub(crate) fn is_calling(&self) -> bool {
+        self.calls.available_permits() < calls_max(self.class())
     }
 
     /// Ends all calls under way, and those to come.
@@ -96,6 +108,7 @@ impl Link {
     /// Sends a message and waits for its answer.
     async fn exchange(&self, endpoint: &str, request: &Encoded) -> Result<Received, RpcError> {
         let _permit = self.calls.acquire().await.expect("the semaphore is never closed");
+        self.calls_made.fetch_add(1, Ordering::Relaxed);
         let idle = self.idle.lock().expect("nothing panics while holding the streams").pop();
         let mut stream = match idle {
             Some(stream) => stream,

@@ -12,7 +12,9 @@ mod refusals;
 mod saving;
 mod state;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -21,7 +23,7 @@ use garage_net::establish::Local;
 use garage_net::mux::Windows;
 use garage_net::{Class, Identity, NetError, NetworkKey, Transport};
 use garage_types::codec::DecodeError;
-use garage_types::config::HostPort;
+use garage_types::config::{ConsistencyMode, HostPort};
 use garage_types::disk::{Disk, FileError};
 use garage_types::offload::{Lost, Offload};
 use garage_types::{Clock, NodeId, Random};
@@ -67,6 +69,8 @@ pub struct MeshOptions {
     pub public_addresses: Vec<String>,
     pub bootstrap: Vec<PeerAddress>,
     pub timing: Timing,
+    /// What this node is configured for; told to its peers.
+    pub consistency: ConsistencyMode,
     pub windows: Windows,
     /// Memory for large requests being received and handled.
     pub incoming_bytes_max: usize,
@@ -80,7 +84,7 @@ pub struct Timing {
     pub ping_timeout: Duration,
     /// Unanswered pings in a row after which a peer is down.
     pub pings_missed_max: u32,
-    /// Between two exchanges of address lists with a peer.
+    /// Before a peer is told of addresses that have become known since it was last.
     pub exchange_interval: Duration,
     pub backoff: Backoff,
 }
@@ -164,7 +168,8 @@ impl Mesh {
         };
         let id = local.identity.id();
         let us = PeerAddresses { id, addresses: options.public_addresses.clone() };
-        let shared = Arc::new(Shared::new(us, options.clock.clone(), options.timing.backoff));
+        let shared =
+            Arc::new(Shared::new(us, options.clock.clone(), options.timing.backoff, (options.random.u64(), options.consistency)));
         shared.learn(&saved.peers);
         for peer in &options.bootstrap {
             shared.learn(&[PeerAddresses { id: peer.node, addresses: vec![peer.address.to_string()] }]);
@@ -252,6 +257,8 @@ impl Mesh {
             throughput: None,
             last_seen: Some(now),
             is_self: true,
+            consistency: Some(self.0.options.consistency),
+            twin: None,
         };
         std::iter::once(us).chain(self.0.state.with(|state| state.peers.infos())).collect()
     }
@@ -267,6 +274,33 @@ impl Mesh {
     /// Whether calls to `node` can be tried at all.
     pub fn is_up(&self, node: NodeId) -> bool {
         node == self.node_id() || self.0.state.with(|state| state.links.contains_key(&(node, Class::Metadata)))
+    }
+
+    /// The peers that are up, each with a number that grows whenever it is connected anew.
+    pub fn arrivals(&self) -> BTreeMap<NodeId, u64> {
+        self.0.state.with(|state| state.peers.arrivals())
+    }
+
+    /// The consistency mode in this node's configuration.
+    pub fn configured_consistency(&self) -> ConsistencyMode {
+        self.0.options.consistency
+    }
+
+    /// The strictest consistency mode that this node or one that it has met since its start is configured for: the weaker would break
+    /// what the stricter promises.
+    pub fn consistency(&self) -> ConsistencyMode {
+        self.0.state.consistency_in_force()
+    }
+
+    /// The weakest consistency mode that this node or one that it has met since its start is configured for: what was acknowledged may be
+    /// at no more copies than that one promises.
+    pub fn weakest_consistency(&self) -> ConsistencyMode {
+        self.0.state.weakest_consistency()
+    }
+
+    /// Calls of other nodes since the start, pings included.
+    pub fn calls_made(&self) -> u64 {
+        self.0.state.calls.load(Ordering::Relaxed)
     }
 
     /// Marked as changed whenever connections come or go, or addresses are learnt.

@@ -9,7 +9,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use garage_net::establish::{self, Local, Purpose};
 use garage_net::{Class, Listener, MemoryNetwork, NetworkKey, Socket, Transport};
-use garage_types::config::PeerAddress;
+use garage_types::config::{ConsistencyMode, PeerAddress};
 use garage_types::random::SeededRandom;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, duplex, split};
 use tokio::time::Instant;
@@ -20,7 +20,13 @@ use crate::mesh_tests::{Bulk, KEY, Place, TIMEOUT, World, echo, until, until_up}
 
 /// A place whose node does not know from where others see it.
 fn behind(network: &MemoryNetwork, host: &str, port: u16) -> Place {
-    Place { transport: Arc::new(network.at(host)), listen: format!("{host}:{port}"), public_addresses: vec![], knows: vec![] }
+    Place {
+        transport: Arc::new(network.at(host)),
+        listen: format!("{host}:{port}"),
+        public_addresses: vec![],
+        knows: vec![],
+        consistency: ConsistencyMode::Consistent,
+    }
 }
 
 fn addresses(mesh: &Mesh, number: u64) -> Vec<String> {
@@ -83,7 +89,13 @@ async fn an_address_that_swallows_everything_does_not_hold_up_the_one_that_works
     let two = world.node(2, &[]).await;
     let dead = PeerAddress { node: two.node_id(), address: "swallows-2:3901".parse().unwrap() };
     let began = Instant::now();
-    let place = Place { transport: Arc::new(network), listen: "node-1:3901".into(), public_addresses: vec![], knows: vec![dead] };
+    let place = Place {
+        transport: Arc::new(network),
+        listen: "node-1:3901".into(),
+        public_addresses: vec![],
+        knows: vec![dead],
+        consistency: ConsistencyMode::Consistent,
+    };
     let one = world.node_at(place, 1, &[2]).await;
     until_up(&one, two.node_id()).await;
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
@@ -191,7 +203,13 @@ async fn pings_and_metadata_pass_while_blocks_fill_a_narrow_link() {
     let one = world.node(1, &[]).await;
     let lane = || Lane::new(BYTES_PER_SECOND);
     let link = NarrowLink { network: world.network.clone(), there: lane(), back: lane() };
-    let place = Place { transport: Arc::new(link), listen: "node-2:3901".into(), public_addresses: vec![], knows: vec![] };
+    let place = Place {
+        transport: Arc::new(link),
+        listen: "node-2:3901".into(),
+        public_addresses: vec![],
+        knows: vec![],
+        consistency: ConsistencyMode::Consistent,
+    };
     let two = world.node_at(place, 2, &[1]).await;
     until_up(&two, one.node_id()).await;
     two.call(one.node_id(), Message::new(Bulk {}), TIMEOUT).await.unwrap();

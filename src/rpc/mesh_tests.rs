@@ -11,7 +11,7 @@ use garage_net::establish::{self, HELLO_TIMEOUT, Local, Purpose};
 use garage_net::mux::Windows;
 use garage_net::{Class, Identity, MemoryNetwork, NetError, NetworkKey, Transport};
 use garage_types::clock::ManualClock;
-use garage_types::config::HostPort;
+use garage_types::config::{ConsistencyMode, HostPort};
 use garage_types::memory_disk::MemoryDisk;
 use garage_types::offload::Inline;
 use garage_types::random::SeededRandom;
@@ -25,7 +25,8 @@ use crate::client::{Client, ClientOptions};
 use crate::endpoint::{Caller, Handler, Message, Request, Role, Router};
 use crate::error::{ErrorCode, RpcError};
 use crate::mesh::{Connecting, Mesh, MeshOptions, Timing};
-use crate::peers::{PeerAddress, PeerState};
+use crate::peers::{PeerAddress, PeerState, Twin};
+use crate::quorum::{self, WriteQuorum};
 
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) const KEY: [u8; 32] = [8; 32];
@@ -117,6 +118,7 @@ pub(crate) struct Place {
     pub public_addresses: Vec<String>,
     /// Bootstrap peers before the others.
     pub knows: Vec<PeerAddress>,
+    pub consistency: ConsistencyMode,
 }
 
 pub(crate) struct World {
@@ -144,23 +146,32 @@ impl World {
 
     /// Starts node `number`, which knows the nodes `bootstrap`.
     pub(crate) async fn node(&self, number: u64, bootstrap: &[u64]) -> Mesh {
+        self.node_at(self.place(number), number, bootstrap).await
+    }
+
+    fn place(&self, number: u64) -> Place {
         let address = Self::address(number).address.to_string();
-        let place = Place {
+        Place {
             transport: Arc::new(self.network.clone()),
             listen: address.clone(),
             public_addresses: vec![address],
             knows: vec![],
-        };
-        self.node_at(place, number, bootstrap).await
+            consistency: ConsistencyMode::Consistent,
+        }
     }
 
     pub(crate) async fn node_at(&self, place: Place, number: u64, bootstrap: &[u64]) -> Mesh {
+        self.seeded_node_at(place, (number, number), bootstrap).await
+    }
+
+    /// `seed`: of what the process draws.
+    async fn seeded_node_at(&self, place: Place, (number, seed): (u64, u64), bootstrap: &[u64]) -> Mesh {
         let options = MeshOptions {
             identity: Self::identity(number),
             network_key: NetworkKey::from_bytes(KEY),
             transport: place.transport,
             clock: Arc::new(ManualClock::default()),
-            random: Arc::new(SeededRandom::new(1000 + number)),
+            random: Arc::new(SeededRandom::new(1000 + seed)),
             spawn: Arc::new(TokioSpawn),
             disk: self.disk.clone(),
             offload: Arc::new(Inline),
@@ -168,6 +179,7 @@ impl World {
             public_addresses: place.public_addresses,
             bootstrap: place.knows.into_iter().chain(bootstrap.iter().map(|&other| Self::address(other))).collect(),
             timing: Timing::default(),
+            consistency: place.consistency,
             windows: Windows::Grow,
             incoming_bytes_max: 64 << 20,
         };
@@ -381,6 +393,88 @@ async fn a_peer_that_the_operator_named_is_remembered_though_the_node_is_killed_
     let again = world.node(1, &[]).await;
     until_up(&again, b.node_id()).await;
     assert_eq!(world.network.connections_made(), 4, "one for each class, before and after");
+}
+
+/// What is known of a node that exists twice, if it has been noticed.
+fn twin_of(mesh: &Mesh, node: NodeId) -> Option<Twin> {
+    mesh.peers().into_iter().find(|peer| peer.id == node)?.twin
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_processes_with_one_key_are_named_and_count_as_one_node() {
+    let world = World::new();
+    let a = world.node(1, &[]).await;
+    let place = Place { transport: Arc::new(world.network.at("node-2")), ..world.place(2) };
+    let original = world.node_at(place, 2, &[1]).await;
+    let id = original.node_id();
+    until_up(&a, id).await;
+    let address = "copied-disk:3901".to_owned();
+    let place = Place {
+        transport: Arc::new(world.network.at("copied-disk")),
+        listen: address.clone(),
+        public_addresses: vec![address],
+        knows: vec![],
+        consistency: ConsistencyMode::Consistent,
+    };
+    // Another random seed than the original's, as another process has.
+    let copy = world.seeded_node_at(place, (2, 77), &[1]).await;
+    assert_eq!(copy.node_id(), id);
+    until(&a, |mesh| twin_of(mesh, id).is_some()).await;
+    let mut addresses = twin_of(&a, id).unwrap().addresses;
+    addresses.sort();
+    assert_eq!(addresses, ["copied-disk:3901", "node-2:3901"]);
+
+    // Of the row's owners only this one is there, twice: that is not two.
+    let absent = World::identity(3).id();
+    let owners = vec![id, absent];
+    let call = |node| {
+        let a = a.clone();
+        async move { a.call(node, Message::new(echo("row")), TIMEOUT).await }
+    };
+    let written = quorum::write_to_sets(std::slice::from_ref(&owners), WriteQuorum::Count(2), drop, call).await;
+    assert!(written.unwrap_err().reached < 2);
+    let read = quorum::read_from(&owners, 2, Duration::from_millis(300), call).await;
+    assert!(read.unwrap_err().reached < 2);
+    assert_eq!(a.arrivals().len(), 1, "it is one node");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_restarts_is_not_taken_for_two() {
+    let world = World::new();
+    let a = world.node(1, &[]).await;
+    for seed in 0..4 {
+        let place = world.place(2);
+        let b = world.seeded_node_at(place, (2, seed), &[1]).await;
+        until_up(&a, b.node_id()).await;
+        tokio::time::timeout(Duration::from_secs(20), std::future::pending::<()>()).await.unwrap_err();
+        assert_eq!(twin_of(&a, b.node_id()), None);
+        b.shutdown();
+        until(&a, |mesh| !mesh.is_up(b.node_id())).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_strictest_consistency_mode_is_in_force_also_where_those_who_have_it_are_cut_off() {
+    use ConsistencyMode::{Consistent, Dangerous, Degraded};
+    let world = World::new();
+    let in_mode = |number, consistency| Place { consistency, ..world.place(number) };
+    let a = world.node_at(in_mode(1, Dangerous), 1, &[]).await;
+    assert_eq!(a.consistency(), Dangerous, "there is nobody else");
+    let b = world.node_at(in_mode(2, Degraded), 2, &[1]).await;
+    until(&a, |mesh| mesh.consistency() == Degraded).await;
+    assert_eq!(b.consistency(), Degraded);
+    let c = world.node_at(in_mode(3, Consistent), 3, &[1]).await;
+    for mesh in [&a, &b, &c] {
+        until(mesh, |mesh| mesh.consistency() == Consistent).await;
+    }
+    let told = a.peers().into_iter().find(|peer| peer.id == b.node_id()).and_then(|peer| peer.consistency);
+    assert_eq!(told, Some(Degraded), "what each is configured for stays known");
+    c.shutdown();
+    until(&a, |mesh| !mesh.is_up(c.node_id())).await;
+    assert_eq!(a.consistency(), Consistent, "it may go on elsewhere, and must not miss what is acknowledged here");
+    let again = world.node_at(in_mode(3, Degraded), 3, &[1]).await;
+    until_up(&a, again.node_id()).await;
+    until(&a, |mesh| mesh.consistency() == Degraded).await;
 }
 
 #[tokio::test(start_paused = true)]

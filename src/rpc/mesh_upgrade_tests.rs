@@ -8,8 +8,9 @@ use garage_net::establish::{self, Local, Purpose};
 use garage_net::mux::Windows;
 use garage_net::{Class, Multiplexed, MuxStream, NetworkKey, Transport};
 use garage_types::NodeId;
+use garage_types::config::ConsistencyMode;
 use garage_types::random::SeededRandom;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::ErrorCode;
 use crate::mesh_tests::{KEY, TIMEOUT, World, until_up};
@@ -54,8 +55,21 @@ struct NewerPeer {
     zone: &'static str,
 }
 
-/// A connection made by a newer node.
-async fn newer_node(world: &World, class: Class) -> Multiplexed {
+/// An exchange of addresses of a version that told neither its start nor its consistency mode.
+#[derive(Serialize, Deserialize)]
+struct OlderExchange {
+    p: Vec<OlderPeer>,
+    l: Option<u16>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct OlderPeer {
+    i: NodeId,
+    a: Vec<String>,
+}
+
+/// A connection made by a node of another version.
+async fn other_node(world: &World, class: Class) -> Multiplexed {
     let random = Arc::new(SeededRandom::new(5));
     let local = Local { identity: World::identity(9), network: NetworkKey::from_bytes(KEY), random, timeout: TIMEOUT };
     let socket = world.network.connect("node-1:3901").await.unwrap();
@@ -75,7 +89,7 @@ async fn requests_of_a_newer_node_are_served_and_what_is_unknown_in_them_ignored
     let world = World::new();
     let one = world.node(1, &[]).await;
     let _two = world.node(2, &[]).await;
-    let Multiplexed { connection, incoming: _incoming, driver } = newer_node(&world, Class::Metadata).await;
+    let Multiplexed { connection, incoming: _incoming, driver } = other_node(&world, Class::Metadata).await;
     tokio::spawn(driver);
     let mut stream = connection.open().await.unwrap();
 
@@ -98,7 +112,7 @@ async fn replies_of_a_newer_node_are_understood_and_it_stays_up() {
     let world = World::new();
     let one = world.node(1, &[]).await;
     let id = World::identity(9).id();
-    let Multiplexed { connection: _connection, mut incoming, driver } = newer_node(&world, Class::Metadata).await;
+    let Multiplexed { connection: _connection, mut incoming, driver } = other_node(&world, Class::Metadata).await;
     tokio::spawn(driver);
     tokio::spawn(async move {
         while let Some(mut stream) = incoming.next().await {
@@ -115,4 +129,36 @@ async fn replies_of_a_newer_node_are_understood_and_it_stays_up() {
     until_up(&one, id).await;
     tokio::time::timeout(Duration::from_secs(120), std::future::pending::<()>()).await.unwrap_err();
     assert!(one.is_up(id), "its pings were answered, with more than was asked");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_older_node_that_tells_nothing_of_itself_weakens_nothing_and_is_not_taken_for_two() {
+    let world = World::new();
+    let one = world.node(1, &[]).await;
+    let id = World::identity(9).id();
+    for port in [3901, 3902] {
+        let Multiplexed { connection, mut incoming, driver } = other_node(&world, Class::Metadata).await;
+        tokio::spawn(driver);
+        tokio::spawn(async move {
+            while let Some(mut stream) = incoming.next().await {
+                tokio::spawn(async move {
+                    while let Ok(lengths) = wire::receive_lengths(&mut stream).await {
+                        wire::receive_content(&mut stream, lengths).await.unwrap();
+                        let body = OlderExchange { p: vec![], l: Some(port) };
+                        let reply = wire::encode(&NewerReply { took_us: 3 }, &body, Bytes::new()).unwrap();
+                        reply.send(&mut stream).await.unwrap();
+                    }
+                });
+            }
+        });
+        until_up(&one, id).await;
+        let mut stream = connection.open().await.unwrap();
+        let reply = call(&mut stream, "mesh.peers/1", &OlderExchange { p: vec![], l: Some(port) }).await;
+        let told: OlderExchange = rmp_serde::from_slice(reply.body()).unwrap();
+        assert_eq!(told.p.last().map(|peer| peer.i), Some(one.node_id()), "it reads what it knows");
+        tokio::time::timeout(Duration::from_secs(20), std::future::pending::<()>()).await.unwrap_err();
+    }
+    let known = one.peers().into_iter().find(|peer| peer.id == id).unwrap();
+    assert_eq!((known.consistency, known.twin), (None, None));
+    assert_eq!(one.consistency(), ConsistencyMode::Consistent);
 }

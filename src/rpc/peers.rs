@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use garage_net::Class;
 use garage_types::codec::Format;
-use garage_types::config::HostPort;
 pub use garage_types::config::PeerAddress;
+use garage_types::config::{ConsistencyMode, HostPort};
 use garage_types::{NodeId, Timestamp};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -20,6 +20,10 @@ const ADDRESSES_MAX: usize = 8;
 const ADDRESS_BYTES_MAX: usize = 256;
 /// Peers kept; more are not learnt from others.
 const PEERS_MAX: usize = 1000;
+/// Processes remembered per peer.
+const INSTANCES_MAX: usize = 4;
+/// How long two processes with one key are not told of again.
+const TWIN_SILENCE_MS: u64 = 10 * 60 * 1000;
 /// Smaller transfers take their time for other reasons than the width of the link.
 const LARGE_TRANSFER_BYTES: usize = 128 << 10;
 /// How long a connection's maker has to add those for the classes that are missing.
@@ -44,6 +48,26 @@ pub struct PeerInfo {
     pub throughput: Option<u64>,
     pub last_seen: Option<Timestamp>,
     pub is_self: bool,
+    /// The mode it last said it is configured for; `None` when it did not tell.
+    pub consistency: Option<ConsistencyMode>,
+    /// When it was last noticed that two processes have its key.
+    pub twin: Option<Twin>,
+}
+
+/// Two processes with one key: a disk was copied, or a virtual machine started twice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Twin {
+    /// Where the one and the other are.
+    pub addresses: [String; 2],
+    pub noticed: Timestamp,
+}
+
+/// What a node says of itself when it connects.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Announced {
+    /// Drawn at each start.
+    pub instance: Option<u64>,
+    pub consistency: Option<ConsistencyMode>,
 }
 
 /// A peer's addresses, as saved and as told to others.
@@ -101,6 +125,8 @@ pub(crate) struct PeerTable {
     us: NodeId,
     backoff: Backoff,
     peers: BTreeMap<NodeId, Peer>,
+    /// How often there was something new to tell other nodes.
+    news: u64,
     /// The addresses changed since [`PeerTable::take_unsaved`].
     unsaved: Unsaved,
 }
@@ -111,8 +137,28 @@ enum Unsaved {
     Changes,
 }
 
+/// Whether something that was told was new.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Learnt {
+    Something,
+    Nothing,
+}
+
+/// What other nodes have not been told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct News {
+    pub peers: Vec<PeerAddresses>,
+    /// To be given when asking for later news.
+    pub until: u64,
+}
+
 struct Peer {
     addresses: Vec<String>,
+    /// Of these, what other nodes are told since `news`.
+    told: Vec<String>,
+    news: u64,
+    /// How many connections for metadata it has had.
+    arrivals: u64,
     state: PeerState,
     linked: BTreeSet<Class>,
     latency: Option<Duration>,
@@ -120,6 +166,15 @@ struct Peer {
     last_seen: Option<Timestamp>,
     failures: u32,
     attempt: Attempt,
+    consistency: Option<ConsistencyMode>,
+    /// The processes that had its key, the present one last.
+    instances: Vec<Instance>,
+    twin: Option<Twin>,
+}
+
+struct Instance {
+    number: u64,
+    address: String,
 }
 
 enum Attempt {
@@ -129,13 +184,13 @@ enum Attempt {
 
 impl PeerTable {
     pub(crate) fn new(us: NodeId, backoff: Backoff) -> Self {
-        PeerTable { us, backoff, peers: BTreeMap::new(), unsaved: Unsaved::Nothing }
+        PeerTable { us, backoff, peers: BTreeMap::new(), news: 0, unsaved: Unsaved::Nothing }
     }
 
     /// Adds what somebody said about a peer's addresses; what we know already stays in front.
-    pub(crate) fn learn(&mut self, told: &PeerAddresses, now: Now) {
+    pub(crate) fn learn(&mut self, told: &PeerAddresses, now: Now) -> Learnt {
         if told.id == self.us || (!self.peers.contains_key(&told.id) && self.peers.len() >= PEERS_MAX) {
-            return;
+            return Learnt::Nothing;
         }
         let peer = self.peer(told.id, now);
         let mut news = Unsaved::Nothing;
@@ -157,12 +212,29 @@ impl PeerTable {
             {
                 *at = now.timer.min(*at);
             }
+            self.note_news(told.id);
+            return Learnt::Something;
+        }
+        Learnt::Nothing
+    }
+
+    /// A peer may have become known to be reachable, or so at another address.
+    fn note_news(&mut self, id: NodeId) {
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let is_up = matches!(peer.state, PeerState::Up { .. });
+        if is_up && peer.addresses.iter().any(|address| !peer.told.contains(address)) {
+            peer.told.clone_from(&peer.addresses);
+            self.news += 1;
+            peer.news = self.news;
         }
     }
 
     fn peer(&mut self, id: NodeId, now: Now) -> &mut Peer {
         self.peers.entry(id).or_insert_with(|| Peer {
             addresses: Vec::new(),
+            told: Vec::new(),
+            news: 0,
+            arrivals: 0,
             state: PeerState::Down { since: now.wall },
             linked: BTreeSet::new(),
             latency: None,
@@ -170,6 +242,9 @@ impl PeerTable {
             last_seen: None,
             failures: 0,
             attempt: Attempt::Due(now.timer),
+            consistency: None,
+            instances: Vec::new(),
+            twin: None,
         })
     }
 
@@ -209,6 +284,7 @@ impl PeerTable {
         if class == Class::Metadata {
             peer.state = PeerState::Up { since: now.wall };
             peer.failures = 0;
+            peer.arrivals += 1;
         }
         // Whoever made it makes the others as well.
         if let Attempt::Due(at) = &mut peer.attempt {
@@ -222,6 +298,7 @@ impl PeerTable {
             peer.addresses.truncate(ADDRESSES_MAX);
             self.unsaved = Unsaved::Changes;
         }
+        self.note_news(id);
     }
 
     /// A connection ended.
@@ -242,6 +319,41 @@ impl PeerTable {
         let peer = self.peer(id, now);
         peer.last_seen = Some(now.wall);
         peer.latency = Some(peer.latency.map_or(round_trip, |known| (known * 3 + round_trip) / 4));
+    }
+
+    /// The peer at `address` said this of itself. A process that was replaced by another one with its key does not come back, so where
+    /// one does there are two: returned unless it was not long ago.
+    pub(crate) fn announced(&mut self, id: NodeId, announced: Announced, address: &str, now: Now) -> Option<Twin> {
+        let peer = self.peer(id, now);
+        peer.consistency = announced.consistency;
+        let number = announced.instance?;
+        let instance = Instance { number, address: address.to_owned() };
+        let before = peer.instances.iter().position(|known| known.number == number);
+        let Some(before) = before else {
+            peer.instances.drain(..(peer.instances.len() + 1).saturating_sub(INSTANCES_MAX));
+            peer.instances.push(instance);
+            return None;
+        };
+        let is_last = before + 1 == peer.instances.len();
+        let other = peer.instances.last().map(|last| last.address.clone());
+        peer.instances.remove(before);
+        peer.instances.push(instance);
+        let other = other.filter(|_| !is_last)?;
+        let is_old = peer.twin.as_ref().is_none_or(|twin| twin.noticed.plus_millis(TWIN_SILENCE_MS) <= now.wall);
+        if is_old {
+            peer.twin = Some(Twin { addresses: [address.to_owned(), other], noticed: now.wall });
+        }
+        peer.twin.clone().filter(|_| is_old)
+    }
+
+    /// The strictest mode that peers have told; also those that are down, since what they promised others holds while they are cut off.
+    pub(crate) fn strictest(&self) -> Option<ConsistencyMode> {
+        self.peers.values().filter_map(|peer| peer.consistency).min()
+    }
+
+    /// The weakest mode that peers have told, also those that are down.
+    pub(crate) fn weakest(&self) -> Option<ConsistencyMode> {
+        self.peers.values().filter_map(|peer| peer.consistency).max()
     }
 
     /// A call carried so many bytes of data. Only large ones tell something of the link. One is slow for many reasons, such as others
@@ -275,6 +387,8 @@ impl PeerTable {
             throughput: peer.throughput,
             last_seen: peer.last_seen,
             is_self: false,
+            consistency: peer.consistency,
+            twin: peer.twin.clone(),
         };
         self.peers.iter().map(info).collect()
     }
@@ -282,6 +396,18 @@ impl PeerTable {
     /// What other nodes should know. Only peers that are up: addresses of nodes long gone must not go round for ever.
     pub(crate) fn to_share(&self) -> Vec<PeerAddresses> {
         self.addresses(|peer| matches!(peer.state, PeerState::Up { .. }))
+    }
+
+    /// What of [`PeerTable::to_share`] has become known after `seen`, which earlier news say.
+    pub(crate) fn news_since(&self, seen: u64) -> News {
+        let is_new = |peer: &Peer| peer.news > seen && matches!(peer.state, PeerState::Up { .. });
+        News { peers: self.addresses(is_new), until: self.news }
+    }
+
+    /// The peers that are up, each with a number that grows whenever it is connected anew.
+    pub(crate) fn arrivals(&self) -> BTreeMap<NodeId, u64> {
+        let up = self.peers.iter().filter(|(_, peer)| matches!(peer.state, PeerState::Up { .. }));
+        up.map(|(id, peer)| (*id, peer.arrivals)).collect()
     }
 
     /// The list to save, when it changed since the last time.
@@ -317,7 +443,7 @@ mod tests {
     use garage_types::{NodeId, Timestamp};
     use tokio::time::Instant;
 
-    use super::{ADDRESSES_MAX, Backoff, Now, PeerAddresses, PeerState, PeerTable};
+    use super::{ADDRESSES_MAX, Announced, Backoff, Learnt, News, Now, PeerAddresses, PeerState, PeerTable};
 
     const PEER: NodeId = NodeId::from_bytes([2; 32]);
     const BACKOFF: Backoff = Backoff { min: Duration::from_secs(1), max: Duration::from_secs(60) };
@@ -436,5 +562,39 @@ mod tests {
         let mut table = table();
         table.learn(&PeerAddresses { id: NodeId::from_bytes([1; 32]), addresses: vec!["a".into()] }, start());
         assert!(table.infos().is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_is_known_already_is_not_told_again() {
+        let (mut table, now) = (table(), start());
+        assert_eq!(table.learn(&told(&["a"]), now), Learnt::Something);
+        assert_eq!(table.learn(&told(&["a"]), now), Learnt::Nothing);
+        assert!(table.news_since(0).peers.is_empty(), "nobody has reached it");
+        table.linked(PEER, Class::Metadata, None, now);
+        let News { peers, until } = table.news_since(0);
+        assert_eq!(peers, [told(&["a"])]);
+        table.unlinked(PEER, Class::Metadata, now, 0);
+        table.linked(PEER, Class::Metadata, Some("a"), later(now, 60));
+        assert!(table.news_since(until).peers.is_empty(), "where it is has not changed");
+        assert_eq!(table.arrivals(), [(PEER, 2)].into());
+        table.learn(&told(&["b"]), now);
+        assert_eq!(table.news_since(until).peers, [told(&["a", "b"])]);
+    }
+
+    #[tokio::test]
+    async fn a_process_that_comes_back_after_another_one_with_its_key_is_a_twin() {
+        let (mut table, now) = (table(), start());
+        let mut announced = |instance, address: &str, now| {
+            let announced = Announced { instance: Some(instance), consistency: None };
+            table.announced(PEER, announced, address, now).map(|twin| twin.addresses)
+        };
+        for restart in 1..10 {
+            assert_eq!(announced(restart, "here", now), None, "a restart");
+            assert_eq!(announced(restart, "moved", now), None, "the same process");
+        }
+        assert_eq!(announced(10, "there", now), None, "another restart, as far as anybody knows");
+        assert_eq!(announced(9, "here", now), Some(["here".to_owned(), "there".to_owned()]));
+        assert_eq!(announced(10, "there", later(now, 60)), None, "that was told a minute ago");
+        assert_eq!(announced(9, "here", later(now, 600)), Some(["here".to_owned(), "there".to_owned()]));
     }
 }

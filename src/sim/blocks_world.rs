@@ -187,10 +187,14 @@ impl Cluster {
         first.apply(next).await.expect("the layout can be applied");
         for machine in &self.machines {
             until(async || machine.node.layout.current().version() == next).await;
+            // As the background work would, which does not run here.
             if next == 1 {
-                // As the background work would: the database is the one that the first layout was made with.
+                // The database is the one that the first layout was made with.
                 machine.node.garage.local().tables.record_start(1).await.expect("the start can be recorded");
             }
+            // No machine is given anything again that it owned before.
+            let live = machine.node.layout.current().live_versions().to_vec();
+            machine.node.layout.sorted_out(live).await.expect("the layout can be saved");
         }
     }
 

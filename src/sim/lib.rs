@@ -64,6 +64,9 @@ mod blocks_world;
 mod power_cuts;
 
 #[cfg(test)]
+mod idle;
+
+#[cfg(test)]
 mod round_trips;
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use crate::scenario::Flaw;
 /// A flaw, the scenario or story that shows it, and a seed from which it shows soon.
 type Known = (Flaw, &'static str, u64);
 
-const KNOWN: [Known; 40] = [
+const KNOWN: [Known; 41] = [
     (Flaw::Planted(Bug::WriteQuorumOfOne), "everything", 1),
     (Flaw::Planted(Bug::NoReadBack), "crowd", 27),
     (Flaw::Planted(Bug::LostQueueRow), "calm", 0),
@@ -26,6 +26,7 @@ const KNOWN: [Known; 40] = [
     (Flaw::Planted(Bug::CollectedWithoutAllOwners), "absent-owner", 2),
     (Flaw::Planted(Bug::EpochIgnored), "late-copy", 0),
     (Flaw::Planted(Bug::ForgottenRowsOffered), "returner", 0),
+    (Flaw::Planted(Bug::LeftoversKept), "late-returner", 0),
     (Flaw::Planted(Bug::RebuiltFromOneOwner), "lost-database", 10),
     (Flaw::Planted(Bug::LateWritesMissed), "late-second-copy", 11),
     (Flaw::Planted(Bug::RebuildingJudgesCommits), "lost-database", 2),

@@ -12,6 +12,7 @@ use crate::rows;
 use crate::segments::Segments;
 use crate::set_aside::Reason;
 use crate::store::TableStore;
+use crate::sync::tenure::Tenures;
 
 const START: &[u8] = b"start";
 /// The database began after, or was copied before, other rows were stored here that nobody else has.
@@ -21,6 +22,8 @@ pub(crate) const REBUILDING: &[u8] = b"rebuilding";
 pub(crate) const SET_ASIDE_AT: &[u8] = b"set_aside_at";
 /// An operator has declared the database whole, and its rows are being brought back.
 pub(crate) const ACCEPTING: &[u8] = b"accepting";
+/// See [`Tenures`].
+const TENURES: &[u8] = b"tenures";
 /// They are back, and have not been compared with the others' yet.
 pub(crate) const ACCEPTED: &[u8] = b"accepted";
 /// Followed by a table's number: its digests are being built, and what there is of them is not all.
@@ -206,6 +209,26 @@ impl TableStore {
             tx.remove(state, REBUILDING)
         };
         Ok(self.db().write::<_, DbError>(record).await?)
+    }
+
+    /// Since when this node has owned what it owns.
+    ///
+    /// # Errors
+    /// The metadata engine's; [`TableError::DamagedState`].
+    pub(crate) async fn tenures(&self) -> Result<Tenures, TableError> {
+        let state = self.0.state;
+        let recorded: Option<Vec<u8>> = self.db().read(move |tx: &Snapshot<'_>| tx.get(state, TENURES)).await?;
+        match recorded {
+            None => Ok(Tenures::Unrecorded),
+            Some(bytes) => Tenures::decode(&bytes).ok_or(TableError::DamagedState),
+        }
+    }
+
+    /// # Errors
+    /// The metadata engine's.
+    pub(crate) async fn record_tenures(&self, tenures: &Tenures) -> Result<(), TableError> {
+        let (state, Some(bytes)) = (self.0.state, tenures.encode()) else { return Ok(()) };
+        Ok(self.db().write::<_, DbError>(move |tx| tx.insert(state, TENURES, &bytes)).await?)
     }
 
     /// Adds up digests for a database that was written without them, and again where a crash cut that short.

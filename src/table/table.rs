@@ -615,6 +615,8 @@ pub(crate) fn merge_pages<S: Schema>(replies: &[NodeReply<Page>], order: Order) 
         (Some(last), Order::Forward) => key <= last.as_slice(),
         (Some(last), Order::Backward) => key >= last.as_slice(),
     };
+    // One copy was asked: in consistent mode that is where every copy has all that was acknowledged, so that there is nothing to write
+    // back. Weaker modes leave differences to the comparison in the background.
     if let [only] = replies {
         let decode = |row: &crate::wire::RangeRow| {
             Ok(MergedRow { sort_key: row.sort_key.to_vec(), row: S::decode(&row.row)?, differs: false })

@@ -134,8 +134,8 @@ pub struct Replication {
     pub consistency: ConsistencyMode,
 }
 
-/// How much consistency is given up for availability.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// How much consistency is given up for availability; the stricter is the lesser.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ConsistencyMode {
     /// A read sees every write that was acknowledged before it.
     #[default]
@@ -144,6 +144,24 @@ pub enum ConsistencyMode {
     Degraded,
     /// Reads and writes need one replica only: an acknowledged write can be lost with a single node.
     Dangerous,
+}
+
+impl ConsistencyMode {
+    pub const ALL: [ConsistencyMode; 3] = [ConsistencyMode::Consistent, ConsistencyMode::Degraded, ConsistencyMode::Dangerous];
+
+    /// As configurations and nodes write it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            ConsistencyMode::Consistent => "consistent",
+            ConsistencyMode::Degraded => "degraded",
+            ConsistencyMode::Dangerous => "dangerous",
+        }
+    }
+
+    /// `None`: there is no such mode, in this version.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|mode| mode.name() == name)
+    }
 }
 
 /// How blocks are compressed before they are stored.

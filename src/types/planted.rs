@@ -56,6 +56,8 @@ pub enum Bug {
     EpochIgnored,
     /// An owner that returns offers rows that the others may have forgotten.
     ForgottenRowsOffered,
+    /// A node that is given a slice again keeps what it has there from an earlier time, and takes it for its own.
+    LeftoversKept,
     /// What was read before a collection is read back under the epoch after it.
     ReadBackUnderNewEpoch,
     /// Reads use a new layout version as soon as it is known.

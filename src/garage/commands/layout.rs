@@ -277,6 +277,8 @@ mod tests {
             metadata_partition: None,
             moves: None,
             replication_factor: None,
+            consistency_mode: None,
+            twin_addresses: vec![],
         }
     }
 
@@ -295,6 +297,7 @@ mod tests {
         let status = ClusterStatus {
             layout_version: 3,
             replication_factor: 3,
+            consistency_mode: "consistent".into(),
             nodes: vec![],
             layout_conflicts: vec![],
             departed: vec![],
@@ -333,6 +336,7 @@ mod tests {
         let status = ClusterStatus {
             layout_version: 3,
             replication_factor: 3,
+            consistency_mode: "consistent".into(),
             nodes: vec![stranger(9)],
             layout_conflicts: vec![],
             departed: vec![],

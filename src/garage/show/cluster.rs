@@ -53,6 +53,8 @@ pub fn status(status: &ClusterStatus, layout: &Layout) -> String {
         text += section;
     }
     text += &other_factors(status);
+    text += &other_modes(status);
+    text += &twins(status);
     text += &waiting(status);
     text += &super::layout::conflicts(&status.layout_conflicts);
     if layout.has_staged() {
@@ -81,6 +83,40 @@ fn other_factors(status: &ClusterStatus) -> String {
         )
     };
     factors.into_iter().map(line).collect()
+}
+
+/// The nodes that are configured for more or less consistency than the contacted one.
+fn other_modes(status: &ClusterStatus) -> String {
+    let mut modes: BTreeMap<&str, Vec<NodeId>> = BTreeMap::new();
+    // Empty: the contacted node is of a version that does not tell.
+    for node in status.nodes.iter().filter(|_node| !status.consistency_mode.is_empty()) {
+        if let Some(mode) = node.consistency_mode.as_deref().filter(|mode| *mode != status.consistency_mode) {
+            modes.entry(mode).or_default().push(node.id);
+        }
+    }
+    let line = |(mode, nodes): (&str, Vec<NodeId>)| {
+        format!(
+            "\nConfigured with consistency_mode = \"{mode}\", where the contacted node has \"{}\": {}. The stricter is in force \
+             on all\nof them: put the configuration file right that is wrong, and restart that node.\n",
+            status.consistency_mode,
+            named(&nodes)
+        )
+    };
+    modes.into_iter().map(line).collect()
+}
+
+/// The nodes that exist twice.
+fn twins(status: &ClusterStatus) -> String {
+    let twins = status.nodes.iter().filter(|node| !node.twin_addresses.is_empty());
+    let line = |node: &ClusterNode| {
+        format!(
+            "\nTwo nodes have the key of {}, at {}: one runs on a copy of the other's disk. They count as one node, and take\nthe \
+             place of each other. Stop one of them, and wipe its metadata before it starts again.\n",
+            node.id.short(),
+            node.twin_addresses.join(" and ")
+        )
+    };
+    twins.map(line).collect()
 }
 
 /// What cannot end by itself, what rebuilds, and which nodes wait for the operator's word.
@@ -250,7 +286,7 @@ mod tests {
     use garage_types::NodeId;
     use garage_types::config::PeerAddress;
 
-    use super::{Stalled, Waiting, connected, other_factors, snapshots, status};
+    use super::{Stalled, Waiting, connected, other_factors, other_modes, snapshots, status, twins};
 
     fn node(byte: u8) -> ClusterNode {
         ClusterNode {
@@ -267,7 +303,34 @@ mod tests {
             metadata_partition: None,
             moves: None,
             replication_factor: None,
+            consistency_mode: None,
+            twin_addresses: vec![],
         }
+    }
+
+    #[test]
+    fn nodes_in_another_mode_and_nodes_that_exist_twice_are_named() {
+        let other = ClusterNode { consistency_mode: Some("dangerous".into()), ..node(2) };
+        let twin = ClusterNode { twin_addresses: vec!["10.1.0.1:3901".into(), "10.1.0.9:3901".into()], ..node(3) };
+        let cluster = ClusterStatus {
+            layout_version: 0,
+            replication_factor: 3,
+            consistency_mode: "consistent".into(),
+            nodes: vec![node(1), other, twin],
+            layout_conflicts: vec![],
+            departed: vec![],
+            waiting: vec![],
+        };
+        let text = other_modes(&cluster);
+        let named = "consistency_mode = \"dangerous\", where the contacted node has \"consistent\": 0202020202020202.";
+        assert!(text.contains(named), "{text}");
+        let text = twins(&cluster);
+        assert!(text.contains("0303030303030303, at 10.1.0.1:3901 and 10.1.0.9:3901:"), "{text}");
+        assert_eq!(
+            other_modes(&ClusterStatus { consistency_mode: String::new(), ..cluster }),
+            "",
+            "an older daemon does not tell"
+        );
     }
 
     #[test]
@@ -277,6 +340,7 @@ mod tests {
         let cluster = ClusterStatus {
             layout_version: 0,
             replication_factor: 3,
+            consistency_mode: "consistent".into(),
             nodes,
             layout_conflicts: vec![],
             departed: vec![],
@@ -321,6 +385,7 @@ mod tests {
         let cluster = ClusterStatus {
             layout_version: 1,
             replication_factor: 3,
+            consistency_mode: "consistent".into(),
             nodes,
             layout_conflicts: vec![conflict],
             departed: vec![],
@@ -372,6 +437,7 @@ mod tests {
             &ClusterStatus {
                 layout_version: 5,
                 replication_factor: 3,
+                consistency_mode: "consistent".into(),
                 nodes,
                 layout_conflicts: vec![],
                 departed: vec![],

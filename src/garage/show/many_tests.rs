@@ -48,6 +48,8 @@ fn node(number: usize) -> ClusterNode {
             ..NodeMoves::default()
         }),
         replication_factor: Some(if number == 5 { 2 } else { 3 }),
+        consistency_mode: None,
+        twin_addresses: vec![],
     }
 }
 
@@ -94,8 +96,15 @@ fn the_status_of_a_hundred_nodes_is_by_zone_and_counted() {
         for_nodes_rebuilding: (0..NODES).filter(|other| *other != number).map(id).collect(),
     });
     let waiting = waiting.collect();
-    let status =
-        ClusterStatus { layout_version: 3, replication_factor: 3, nodes, layout_conflicts: vec![], departed: vec![], waiting };
+    let status = ClusterStatus {
+        layout_version: 3,
+        replication_factor: 3,
+        consistency_mode: "consistent".into(),
+        nodes,
+        layout_conflicts: vec![],
+        departed: vec![],
+        waiting,
+    };
     let text = cluster::status(&status, &roles());
     is_readable(&text, NODES + 50);
     let zones: Vec<&str> = text.lines().skip(2).take(95).map(|line| line.split("place-").nth(1).unwrap_or(line)).collect();

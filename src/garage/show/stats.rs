@@ -198,6 +198,8 @@ mod tests {
             metadata_partition: None,
             moves: None,
             replication_factor: None,
+            consistency_mode: None,
+            twin_addresses: vec![],
         }
     }
 
@@ -223,6 +225,7 @@ mod tests {
         let status = |third| ClusterStatus {
             layout_version: 1,
             replication_factor: 3,
+            consistency_mode: "consistent".into(),
             nodes: vec![node(1, Some(25_600)), node(2, Some(6400)), node(3, third)],
             layout_conflicts: vec![],
             departed: vec![],
@@ -273,6 +276,7 @@ mod tests {
         let status = ClusterStatus {
             layout_version: 0,
             replication_factor: 3,
+            consistency_mode: "consistent".into(),
             nodes: vec![],
             layout_conflicts: vec![],
             departed: vec![],

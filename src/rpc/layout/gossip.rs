@@ -1,9 +1,10 @@
-//! Bringing every node's layout to every other: told at once when it changes, compared now and then in case a message was lost.
+//! Bringing every node's layout to every other: told at once when it changes, compared with who comes up, and now and then with a few,
+//! in case a message was lost: whoever lacks something soon asks somebody who has it.
 //!
 //! What must stay true: histories only ever merge, so the order and number of messages do not matter.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,13 +22,14 @@ use super::version::LayoutDigest;
 use crate::endpoint::{Caller, Class, Handler, Message, Request};
 use crate::error::{ErrorCode, RpcError};
 use crate::mesh::Mesh;
-use crate::peers::PeerState;
 use garage_types::codec;
 
 /// How long an exchange may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Between two comparisons with every peer, up to twice this.
+/// Between two comparisons with some peers, up to twice this.
 const PERIOD_MS: u64 = 15_000;
+/// How many peers those are.
+const COMPARED_AT_ONCE: usize = 3;
 
 /// "This is the digest of what I know; tell me if you know something else."
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -117,6 +119,7 @@ struct News {
 impl News {
     const CHANGED: News = News { tell: true, compare: false };
     const DOUBTFUL: News = News { tell: false, compare: true };
+    const BOTH: News = News { tell: true, compare: true };
 
     fn and(self, other: News) -> News {
         News { tell: self.tell || other.tell, compare: self.compare || other.compare }
@@ -161,13 +164,23 @@ pub async fn keep_equal(mesh: Mesh, manager: Arc<LayoutManager>, random: Arc<dyn
     let mut links = mesh.watch();
     let mut exchanges = Exchanges::default();
     let mut under_way = FuturesUnordered::new();
+    let mut met = BTreeMap::new();
+    // Peers with whom the last exchange failed.
+    let mut missed = BTreeSet::new();
     let mut compare_at = next_comparison(&*random);
     loop {
-        let news = tokio::select! {
+        let wanted: Vec<(NodeId, News)> = tokio::select! {
             biased;
-            () = changes.changed() => News::CHANGED,
-            () = links.changed() => News::DOUBTFUL,
-            Some(peer) = under_way.next() => {
+            () = changes.changed() => all_up(&mesh).into_iter().map(|peer| (peer, News::CHANGED)).collect(),
+            () = links.changed() => {
+                let before = std::mem::replace(&mut met, mesh.arrivals());
+                newly_met(&before, &met).into_iter().map(|peer| (peer, News::DOUBTFUL)).collect()
+            }
+            Some((peer, outcome)) = under_way.next() => {
+                match outcome {
+                    Outcome::Exchanged => missed.remove(&peer),
+                    Outcome::Failed => missed.insert(peer),
+                };
                 if let Some(news) = exchanges.ended(peer) {
                     under_way.push(exchange(&mesh, &manager, peer, news));
                 }
@@ -175,10 +188,13 @@ pub async fn keep_equal(mesh: Mesh, manager: Arc<LayoutManager>, random: Arc<dyn
             }
             () = tokio::time::sleep_until(compare_at) => {
                 compare_at = next_comparison(&*random);
-                News::DOUBTFUL
+                let up = all_up(&mesh);
+                let again: Vec<NodeId> = std::mem::take(&mut missed).into_iter().filter(|peer| up.contains(peer)).collect();
+                let some = some_of(up, COMPARED_AT_ONCE, &*random).into_iter().map(|peer| (peer, News::DOUBTFUL));
+                again.into_iter().map(|peer| (peer, News::BOTH)).chain(some).collect()
             }
         };
-        for peer in peers_up(&mesh) {
+        for (peer, news) in wanted {
             if let Some(news) = exchanges.want(peer, news) {
                 under_way.push(exchange(&mesh, &manager, peer, news));
             }
@@ -186,28 +202,50 @@ pub async fn keep_equal(mesh: Mesh, manager: Arc<LayoutManager>, random: Arc<dyn
     }
 }
 
+/// The peers that are connected, and were not or by another connection.
+pub fn newly_met(before: &BTreeMap<NodeId, u64>, now: &BTreeMap<NodeId, u64>) -> Vec<NodeId> {
+    now.iter().filter(|(peer, arrival)| before.get(*peer) != Some(*arrival)).map(|(peer, _arrival)| *peer).collect()
+}
+
+/// Some nodes, drawn without putting back.
+pub fn some_of(mut nodes: Vec<NodeId>, count: usize, random: &dyn Random) -> Vec<NodeId> {
+    let mut drawn = Vec::new();
+    while drawn.len() < count && !nodes.is_empty() {
+        drawn.push(nodes.swap_remove(random.below(nodes.len() as u64) as usize));
+    }
+    drawn
+}
+
 fn next_comparison(random: &dyn Random) -> Instant {
     Instant::now() + Duration::from_millis(PERIOD_MS + random.below(PERIOD_MS))
 }
 
-fn peers_up(mesh: &Mesh) -> Vec<NodeId> {
-    let up = mesh.peers().into_iter().filter(|peer| !peer.is_self && matches!(peer.state, PeerState::Up { .. }));
-    up.map(|peer| peer.id).collect()
+fn all_up(mesh: &Mesh) -> Vec<NodeId> {
+    mesh.arrivals().into_keys().collect()
+}
+
+/// What came of an exchange.
+enum Outcome {
+    Exchanged,
+    Failed,
 }
 
 /// Returns the peer once it has been told and asked, or could not be.
-async fn exchange(mesh: &Mesh, manager: &LayoutManager, peer: NodeId, news: News) -> NodeId {
+async fn exchange(mesh: &Mesh, manager: &LayoutManager, peer: NodeId, news: News) -> (NodeId, Outcome) {
+    let mut outcome = Outcome::Exchanged;
     if news.tell
         && let Err(error) = tell(mesh, manager, peer).await
     {
-        tracing::warn!(%peer, %error, "a peer could not be told of the layout; it will be compared later");
+        tracing::warn!(%peer, %error, "a peer could not be told of the layout; it will be, later");
+        outcome = Outcome::Failed;
     }
     if news.compare
         && let Err(error) = compare(mesh, manager, peer).await
     {
         tracing::warn!(%peer, %error, "the layout could not be compared with a peer's");
+        outcome = Outcome::Failed;
     }
-    peer
+    (peer, outcome)
 }
 
 async fn tell(mesh: &Mesh, manager: &LayoutManager, peer: NodeId) -> Result<(), RpcError> {

@@ -2,7 +2,7 @@
 //!
 //! Pure. Merging is a join (commutative, associative, idempotent) and decides nothing; retiring a version is a step a node takes on
 //! its own, in [`LayoutHistory::advance`]. Live versions are those from `live_from` on that were not rejected. Versions that
-//! went out of use stay for a while as information.
+//! went out of use stay until every member has the blocks of a later one, and the last ones as information.
 //!
 //! Invariants: a version is retired only when every member of every live version knows (`sync_ack`) that all have synced a later
 //! one. As long as two live versions share a number, nothing counts as having reached that number; but a version that comes up beside
@@ -40,6 +40,9 @@ pub struct LayoutHistory {
     /// Versions with a lower number are retired.
     #[serde(rename = "lf")]
     live_from: u64,
+    /// Versions with a lower number are forgotten.
+    #[serde(rename = "kf", default, skip_serializing_if = "is_zero")]
+    kept_from: u64,
     /// Versions that lost against another one with their number.
     #[serde(rename = "rj")]
     rejected: BTreeSet<VersionKey>,
@@ -53,6 +56,11 @@ pub struct LayoutHistory {
 
 impl Format for LayoutHistory {
     const TAG: &'static str = "lay1";
+}
+
+/// What older programs do not write is not written as long as it says nothing.
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// A list on disk and on the wire: each version's key follows from its content.
@@ -129,6 +137,7 @@ impl LayoutHistory {
             replication_factor,
             versions: BTreeMap::new(),
             live_from: 0,
+            kept_from: 0,
             rejected: BTreeSet::new(),
             trackers: Trackers::default(),
             staging: Staging::default(),
@@ -151,6 +160,12 @@ impl LayoutHistory {
     /// Versions that are not live any more, newest first. Blocks may still be found on their nodes only.
     pub fn past(&self) -> impl Iterator<Item = &Arc<LayoutVersion>> {
         self.versions.iter().rev().filter(|(key, _)| !self.is_live(key)).map(|(_, version)| version)
+    }
+
+    /// The versions with this number that are remembered and were not rejected, live or not.
+    pub fn numbered(&self, number: u64) -> impl Iterator<Item = &Arc<LayoutVersion>> {
+        let all = self.versions.iter().filter(move |(key, _)| key.number == number && !self.rejected.contains(key));
+        all.map(|(_, version)| version)
     }
 
     /// Live versions by ascending number, then digest.
@@ -224,6 +239,24 @@ impl LayoutHistory {
     /// Every node knows that [`Self::min_sync`] has reached this number.
     pub fn min_sync_ack(&self) -> u64 {
         self.min_of(&self.trackers.sync_ack)
+    }
+
+    /// Every node has the blocks of versions up to this number; 0 while one has not said so of any.
+    pub fn min_blocks(&self) -> u64 {
+        let oldest = self.live().next().map_or(0, |version| version.number());
+        let has = |node: NodeId| {
+            let key = self.trackers.blocks.get(node)?;
+            (key.number < oldest || self.is_live(&key)).then_some(key.number)
+        };
+        self.members().into_iter().map(|node| has(node).unwrap_or(0)).min().unwrap_or(0)
+    }
+
+    /// The only live version, when `me` is a member of it and has not said that it has its blocks.
+    pub fn blocks_to_verify(&self, me: NodeId) -> Option<VersionKey> {
+        let mut live = self.live();
+        let only = live.next().filter(|_| live.next().is_none())?;
+        let is_open = only.roles().contains_key(&me) && self.trackers.blocks.get(me) != Some(only.key());
+        is_open.then(|| only.key())
     }
 
     /// The version whose metadata `me` should receive now; `None` when it has them, or when some node has yet to acknowledge it.

@@ -1,7 +1,7 @@
 //! Keeps the layout of one node: on disk, and published to everyone who places something.
 //!
 //! Invariants: what is published was saved before; this node acknowledges a version only when no write that ignores it is running
-//! (writes hold a [`WritePermit`]). All changes run one after another on the blocking pool, as they compute and sync files.
+//! (writes hold a [`WritePermit`]), and when no row is left here from an earlier role in what the version gives it. All changes run one after another on the blocking pool, as they compute and sync files.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -72,6 +72,7 @@ struct Shared {
 
 struct Changes {
     history: Arc<LayoutHistory>,
+    leftovers: Leftovers,
     /// Superseded generations, some of whose writes may still be running.
     draining: Vec<Weak<Generation>>,
 }
@@ -80,6 +81,15 @@ struct Changes {
 struct Published {
     layout: Arc<ClusterLayout>,
     generation: Arc<Generation>,
+}
+
+/// Whether rows from an earlier role may be among this node's, so that it must not promise yet to have what it is given anew.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Leftovers {
+    /// There are no rows.
+    Impossible,
+    /// They are sorted out for these live versions; see [`LayoutManager::sorted_out`].
+    SortedOutFor(BTreeSet<VersionKey>),
 }
 
 /// What a manager is made from.
@@ -91,6 +101,7 @@ pub struct LayoutSetup {
     pub offload: Arc<dyn Offload>,
     pub clock: Arc<dyn Clock>,
     pub start: StartFacts,
+    pub leftovers: Leftovers,
 }
 
 impl LayoutManager {
@@ -100,7 +111,7 @@ impl LayoutManager {
     /// [`LayoutError::ReplicationFactor`] when the stored layout was made for another replication factor; [`LayoutError::File`],
     /// [`LayoutError::Decode`] when the file is there and cannot be read.
     pub async fn open(setup: LayoutSetup) -> Result<Self, LayoutError> {
-        let LayoutSetup { me, replication_factor, metadata_dir, disk, offload: pool, clock, start } = setup;
+        let LayoutSetup { me, replication_factor, metadata_dir, disk, offload: pool, clock, start, leftovers } = setup;
         let path = metadata_dir.join(LAYOUT_FILE);
         let load = {
             let (disk, path) = (disk.clone(), path.clone());
@@ -116,7 +127,7 @@ impl LayoutManager {
             me,
             disk,
             path,
-            changes: Mutex::new(Changes { history, draining: Vec::new() }),
+            changes: Mutex::new(Changes { history, leftovers, draining: Vec::new() }),
             current: ArcSwap::new(layout.clone()),
             changed: ToldChanges::default(),
             published: RwLock::new(Published { layout, generation }),
@@ -267,6 +278,31 @@ impl LayoutManager {
         self.change(move |history| history.mark_synced(me, key)).await
     }
 
+    /// Records that this node has no row left from an earlier role in what these live versions give it, and acknowledges them where
+    /// nothing else is waited for.
+    ///
+    /// # Errors
+    /// Those of saving.
+    pub async fn sorted_out(&self, live: Vec<VersionKey>) -> Result<(), LayoutError> {
+        let shared = self.shared.clone();
+        let record = move || {
+            if let Leftovers::SortedOutFor(sorted) = &mut shared.lock().leftovers {
+                *sorted = live.into_iter().collect();
+            }
+            shared.change(|_| Ok(()))
+        };
+        offload(&*self.offload, record).await.map_err(LayoutError::Interrupted)?
+    }
+
+    /// Records that this node has nothing to move for `key`; see [`LayoutHistory::mark_blocks_verified`].
+    ///
+    /// # Errors
+    /// As there, and those of saving.
+    pub async fn mark_blocks_verified(&self, key: VersionKey) -> Result<(), LayoutError> {
+        let me = self.shared.me;
+        self.change(move |history| history.mark_blocks_verified(me, key)).await
+    }
+
     /// Takes in what another node knows; see [`LayoutHistory::merge`].
     ///
     /// # Errors
@@ -311,7 +347,10 @@ impl Shared {
             let mut next = (*changes.history).clone();
             self.judge_fresh(&next);
             match self.standing.get() {
-                Standing::Whole => next.advance(self.me, changes.older_writes()),
+                Standing::Whole => {
+                    let waits_for = changes.waits_for(&next);
+                    next.advance(self.me, waits_for);
+                }
                 // Its word is worth nothing yet.
                 Standing::Fresh | Standing::Rebuilding | Standing::Accepted => next.retire_synced(),
             }
@@ -369,6 +408,16 @@ impl Shared {
 }
 
 impl Changes {
+    /// What the acknowledgement of the live versions waits for.
+    fn waits_for(&mut self, next: &LayoutHistory) -> OlderWrites {
+        match &self.leftovers {
+            Leftovers::SortedOutFor(sorted) if !next.live().all(|version| sorted.contains(&version.key())) => {
+                OlderWrites::Running
+            }
+            Leftovers::SortedOutFor(_) | Leftovers::Impossible => self.older_writes(),
+        }
+    }
+
     fn older_writes(&mut self) -> OlderWrites {
         self.draining.retain(|generation| generation.strong_count() > 0);
         if self.draining.is_empty() { OlderWrites::Done } else { OlderWrites::Running }

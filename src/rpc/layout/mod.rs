@@ -24,7 +24,7 @@ pub mod view;
 pub use assignment::Assignment;
 pub use error::LayoutError;
 pub use history::LayoutHistory;
-pub use manager::{LayoutManager, WritePermit};
+pub use manager::{LayoutManager, Leftovers, WritePermit};
 pub use report::Report;
 pub use standing::{SharedStanding, Standing, StartFacts};
 pub use version::{LayoutParameters, LayoutVersion, NodeRole, VersionKey, ZoneRedundancy};

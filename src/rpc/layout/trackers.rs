@@ -14,6 +14,10 @@ use super::version::VersionKey;
 pub struct Tracker(BTreeMap<NodeId, VersionKey>);
 
 impl Tracker {
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     pub fn get(&self, node: NodeId) -> Option<VersionKey> {
         self.0.get(&node).copied()
     }
@@ -36,7 +40,7 @@ impl Crdt for Tracker {
     }
 }
 
-/// The three trackers of a cluster.
+/// The trackers of a cluster.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Trackers {
     /// The node knows every version up to this one, and no write that ignores it is still running there.
@@ -48,6 +52,10 @@ pub struct Trackers {
     /// The node knows that every node's `sync` has reached this version.
     #[serde(rename = "sa")]
     pub sync_ack: Tracker,
+    /// The node has looked at every block that it must hold in this version, and has nothing to fetch and nothing to hand over. Older
+    /// programs do not tell, and drop what others tell.
+    #[serde(rename = "b", default, skip_serializing_if = "Tracker::is_empty")]
+    pub blocks: Tracker,
 }
 
 impl Crdt for Trackers {
@@ -55,5 +63,6 @@ impl Crdt for Trackers {
         self.ack.merge(&other.ack);
         self.sync.merge(&other.sync);
         self.sync_ack.merge(&other.sync_ack);
+        self.blocks.merge(&other.blocks);
     }
 }

@@ -13,14 +13,25 @@ use tokio::time::Instant;
 
 use super::Mesh;
 use super::arrivals::{Arrival, Kind};
-use super::endpoints::Ping;
+use super::endpoints::{Exchange, Ping};
 use super::refusals::Telling;
 use crate::client::log_end;
 use crate::endpoint::{Caller, Message, Role};
 use crate::error::RpcError;
 use crate::link::{Duplicate, Link};
-use crate::peers::PeerAddresses;
+use crate::peers::{News, PeerAddresses};
 use crate::serve::{Service, serve};
+
+/// Peers nobody waits for that are asked in one interval whether they are there.
+const PINGED_IN_ONE_INTERVAL: usize = 10;
+
+/// What a peer was told of others' addresses.
+#[derive(Default)]
+struct Told {
+    /// Everything known until then; `None` before the first exchange.
+    until: Option<u64>,
+    at: Option<Instant>,
+}
 
 /// How long a replaced connection may finish the calls it carries.
 const SUPERSEDED_GRACE: Duration = Duration::from_secs(10);
@@ -106,7 +117,7 @@ impl Mesh {
         let Multiplexed { connection, incoming, driver } = established.multiplex(self.0.options.windows);
         // Not bound to the shutdown: it ends by itself once the connection is closed, and says so to the peer.
         self.0.options.spawn.spawn("mesh-driver", log_end(driver).boxed());
-        let link = Arc::new(Link::new(connection.clone(), caller_id));
+        let link = Arc::new(Link::new(connection.clone(), caller_id, remote.clone(), self.0.state.calls.clone()));
         let decision = self.0.state.add(&link, address);
         let caller = Caller { node: peer, role: Role::Node };
         let serving = serve(self.service(), caller, incoming, connection);
@@ -145,7 +156,7 @@ impl Mesh {
     async fn ping_until_silent(&self, link: &Link, origin: Option<&str>) {
         let timing = self.0.options.timing;
         let mut missed = 0;
-        let mut exchanged: Option<Instant> = None;
+        let mut told = Told::default();
         while missed < timing.pings_missed_max {
             let sent = Instant::now();
             match link.call(&Message::new(Ping {}), timing.ping_timeout).await {
@@ -163,22 +174,50 @@ impl Mesh {
                     }
                 }
             }
-            let due = exchanged.is_none_or(|last| last.elapsed() >= timing.exchange_interval);
-            if missed == 0 && due && link.class() == Class::Metadata && self.exchange(link, origin).await.is_ok() {
-                exchanged = Some(Instant::now());
+            if missed == 0 && link.class() == Class::Metadata {
+                self.tell_news(link, origin, &mut told).await;
             }
-            tokio::time::sleep(timing.ping_interval).await;
+            self.pause_between_pings(link, missed).await;
+        }
+    }
+
+    /// A peer that nobody waits for is asked the more rarely the more there are, so that what a node does while nothing happens does
+    /// not grow with them.
+    async fn pause_between_pings(&self, link: &Link, missed: u32) {
+        let interval = self.0.options.timing.ping_interval;
+        let intervals = self.0.state.connected().div_ceil(PINGED_IN_ONE_INTERVAL).max(1);
+        for _interval in 0..intervals {
+            tokio::time::sleep(interval).await;
+            if missed > 0 || link.is_calling() {
+                return;
+            }
+        }
+    }
+
+    /// Exchanges addresses when the connection is new, and now and then what has become known since.
+    async fn tell_news(&self, link: &Link, origin: Option<&str>, told: &mut Told) {
+        if told.at.is_some_and(|at| at.elapsed() < self.0.options.timing.exchange_interval) {
+            return;
+        }
+        let News { peers, until } = self.0.state.news_for(told.until);
+        if told.until.is_some() && peers.is_empty() {
+            return;
+        }
+        match self.exchange(link, origin, self.0.state.telling(peers)).await {
+            Ok(()) => *told = Told { until: Some(until), at: Some(Instant::now()) },
+            Err(error) => tracing::debug!(peer = ?link.peer(), %error, "addresses could not be exchanged; they will be"),
         }
     }
 
     /// `origin`: the host from which the peer called us, if it did.
-    async fn exchange(&self, link: &Link, origin: Option<&str>) -> Result<(), RpcError> {
-        let reply = link.call(&Message::new(self.0.state.exchange()), self.0.options.timing.ping_timeout).await?;
+    async fn exchange(&self, link: &Link, origin: Option<&str>, telling: Exchange) -> Result<(), RpcError> {
+        let reply = link.call(&Message::new(telling), self.0.options.timing.ping_timeout).await?;
         self.0.state.learn(&reply.body.peers);
-        if let Some((host, port)) = origin.zip(reply.body.port) {
-            let seen = HostPort { host: host.to_owned(), port }.to_string();
+        let seen = origin.zip(reply.body.port).map(|(host, port)| HostPort { host: host.to_owned(), port }.to_string());
+        if let Some(seen) = seen.clone() {
             self.0.state.learn(&[PeerAddresses { id: link.peer(), addresses: vec![seen] }]);
         }
+        self.0.state.announced(link.peer(), reply.body.announced(), seen.as_deref().unwrap_or(&link.remote));
         Ok(())
     }
 }

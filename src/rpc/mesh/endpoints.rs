@@ -5,12 +5,13 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use garage_net::Class;
+use garage_types::config::ConsistencyMode;
 use serde::{Deserialize, Serialize};
 
 use super::state::Shared;
 use crate::endpoint::{Caller, Handler, Message, Request};
 use crate::error::RpcError;
-use crate::peers::PeerAddresses;
+use crate::peers::{Announced, PeerAddresses};
 
 /// "Are you there?"
 #[derive(Serialize, Deserialize)]
@@ -41,6 +42,18 @@ pub(super) struct Exchange {
     /// Where the sender listens: together with the address its connections come from, a place where it may be reached.
     #[serde(rename = "l", default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
+    /// Drawn at each start of the sender: two processes with one key differ in it.
+    #[serde(rename = "n", default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<u64>,
+    /// The sender's consistency mode, by name.
+    #[serde(rename = "m", default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<String>,
+}
+
+impl Exchange {
+    pub(super) fn announced(&self) -> Announced {
+        Announced { instance: self.instance, consistency: self.mode.as_deref().and_then(ConsistencyMode::named) }
+    }
 }
 
 impl Request for Exchange {

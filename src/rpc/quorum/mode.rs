@@ -33,6 +33,7 @@ impl Quorums {
 #[cfg(test)]
 mod tests {
     use super::{ConsistencyMode, Quorums};
+    use crate::quorum::WriteQuorum;
 
     #[test]
     fn quorums_follow_the_table_of_the_manual() {
@@ -60,6 +61,17 @@ mod tests {
             assert_eq!(Quorums::certain(factor, Consistent), consistent);
             assert_eq!(Quorums::certain(factor, Degraded), consistent, "its writes are consistent ones");
             assert_eq!(Quorums::certain(factor, Dangerous), Quorums { read: factor, ..consistent });
+        }
+    }
+
+    #[test]
+    fn where_a_consistent_read_asks_one_copy_every_copy_has_what_was_acknowledged() {
+        for copies in 1..20 {
+            let Quorums { read, write } = Quorums::of(copies, ConsistencyMode::Consistent);
+            assert!(read > 1 || write == copies, "{copies} copies");
+            // Of tables that every node has, a read asks as many as a majority leaves out, and one more.
+            let (read, write) = (copies - copies / 2, WriteQuorum::Majority.of(copies));
+            assert!(read > 1 || write == copies, "{copies} nodes");
         }
     }
 

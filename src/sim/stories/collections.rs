@@ -164,6 +164,43 @@ pub(super) fn a_collection_breaks_off(stage: Stage) -> BoxFuture<'static, ()> {
     .boxed()
 }
 
+/// An owner is off until nobody remembers that it was one: a new one takes its place, everything is deleted, the tombstones are
+/// collected, and layouts follow each other. Then it is given its place again, with rows that nobody else has any more.
+pub(super) fn an_owner_returns_late(stage: Stage) -> BoxFuture<'static, ()> {
+    async move {
+        let [old, one, other] = stage.shuffled()[..] else { return };
+        let new = stage.roles;
+        stage.fill(&[old, one, other]).await;
+        stage.pause(1, 1_000).await;
+        stage.note(&format!("{old} is off"));
+        stage.machine(old).crash(Death::Reset);
+        let number = stage.change_layout(one, &[old], &[new]).await;
+        stage.pause(500, 2_000).await;
+        let layout = stage.machine(one).node().expect("it runs").layout;
+        let dead = [stage.id(old)].into_iter().collect();
+        layout.skip_dead_nodes(number, dead, MissingData::Refuse).await.expect("a dead node can be skipped");
+        stage.settled(number).await;
+        for key in stage.keys() {
+            stage.delete(stage.some(&[one, other, new]), key).await;
+        }
+        while layout.current().history().numbered(1).next().is_some() {
+            let number = stage.change_layout(one, &[], &[new]).await;
+            stage.settled(number).await;
+            // Blocks are looked at, and the layouts before are forgotten.
+            stage.pause(1_000, 5_000).await;
+        }
+        stage.pause(5_000, 30_000).await;
+        let reader = stage.reader(&[one, other, new], 200);
+        let number = stage.change_layout(one, &[new], &[old]).await;
+        stage.note(&format!("{old} is back as an owner"));
+        stage.machine(old).restart().await;
+        stage.settled(number).await;
+        stage.pause(5_000, 30_000).await;
+        drop(reader);
+    }
+    .boxed()
+}
+
 /// An owner is off while another takes its place, everything is deleted and the tombstones are collected. It comes back with rows that
 /// nobody else has any more, either to hand them over or to be an owner again.
 pub(super) fn an_old_owner_returns(stage: Stage) -> BoxFuture<'static, ()> {

@@ -47,7 +47,7 @@ pub struct Story {
 const THREE: Story =
     Story { name: "", machines: 3, roles: 3, replication_factor: 3, keys: 4, play: databases::lost_while_another_is_away };
 
-pub const STORIES: [Story; 23] = [
+pub const STORIES: [Story; 24] = [
     Story { name: "lost-database", ..THREE },
     Story { name: "two-lost-databases", machines: 5, roles: 5, replication_factor: 5, play: databases::two_are_lost, ..THREE },
     Story { name: "restored-database", play: databases::restored_from_a_copy, ..THREE },
@@ -57,6 +57,7 @@ pub const STORIES: [Story; 23] = [
     Story { name: "broken-collection", machines: 4, play: collections::a_collection_breaks_off, ..THREE },
     Story { name: "late-reader", machines: 4, play: collections::a_reader_comes_late, ..THREE },
     Story { name: "returner", machines: 4, play: collections::an_old_owner_returns, ..THREE },
+    Story { name: "late-returner", machines: 4, play: collections::an_owner_returns_late, ..THREE },
     Story { name: "replaced-owners", machines: 5, keys: 6, play: layouts::two_owners_are_replaced, ..THREE },
     Story { name: "one-source", machines: 6, play: layouts::one_stale_source, ..THREE },
     Story { name: "waiting-layout", machines: 7, play: layouts::a_layout_waits_for_one, ..THREE },

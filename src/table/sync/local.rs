@@ -21,6 +21,9 @@ use crate::store::TableStore;
 use crate::transaction::Dropped;
 use crate::wire::TableId;
 
+/// Rows set aside in one transaction.
+const SET_ASIDE_AT_ONCE: usize = 500;
+
 impl TableStore {
     pub(crate) fn segments(&self, table: TableId) -> Result<Segments, TableError> {
         Ok(self.0.table(table)?.segments(table, self.0.digests))
@@ -191,6 +194,44 @@ impl TableStore {
             Ok(kept)
         })
         .await
+    }
+
+    /// Sets aside every row of the sharded tables in these slices; see [`Self::set_aside`].
+    ///
+    /// # Errors
+    /// [`TableError`]; what was set aside before stays so.
+    pub(crate) async fn set_slices_aside(&self, slices: Vec<KeyRange>, reason: Reason) -> Result<u64, TableError> {
+        let mut kept = 0;
+        for (table, range) in self.occupied(slices).await? {
+            loop {
+                let page = self.named_page(table, range.clone(), SET_ASIDE_AT_ONCE).await?;
+                let is_last = page.until.is_none();
+                kept += self.set_aside(table, page.named.into_iter().map(|named| named.key).collect(), reason).await?;
+                if is_last {
+                    break;
+                }
+            }
+        }
+        Ok(kept)
+    }
+
+    /// The slices among these in which there are rows, by sharded table.
+    async fn occupied(&self, slices: Vec<KeyRange>) -> Result<Vec<(TableId, KeyRange)>, TableError> {
+        let sharded = self.0.tables.iter().filter(|(_, local)| local.rules.replication() == Replication::Sharded);
+        let trees: Vec<(TableId, Tree)> = sharded.map(|(table, local)| (*table, local.rows.raw())).collect();
+        let read = move |tx: &Snapshot<'_>| {
+            let mut occupied = Vec::new();
+            for (table, tree) in &trees {
+                for slice in &slices {
+                    tx.range(*tree, slice.bounds(), Direction::Forward, &mut |_key, _row| {
+                        occupied.push((*table, slice.clone()));
+                        ControlFlow::Break(())
+                    })?;
+                }
+            }
+            Ok(occupied)
+        };
+        self.db().read(read).await
     }
 
     /// Takes off this node the rows that are still as named. Returns how many went.

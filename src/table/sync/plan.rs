@@ -2,7 +2,7 @@
 //!
 //! Must stay true: rows count as received only when they came from as many owners of the version that reads use as a read asks, this
 //! node counting for itself only where it is one of them and its rows are all there; a range that is no longer this node's is
-//! compared with all its owners.
+//! compared with all its owners. Only rows of an unbroken time as an owner ([`Tenures`]) are offered without looking at epochs.
 
 use std::collections::BTreeSet;
 
@@ -12,6 +12,7 @@ use garage_types::placement::Partition;
 use garage_types::planted::{Bug, is_planted};
 use garage_types::{NodeId, Placement};
 
+use super::tenure::Tenures;
 use crate::schema::Replication;
 use crate::segments::KeyRange;
 use crate::wire::TableId;
@@ -21,9 +22,9 @@ use crate::wire::TableId;
 pub enum Part {
     /// One of those who answer reads.
     Owner,
-    /// An owner in a later version only, and none before: what it has was written since.
+    /// An owner in a later version only: what it has was written since it is one.
     Newcomer,
-    /// An owner in a later version only that was one before, or one with an older database: its rows may be left over.
+    /// An owner that has not been one all the time, or one with an older database: its rows may be left over.
     Returner,
     /// An owner whose database was lost: it only receives.
     Rebuilder,
@@ -61,7 +62,7 @@ pub fn can_rebuild_from(layout: &ClusterLayout, me: NodeId, tables: &[(TableId, 
     let differs = |kind: &Replication| kinds.contains(kind);
     let wanted = [Replication::Sharded, Replication::FullCopy].into_iter().filter(differs);
     wanted
-        .flat_map(|kind| units(layout, me, OwnRows::Rebuilding, kind))
+        .flat_map(|kind| units(layout, me, OwnRows::Rebuilding, &Tenures::Unrecorded, kind))
         .filter(|unit| unit.part != Part::Leaver)
         .all(|unit| has_enough(&unit))
 }
@@ -76,13 +77,13 @@ pub enum OwnRows {
 }
 
 /// What `me` has to compare of a table.
-pub fn units(layout: &ClusterLayout, me: NodeId, own: OwnRows, replication: Replication) -> Vec<Unit> {
+pub fn units(layout: &ClusterLayout, me: NodeId, own: OwnRows, tenures: &Tenures, replication: Replication) -> Vec<Unit> {
     if layout.is_empty() {
         return Vec::new();
     }
     match replication {
         Replication::FullCopy => full_copy(layout, me, own).into_iter().collect(),
-        Replication::Sharded => slices(layout).into_iter().filter_map(|range| sharded(layout, me, own, range)).collect(),
+        Replication::Sharded => slices(layout).into_iter().filter_map(|range| sharded(layout, me, own, tenures, range)).collect(),
     }
 }
 
@@ -102,44 +103,36 @@ fn full_copy(layout: &ClusterLayout, me: NodeId, own: OwnRows) -> Option<Unit> {
         return None;
     }
     let readers = layout.read_members();
-    let part = part_of(readers.contains(&me), Before::Unknown, own);
+    let part = part_of(readers.contains(&me), Tenure::Unbroken, own);
     let majority = WriteQuorum::Majority.of(readers.len());
     Some(unit(KeyRange::ALL, part, me, members.to_vec(), readers, majority).of_accepted(own))
 }
 
-fn sharded(layout: &ClusterLayout, me: NodeId, own: OwnRows, range: KeyRange) -> Option<Unit> {
+fn sharded(layout: &ClusterLayout, me: NodeId, own: OwnRows, tenures: &Tenures, range: KeyRange) -> Option<Unit> {
     let placement = first_placement(&range);
     let readers = layout.read_nodes(placement);
     let owners: BTreeSet<NodeId> = layout.write_sets(placement).into_iter().flatten().collect();
-    let before = if was_owner(layout, me, placement) { Before::Owner } else { Before::Unknown };
-    let part = if owners.contains(&me) { part_of(readers.contains(&me), before, own) } else { Part::Leaver };
+    let tenure = if tenures.is_unbroken(layout, me, placement) { Tenure::Unbroken } else { Tenure::Broken };
+    let part = if owners.contains(&me) { part_of(readers.contains(&me), tenure, own) } else { Part::Leaver };
     // Whatever the consistency mode: what moves must be all that was acknowledged.
     let quorum = Quorums::of(layout.replication_factor(), ConsistencyMode::Consistent).read;
     Some(unit(range, part, me, owners.into_iter().collect(), readers, quorum).of_accepted(own))
 }
 
-/// What a node was in versions that are retired by now.
+/// Whether a node has been an owner since its rows were known to be of its time. Full-copy tables keep their tombstones: for them it
+/// does not matter.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Before {
-    Owner,
-    /// Not that anybody remembers.
-    Unknown,
+enum Tenure {
+    Unbroken,
+    Broken,
 }
 
-fn was_owner(layout: &ClusterLayout, me: NodeId, placement: Placement) -> bool {
-    layout.history().past().any(|version| {
-        let assignment = version.assignment();
-        assignment.row(placement.partition(assignment.partition_bits())).any(|node| node == me)
-    })
-}
-
-fn part_of(is_reader: bool, before: Before, own: OwnRows) -> Part {
-    match (own, is_reader, before) {
+fn part_of(is_reader: bool, tenure: Tenure, own: OwnRows) -> Part {
+    match (own, is_reader, tenure) {
         (OwnRows::Rebuilding, _, _) => Part::Rebuilder,
-        (OwnRows::Accepted, _, _) => Part::Returner,
-        (OwnRows::Whole, true, _) => Part::Owner,
-        (OwnRows::Whole, false, Before::Unknown) => Part::Newcomer,
-        (OwnRows::Whole, false, Before::Owner) => Part::Returner,
+        (OwnRows::Accepted, _, _) | (OwnRows::Whole, _, Tenure::Broken) => Part::Returner,
+        (OwnRows::Whole, true, Tenure::Unbroken) => Part::Owner,
+        (OwnRows::Whole, false, Tenure::Unbroken) => Part::Newcomer,
     }
 }
 
@@ -168,7 +161,7 @@ fn unit(range: KeyRange, part: Part, me: NodeId, owners: Vec<NodeId>, readers: &
 }
 
 /// The hash space in slices that lie in one partition and in one slot of tombstone collection.
-fn slices(layout: &ClusterLayout) -> Vec<KeyRange> {
+pub(super) fn slices(layout: &ClusterLayout) -> Vec<KeyRange> {
     let bits = u32::from(layout.partition_bits()).max(8);
     let bound = |index: u32| ((index << (16 - bits)) as u16).to_be_bytes();
     let count = 1_u32 << bits;
@@ -182,7 +175,7 @@ fn trimmed(bound: [u8; 2]) -> Vec<u8> {
 }
 
 /// The placement with which a slice begins.
-fn first_placement(range: &KeyRange) -> Placement {
+pub(super) fn first_placement(range: &KeyRange) -> Placement {
     let mut bytes = [0; 32];
     bytes[..range.from.len()].copy_from_slice(&range.from);
     Placement::from_bytes(bytes)
@@ -196,7 +189,7 @@ mod tests {
     use garage_rpc::layout::{ClusterLayout, NodeRole};
     use garage_types::{NodeId, Timestamp};
 
-    use super::{KeyRange, OwnRows, Part, Unit, can_rebuild_from, slices_of_others, units};
+    use super::{KeyRange, OwnRows, Part, Tenures, Unit, can_rebuild_from, slices_of_others, units};
     use crate::schema::Replication;
     use crate::wire::TableId;
 
@@ -223,7 +216,7 @@ mod tests {
     }
 
     fn of(history: &LayoutHistory, n: u8, own: OwnRows) -> Vec<Unit> {
-        units(&view(history), node(n), own, Replication::Sharded)
+        units(&view(history), node(n), own, &Tenures::Unrecorded, Replication::Sharded)
     }
 
     #[test]
@@ -236,7 +229,10 @@ mod tests {
             from = unit.range.to.clone().unwrap_or_default();
         }
         assert_eq!(from, Vec::<u8>::new());
-        assert_eq!(units(&view(&three()), node(1), OwnRows::Whole, Replication::FullCopy)[0].range, KeyRange::ALL);
+        assert_eq!(
+            units(&view(&three()), node(1), OwnRows::Whole, &Tenures::Unrecorded, Replication::FullCopy)[0].range,
+            KeyRange::ALL
+        );
     }
 
     #[test]
@@ -282,7 +278,7 @@ mod tests {
         let leaver = &of(&history, 3, OwnRows::Whole)[0];
         assert_eq!((leaver.part, leaver.needed), (Part::Leaver, 3));
         assert_eq!(leaver.sources, vec![node(1), node(2), node(4)]);
-        assert!(units(&view(&history), node(3), OwnRows::Whole, Replication::FullCopy).is_empty());
+        assert!(units(&view(&history), node(3), OwnRows::Whole, &Tenures::Unrecorded, Replication::FullCopy).is_empty());
         assert_eq!(slices_of_others(&view(&history), node(3)).len(), 256);
         assert!(slices_of_others(&view(&history), node(4)).is_empty());
         // Taken back, it may have kept rows that the others have forgotten by now.
@@ -290,5 +286,8 @@ mod tests {
         history.stage_removal(Timestamp::from_millis(3), node(4)).unwrap();
         history.apply(3).unwrap();
         assert_eq!(of(&history, 3, OwnRows::Whole)[0].part, Part::Returner);
+        let sorted = Tenures::Unrecorded.without_leftovers(&view(&history), node(3));
+        let again = units(&view(&history), node(3), OwnRows::Whole, &sorted, Replication::Sharded);
+        assert_eq!(again[0].part, Part::Newcomer, "its rows of that time are set aside");
     }
 }

@@ -6,8 +6,10 @@ use garage_rpc::layout::{ClusterLayout, VersionKey};
 use garage_types::NodeId;
 
 use super::plan::{OwnRows, Part, Unit, units};
+use super::tenure::Tenures;
 use super::wire::RANGES_MAX;
 use crate::schema::Replication;
+use crate::segments::KeyRange;
 use crate::wire::TableId;
 
 /// Number of a unit in its round.
@@ -35,9 +37,17 @@ pub struct Round {
     units: Vec<(TableId, Unit)>,
     done: Vec<BTreeSet<NodeId>>,
     pub jobs: VecDeque<Job>,
+    pub extent: Extent,
     pub failures: u64,
     /// Peers with whom something failed.
     pub failed: BTreeSet<NodeId>,
+}
+
+/// With whom a round compares.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Extent {
+    Everybody,
+    SomePeers,
 }
 
 /// What a finished round proves.
@@ -50,10 +60,15 @@ pub struct Proof {
 }
 
 impl Round {
-    pub fn new(layout: &ClusterLayout, me: NodeId, own: OwnRows, tables: &[(TableId, Replication)]) -> Self {
+    pub fn new(
+        layout: &ClusterLayout,
+        me: NodeId,
+        (own, tenures): (OwnRows, &Tenures),
+        tables: &[(TableId, Replication)],
+    ) -> Self {
         let mut all = Vec::new();
         for (table, replication) in tables {
-            all.extend(units(layout, me, own, *replication).into_iter().map(|unit| (*table, unit)));
+            all.extend(units(layout, me, own, tenures, *replication).into_iter().map(|unit| (*table, unit)));
         }
         let mut jobs = VecDeque::new();
         let mut roots: BTreeMap<(TableId, NodeId), Vec<UnitIndex>> = BTreeMap::new();
@@ -79,9 +94,31 @@ impl Round {
             done: vec![BTreeSet::new(); all.len()],
             units: all,
             jobs,
+            extent: Extent::Everybody,
             failures: 0,
             failed: BTreeSet::new(),
         }
+    }
+
+    /// Leaves out everybody but these peers; ranges are handed over where one of them is an owner.
+    pub fn restrict_to(&mut self, peers: &BTreeSet<NodeId>) {
+        self.extent = Extent::SomePeers;
+        let units = &self.units;
+        self.jobs.retain(|job| match job {
+            Job::Roots { peer, .. } | Job::Session { peer, .. } => peers.contains(peer),
+            Job::Leave { unit } => units[*unit].1.peers.iter().any(|owner| peers.contains(owner)),
+        });
+    }
+
+    /// Leaves out everybody but these peers in tables that every node has.
+    pub fn spare_full_copies(&mut self, peers: &BTreeSet<NodeId>) {
+        let units = &self.units;
+        self.jobs.retain(|job| match job {
+            Job::Roots { peer, units: ranges } => {
+                peers.contains(peer) || !ranges.iter().any(|unit| units[*unit].1.range == KeyRange::ALL)
+            }
+            Job::Session { .. } | Job::Leave { .. } => true,
+        });
     }
 
     pub fn unit(&self, index: UnitIndex) -> (TableId, &Unit) {
@@ -118,6 +155,7 @@ impl Round {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::sync::Arc;
 
     use garage_rpc::layout::history::{LayoutHistory, OlderWrites};
@@ -127,6 +165,7 @@ mod tests {
     use super::{Job, Round};
     use crate::schema::Replication;
     use crate::sync::plan::OwnRows;
+    use crate::sync::tenure::Tenures;
     use crate::wire::TableId;
 
     const TABLES: [(TableId, Replication); 2] = [(TableId(1), Replication::Sharded), (TableId(2), Replication::FullCopy)];
@@ -171,16 +210,38 @@ mod tests {
         let history = replaced();
         let layout = view(&history);
         for (peers, synced) in [(&[1][..], false), (&[4], false), (&[1, 2], true), (&[2, 3], true)] {
-            let mut round = Round::new(&layout, node(4), OwnRows::Whole, &TABLES);
+            let mut round = Round::new(&layout, node(4), (OwnRows::Whole, &Tenures::Unrecorded), &TABLES);
             compare(&mut round, peers);
             assert_eq!(round.proof(&layout).synced.is_some(), synced, "{peers:?}");
         }
     }
 
     #[test]
+    fn a_round_for_who_came_up_asks_nobody_else_and_an_idle_one_few_for_full_copies() {
+        let layout = view(&replaced());
+        let peers_of = |round: &Round, table: TableId| -> BTreeSet<NodeId> {
+            let asked = round.jobs.iter().filter_map(|job| match job {
+                Job::Roots { peer, units } if round.unit(units[0]).0 == table => Some(*peer),
+                _ => None,
+            });
+            asked.collect()
+        };
+        let whole = || Round::new(&layout, node(1), (OwnRows::Whole, &Tenures::Unrecorded), &TABLES);
+        let (sharded, full) = (TableId(1), TableId(2));
+        let all = BTreeSet::from([node(2), node(3), node(4)]);
+        assert_eq!((peers_of(&whole(), sharded), peers_of(&whole(), full)), (all.clone(), all.clone()));
+        let mut some = whole();
+        some.restrict_to(&BTreeSet::from([node(3)]));
+        assert_eq!((peers_of(&some, sharded), peers_of(&some, full)), ([node(3)].into(), [node(3)].into()));
+        let mut idle = whole();
+        idle.spare_full_copies(&BTreeSet::from([node(2)]));
+        assert_eq!((peers_of(&idle, sharded), peers_of(&idle, full)), (all, [node(2)].into()));
+    }
+
+    #[test]
     fn what_came_from_owners_of_a_version_retired_meanwhile_proves_nothing() {
         let mut history = replaced();
-        let mut round = Round::new(&view(&history), node(4), OwnRows::Whole, &TABLES);
+        let mut round = Round::new(&view(&history), node(4), (OwnRows::Whole, &Tenures::Unrecorded), &TABLES);
         compare(&mut round, &[1, 2, 3]);
         let key = history.current().unwrap().key();
         (1..=4).for_each(|n| history.mark_synced(node(n), key).unwrap());

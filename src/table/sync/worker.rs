@@ -1,13 +1,15 @@
-//! The worker that keeps this node's rows equal to the other owners': now and then, when a peer comes up, after layout changes, when
-//! told to. It also moves partitions: what a new layout version asks for is received, what it takes away is handed over; and it
-//! rebuilds a node whose database was lost.
+//! The worker that keeps this node's rows equal to the other owners': now and then, after layout changes, when told to, and with a
+//! peer that comes up or did not take a write. It also moves partitions: what a new layout version asks for is received, what it takes
+//! away is handed over; and it rebuilds a node whose database was lost.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use garage_rpc::cluster::Cluster;
+use garage_rpc::layout::gossip::{newly_met, some_of};
 use garage_rpc::layout::{ClusterLayout, Standing, VersionKey};
 use garage_types::planted::{Bug, is_planted};
 use garage_types::{NodeId, Random, chain};
@@ -17,21 +19,27 @@ use tokio::time::Instant;
 
 use super::leave::Leave;
 use super::plan::{OwnRows, Part};
-use super::round::{Job, Round, UnitIndex};
+use super::round::{Extent, Job, Round, UnitIndex};
 use super::session::{Moved, Progress, Session, Surroundings};
+use super::tenure::Tenures;
 use super::wire::AskDigests;
 use crate::epochs::Slot;
 use crate::error::TableError;
 use crate::schema::Replication;
+use crate::set_aside::Reason;
 use crate::store::TableStore;
 use crate::wire::TableId;
 
 /// Between two rounds when nothing happens: at least this, at most three times this.
-const PERIOD: Duration = Duration::from_secs(30 * 60);
+const PERIOD: Duration = Duration::from_secs(10 * 60);
+/// How long a peer that did not take a write is left alone before its rows are compared.
+const MISSED_REST: Duration = Duration::from_secs(60);
 /// Before a round is repeated that had to succeed and did not.
 const RETRY: Duration = Duration::from_secs(5);
 /// It takes twice as long each time, up to some five minutes.
 const RETRY_DOUBLINGS_MAX: u32 = 6;
+/// With how many nodes tables that every node has are compared when nothing happened: whoever lacks a row soon meets one who has it.
+const FULL_COPIES_COMPARED: usize = 5;
 /// In calls: writes that were under way when this node started have ended by then, those included that were sent a second time.
 const LATE_WRITE_CALLS: u32 = 2;
 
@@ -65,6 +73,12 @@ pub struct SyncWorker {
     control: SyncControl,
     layouts: Watch,
     links: Watch,
+    /// The peers connected when the links last changed; see [`Mesh::arrivals`](garage_rpc::mesh::Mesh::arrivals).
+    met: BTreeMap<NodeId, u64>,
+    /// Peers that have come up, or have missed a write, since the last round began.
+    arrived: BTreeSet<NodeId>,
+    /// When those that have missed a write are compared.
+    missed_at: Option<Instant>,
     /// Live versions that the last round was made for.
     seen: Vec<VersionKey>,
     next_at: Instant,
@@ -74,6 +88,8 @@ pub struct SyncWorker {
     active: Option<Active>,
     moved: Moved,
     rounds: u64,
+    /// Rows of an earlier time that were set aside, and may be among those that the other owners give this node.
+    leftovers: u64,
     /// Rounds in a row that did not reach everybody who is there.
     retries: u32,
     /// How far the rows set aside were compared with this node's tables, since its start or its rebuilding; `None` when that is over.
@@ -96,6 +112,9 @@ impl SyncWorker {
             around: Surroundings { store, cluster, layout: 0 },
             random,
             control,
+            met: BTreeMap::new(),
+            arrived: BTreeSet::new(),
+            missed_at: None,
             seen: Vec::new(),
             next_at: Instant::now(),
             round: None,
@@ -104,6 +123,7 @@ impl SyncWorker {
             active: None,
             moved: Moved::default(),
             rounds: 0,
+            leftovers: 0,
             retries: 0,
             // What an earlier run did not come to.
             known_after: Some(None),
@@ -120,30 +140,59 @@ impl SyncWorker {
         matches!(standing, Standing::Rebuilding | Standing::Accepted) || layout.history().version_to_sync(self.me()).is_some()
     }
 
-    fn begin_if_due(&mut self) -> bool {
+    async fn begin_if_due(&mut self) -> Result<Progress, TableError> {
         let layout = self.around.cluster.layout();
         let is_new = self.seen != layout.live_versions();
+        let is_wanted = self.control.take() || is_new;
         let due = Instant::now() >= self.next_at;
-        if !self.control.take() && !is_new && !due {
-            return false;
+        if !is_wanted && !due && self.arrived.is_empty() {
+            return Ok(Progress::Finished);
         }
         let standing = self.around.cluster.layout_manager().standing().get();
         if layout.is_empty() || standing == Standing::Fresh {
             self.next_at = Instant::now() + PERIOD;
-            return false;
+            return Ok(Progress::Finished);
         }
         let own = match standing {
             Standing::Rebuilding => OwnRows::Rebuilding,
             Standing::Accepted => OwnRows::Accepted,
             Standing::Fresh | Standing::Whole => OwnRows::Whole,
         };
+        let tenures = self.around.store.tenures().await?;
+        let tenures = if own == OwnRows::Whole { self.sort_out_leftovers(&layout, tenures).await? } else { tenures };
         self.seen = layout.live_versions().to_vec();
         self.around.layout = self.seen.first().map_or(0, |key| key.number);
-        let round = Round::new(&layout, self.me(), own, &self.tables);
+        let mut round = Round::new(&layout, self.me(), (own, &tenures), &self.tables);
+        let arrived = std::mem::take(&mut self.arrived);
+        if !is_wanted && !due {
+            round.restrict_to(&arrived);
+        } else if !is_wanted && self.retries == 0 && !self.is_awaited(&layout) {
+            let others = layout.all_nodes().iter().copied().filter(|node| *node != self.me()).collect();
+            round.spare_full_copies(&some_of(others, FULL_COPIES_COMPARED, &*self.random).into_iter().collect());
+        }
         tracing::debug!(node = %self.me().short(), jobs = round.jobs.len(), ?own, "comparing all rows with the other owners");
         self.round = Some(round);
         self.round_began = Instant::now();
-        true
+        Ok(Progress::More)
+    }
+
+    /// Sets aside what this node has from an earlier time in slices that the layout gives it, which it then acknowledges. Returns what
+    /// is recorded by then.
+    async fn sort_out_leftovers(&mut self, layout: &ClusterLayout, tenures: Tenures) -> Result<Tenures, TableError> {
+        let me = self.me();
+        let leftovers = tenures.leftovers(layout, me);
+        let kept = self.around.store.set_slices_aside(leftovers, Reason::Returned).await?;
+        self.leftovers += kept;
+        if kept > 0 {
+            tracing::warn!(node = %me, rows = kept, "this node owns partitions again that it owned long ago: the rows it had kept of them are set aside, and fetched anew from the other owners");
+        }
+        let sorted = tenures.without_leftovers(layout, me);
+        if sorted != tenures {
+            self.around.store.record_tenures(&sorted).await?;
+        }
+        let live = layout.live_versions().to_vec();
+        self.around.cluster.layout_manager().sorted_out(live).await.map_err(TableError::Layout)?;
+        Ok(sorted)
     }
 
     /// Whether the present round compares all that counts on the rows which this node lost. A write that began before may still wait
@@ -170,8 +219,12 @@ impl SyncWorker {
             return Ok(Step::Busy);
         }
         self.give_up_if_outdated();
-        if self.round.is_none() && !self.begin_if_due() {
-            return Ok(Step::Idle);
+        if self.round.is_none() {
+            // What was asked for is not forgotten because it could not begin.
+            match self.begin_if_due().await.inspect_err(|_error| self.control.request())? {
+                Progress::More => {}
+                Progress::Finished => return Ok(Step::Idle),
+            }
         }
         if let Some(active) = self.active.take() {
             self.go_on(active).await;
@@ -304,6 +357,15 @@ impl SyncWorker {
         let proof = round.proof(&layout);
         let failures = round.failures;
         tracing::debug!(node = %self.me().short(), failures, complete = proof.complete, moved = ?self.moved, "compared all rows");
+        if proof.complete && self.seen == layout.live_versions() {
+            let compared = Tenures::compared(&layout, self.me());
+            if compared != self.around.store.tenures().await? {
+                self.around.store.record_tenures(&compared).await?;
+            }
+            if std::mem::take(&mut self.leftovers) > 0 {
+                self.known_after = Some(None);
+            }
+        }
         // A peer that is not connected is compared when it is again.
         let missed_some = round.failed.iter().any(|peer| self.around.cluster.mesh().is_up(*peer));
         // An operator may have declared the database whole meanwhile: then it is compared first.
@@ -327,6 +389,9 @@ impl SyncWorker {
         } else if let Some(version) = proof.synced.filter(|_| round.own == OwnRows::Whole) {
             manager.mark_synced(version).await.map_err(TableError::Layout)?;
             tracing::info!(node = %self.me(), layout = version.number, "this node has all metadata of the layout");
+        }
+        if round.extent == Extent::SomePeers && !missed_some {
+            return Ok(());
         }
         let rest = if self.is_awaited(&self.around.cluster.layout()) {
             RETRY
@@ -371,13 +436,49 @@ impl Worker for SyncWorker {
     fn wait(&mut self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             let standing = self.around.cluster.layout_manager().standing().clone();
+            let cluster = self.around.cluster.clone();
             loop {
+                let missed_at = self.missed_at;
+                let compare_missed = async {
+                    match missed_at {
+                        Some(at) => tokio::time::sleep_until(at).await,
+                        None => std::future::pending().await,
+                    }
+                };
                 tokio::select! {
                     biased;
                     () = self.control.0.notify.notified() => return,
                     () = standing.changed() => return self.control.request(),
                     () = tokio::time::sleep_until(self.next_at) => return,
-                    () = self.links.changed() => return self.control.request(),
+                    () = compare_missed => {
+                        self.missed_at = None;
+                        let mut missed = cluster.missed().take();
+                        if missed.remove(&cluster.node_id()) {
+                            // What this node did not store itself, any of the others may have.
+                            self.control.request();
+                        }
+                        // Those that are down are compared when they come up.
+                        self.arrived.extend(missed.into_iter().filter(|peer| cluster.mesh().is_up(*peer)));
+                        if !self.arrived.is_empty() {
+                            return;
+                        }
+                    }
+                    () = cluster.missed().added() => {
+                        self.missed_at.get_or_insert_with(|| Instant::now() + MISSED_REST);
+                    }
+                    () = self.links.changed() => {
+                        let before = std::mem::replace(&mut self.met, self.around.cluster.mesh().arrivals());
+                        let arrived = newly_met(&before, &self.met);
+                        if arrived.is_empty() {
+                            continue;
+                        }
+                        self.arrived.extend(arrived);
+                        // What the cluster waits for takes several peers in one round.
+                        if self.is_awaited(&self.around.cluster.layout()) {
+                            self.control.request();
+                        }
+                        return;
+                    }
                     () = self.layouts.changed() => {
                         let layout = self.around.cluster.layout();
                         if self.seen != layout.live_versions() || self.is_awaited(&layout) {

@@ -44,12 +44,7 @@ fn factor(value: &Value) -> Option<u16> {
 }
 
 fn mode(value: &Value) -> Option<ConsistencyMode> {
-    match value.as_str()? {
-        "consistent" => Some(ConsistencyMode::Consistent),
-        "degraded" => Some(ConsistencyMode::Degraded),
-        "dangerous" => Some(ConsistencyMode::Dangerous),
-        _ => None,
-    }
+    ConsistencyMode::named(value.as_str()?)
 }
 
 /// `replication_mode` of versions before 1.0.

@@ -17,8 +17,8 @@ use crate::layout::version::{CAPACITY_MIN, LayoutParameters, LayoutVersion, Node
 
 /// Partition bits of a first layout; later ones keep those of the layout before.
 const FIRST_PARTITION_BITS: u8 = 8;
-/// Retired versions kept as information.
-const OLD_VERSIONS_MAX: u64 = 10;
+/// Retired versions kept as information even though every block of them has moved.
+const OLD_VERSIONS_SHOWN: u64 = 10;
 
 impl LayoutHistory {
     /// Prepares a role for a node.
@@ -136,6 +136,19 @@ impl LayoutHistory {
         Ok(())
     }
 
+    /// Records that `me` has looked at all its blocks and has nothing to move for `key`, the only live version.
+    ///
+    /// # Errors
+    /// [`LayoutError::UnknownVersion`]: it is not the only live version (any more).
+    pub fn mark_blocks_verified(&mut self, me: NodeId, key: VersionKey) -> Result<(), LayoutError> {
+        let live: Vec<VersionKey> = self.live_entries().map(|(key, _)| *key).collect();
+        if live != [key] {
+            return Err(LayoutError::UnknownVersion { key });
+        }
+        self.trackers.blocks.raise(me, key);
+        Ok(())
+    }
+
     /// Takes in what another node knows.
     ///
     /// # Errors
@@ -150,6 +163,7 @@ impl LayoutHistory {
             self.versions.entry(*key).or_insert_with(|| version.clone());
         }
         self.live_from = self.live_from.max(other.live_from);
+        self.kept_from = self.kept_from.max(other.kept_from);
         self.rejected.extend(&other.rejected);
         self.trackers.merge(&other.trackers);
         self.staging.merge(&other.staging);
@@ -187,6 +201,8 @@ impl LayoutHistory {
         self.reject_latecomers();
         let Some(settled) = self.settled() else { return };
         self.live_from = self.live_from.max(self.min_sync_ack().min(settled.number));
+        let shown_from = self.live_from.saturating_sub(OLD_VERSIONS_SHOWN);
+        self.kept_from = self.kept_from.max(shown_from.min(self.min_blocks()));
         self.forget_old();
     }
 
@@ -201,11 +217,10 @@ impl LayoutHistory {
         self.rejected.extend(late);
     }
 
-    /// Both sets are cut at a point that only depends on `live_from`, so that the cut does not disturb merging.
+    /// Both sets are cut at a point that a step chose and that only grows, so that the cut does not disturb merging.
     fn forget_old(&mut self) {
-        let kept_from = self.live_from.saturating_sub(OLD_VERSIONS_MAX);
-        self.versions.retain(|key, _| key.number >= kept_from);
-        self.rejected.retain(|key| key.number >= kept_from);
+        self.versions.retain(|key, _| key.number >= self.kept_from);
+        self.rejected.retain(|key| key.number >= self.kept_from);
     }
 
     fn difference_from(&self, before: &Self) -> Merged {

@@ -1,11 +1,13 @@
 use std::collections::BTreeSet;
 
-use garage_types::codec::{Unknown, decode, encode};
+use garage_types::codec::{Format, Unknown, decode, encode};
 use garage_types::{NodeId, Timestamp};
 use proptest::prelude::{ProptestConfig, Strategy, any, prop, proptest};
+use serde::{Deserialize, Serialize};
 
 use super::{LayoutHistory, MissingData, OlderWrites, VersionStatus};
 use crate::layout::error::LayoutError;
+use crate::layout::trackers::Tracker;
 use crate::layout::version::{LayoutParameters, NodeRole, VersionKey, ZoneRedundancy};
 
 const NOW: Timestamp = Timestamp::from_millis(1000);
@@ -240,7 +242,7 @@ fn a_version_made_late_beside_the_one_in_use_is_rejected_and_never_read() {
 }
 
 #[test]
-fn old_versions_are_kept_for_a_while_and_then_forgotten() {
+fn old_versions_are_remembered_until_every_node_has_the_blocks_of_a_later_one() {
     let mut history = cluster(&[1]);
     for number in 2..=30 {
         stage(&mut history, &[1]);
@@ -248,7 +250,21 @@ fn old_versions_are_kept_for_a_while_and_then_forgotten() {
         history.advance(node(1), OlderWrites::Done);
     }
     assert_eq!(numbers(&history), [30]);
-    assert_eq!(history.summaries().len(), 11);
+    assert_eq!(history.summaries().len(), 30, "its blocks may be where any of them put them");
+    let current = key(&history);
+    assert_eq!((history.blocks_to_verify(node(1)), history.blocks_to_verify(node(2))), (Some(current), None));
+    history.mark_blocks_verified(node(1), current).unwrap();
+    assert_eq!((history.blocks_to_verify(node(1)), history.min_blocks()), (None, 30));
+    let before = history.clone();
+    history.retire_synced();
+    assert_eq!(history.summaries().len(), 11, "the last ones stay as information");
+    assert_eq!(joined(&history, &before).summaries().len(), 11, "who has not heard of that brings none back");
+    assert_eq!(joined(&history, &before), joined(&before, &history));
+    // One who joins has none of its blocks.
+    stage(&mut history, &[2]);
+    history.apply(31).unwrap();
+    assert_eq!((history.min_blocks(), history.blocks_to_verify(node(1))), (0, None));
+    assert!(matches!(history.mark_blocks_verified(node(1), key(&history)), Err(LayoutError::UnknownVersion { .. })));
 }
 
 #[test]
@@ -266,6 +282,57 @@ fn the_state_survives_its_encoding_and_keeps_what_newer_programs_added() {
     assert_eq!(joined(&history, &read).unknown, newer.unknown);
 }
 
+/// The state file of one node, written by a version that did not track blocks.
+const EARLIER: &[u8] = include_bytes!("one_node_of_an_earlier_version");
+
+/// A history as such a version reads it: it keeps fields that it does not know, but not within the trackers.
+#[derive(Serialize, Deserialize)]
+struct EarlierHistory {
+    t: EarlierTrackers,
+    #[serde(flatten)]
+    rest: Unknown,
+}
+
+#[derive(Serialize, Deserialize)]
+struct EarlierTrackers {
+    a: Tracker,
+    s: Tracker,
+    sa: Tracker,
+}
+
+impl Format for EarlierHistory {
+    const TAG: &'static str = LayoutHistory::TAG;
+}
+
+#[test]
+fn the_file_of_an_earlier_version_is_read_and_written_as_it_was() {
+    let history: LayoutHistory = decode(EARLIER).unwrap();
+    let members = history.members();
+    let [only] = members.iter().collect::<Vec<_>>()[..] else { panic!("{members:?}") };
+    assert_eq!((numbers(&history), history.min_blocks()), (vec![1], 0));
+    assert_eq!(history.blocks_to_verify(*only), Some(key(&history)));
+    assert_eq!(encode(&history), EARLIER, "nodes of both versions compare equal while nothing new is to be said");
+}
+
+#[test]
+fn nothing_is_lost_through_a_node_of_an_earlier_version() {
+    let mut history = cluster(&[1]);
+    for number in 2..=30 {
+        stage(&mut history, &[1]);
+        history.apply(number).unwrap();
+        history.advance(node(1), OlderWrites::Done);
+    }
+    history.mark_blocks_verified(node(1), key(&history)).unwrap();
+    history.retire_synced();
+    let earlier: EarlierHistory = decode(&encode(&history)).unwrap();
+    let told: LayoutHistory = decode(&encode(&earlier)).unwrap();
+    assert_eq!(told.min_blocks(), 0, "it does not tell who has looked at its blocks");
+    assert_eq!(joined(&history, &told), history);
+    let mut learnt = told;
+    assert!(learnt.merge(&history).unwrap().anything_changed);
+    assert_eq!(learnt, history);
+}
+
 /// What can happen at a node between two gossip messages.
 #[derive(Debug, Clone)]
 enum Event {
@@ -274,18 +341,20 @@ enum Event {
     Apply,
     Advance,
     MarkSynced,
+    MarkBlocks,
     Resolve,
     Hear(usize),
 }
 
 fn events() -> impl Strategy<Value = Vec<(usize, Event)>> {
-    let event = (0..8_u8, any::<u8>(), 0..5_u64, 0..3_usize).prop_map(|(kind, n, time, from)| match kind {
+    let event = (0..9_u8, any::<u8>(), 0..5_u64, 0..3_usize).prop_map(|(kind, n, time, from)| match kind {
         0 => Event::Stage(n % 4, time),
         1 => Event::Revert,
         2 => Event::Apply,
         3 => Event::Advance,
         4 => Event::MarkSynced,
         5 => Event::Resolve,
+        6 => Event::MarkBlocks,
         _ => Event::Hear(from),
     });
     prop::collection::vec((0..3_usize, event), 0..40)
@@ -307,6 +376,7 @@ fn run(events: Vec<(usize, Event)>) -> [LayoutHistory; 3] {
             Event::Apply => drop(history.apply(history.current_number() + 1)),
             Event::Advance => history.advance(me, OlderWrites::Done),
             Event::MarkSynced => drop(history.current().map(|version| version.key()).map(|key| history.mark_synced(me, key))),
+            Event::MarkBlocks => drop(history.blocks_to_verify(me).map(|key| history.mark_blocks_verified(me, key))),
             Event::Resolve => drop(history.current().map(|version| version.key()).map(|key| history.resolve(key))),
             Event::Hear(_) => drop(history.merge(&heard).unwrap()),
         }

@@ -8,7 +8,7 @@ use garage_types::memory_disk::MemoryDisk;
 use garage_types::offload::Inline;
 use garage_types::{Disk, NodeId, Placement};
 
-use super::{LAYOUT_FILE, LayoutManager, LayoutSetup};
+use super::{LAYOUT_FILE, LayoutManager, LayoutSetup, Leftovers};
 use crate::layout::error::LayoutError;
 use crate::layout::history::LayoutHistory;
 use crate::layout::standing::StartFacts;
@@ -31,6 +31,7 @@ async fn open(n: u8, replication_factor: usize, disk: &MemoryDisk) -> Result<Lay
         offload: Arc::new(Inline),
         clock: Arc::new(ManualClock::default()),
         start: StartFacts { recorded_start: Some(1), previous_start: 1, was_rebuilding: false, was_accepted: false },
+        leftovers: Leftovers::Impossible,
     })
     .await
 }
