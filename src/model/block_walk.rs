@@ -136,6 +136,8 @@ fn file_worth_a_look(garage: &Garage, block: BlockHash, count: Option<RefCount>)
         _ if !owns(garage, block) => Some(Queued::new(now.plus_millis(hand_over_after_ms(block)), block, Reason::HandOver)),
         // Seen with its count already.
         Some(_) => None,
+        // The rows that were lost may refer to it.
+        None if garage.0.local.tables.lacks_rows() => None,
         // Nobody knows since when nothing refers to it.
         None => Some(Queued::new(now.plus_millis(garage.0.local.block_trees.release_delay_ms), block, Reason::Unreferenced)),
     }

@@ -1,6 +1,6 @@
 //! How much a bucket holds on this node: counted in the transactions that change it, so never off by a crash.
 
-use garage_db::{DbError, Tree};
+use garage_db::{DbError, Snapshot, Tree};
 use garage_table::transaction::RowTransaction;
 use garage_types::BucketId;
 
@@ -73,7 +73,38 @@ impl Counts {
 #[derive(Clone, Copy, Debug)]
 pub struct BucketCounters(pub Tree);
 
+/// Beside the buckets' rows, whose keys are longer: how often the counters came into doubt, while they are.
+const DOUBT: &[u8] = b"doubt";
+
 impl BucketCounters {
+    /// A row was replaced, and nobody knows what was counted of it.
+    ///
+    /// # Errors
+    /// The metadata engine's.
+    pub fn doubt(&self, tx: &mut RowTransaction<'_, '_>) -> Result<(), DbError> {
+        let before = tx.raw().get(self.0, DOUBT)?.and_then(|bytes: Vec<u8>| bytes.try_into().ok()).map_or(0, u64::from_be_bytes);
+        tx.raw().insert(self.0, DOUBT, &before.wrapping_add(1).to_be_bytes())
+    }
+
+    /// Which doubt there is; for [`Self::trust`].
+    ///
+    /// # Errors
+    /// The metadata engine's.
+    pub fn doubted(&self, tx: &Snapshot<'_>) -> Result<Option<Vec<u8>>, DbError> {
+        tx.get(self.0, DOUBT)
+    }
+
+    /// Ends a doubt, unless another one has come meanwhile.
+    ///
+    /// # Errors
+    /// The metadata engine's.
+    pub fn trust(&self, tx: &mut RowTransaction<'_, '_>, doubt: &[u8]) -> Result<(), DbError> {
+        if tx.raw().get(self.0, DOUBT)?.is_some_and(|now: Vec<u8>| now == doubt) {
+            tx.raw().remove(self.0, DOUBT)?;
+        }
+        Ok(())
+    }
+
     /// # Errors
     /// The metadata engine's.
     pub fn get(&self, tx: &mut RowTransaction<'_, '_>, bucket: &BucketId) -> Result<Counts, DbError> {

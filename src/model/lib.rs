@@ -53,6 +53,7 @@ pub mod part;
 pub mod pipeline;
 pub mod presence;
 pub mod put;
+pub mod recount;
 pub mod repair;
 pub mod repair_aliases;
 pub mod resync;

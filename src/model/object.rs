@@ -155,7 +155,7 @@ impl ObjectRow {
     }
 
     /// What this row adds to its bucket.
-    fn counts(&self) -> Counts {
+    pub(crate) fn counts(&self) -> Counts {
         self.live().map_or_else(Counts::default, |meta| Counts::of_object(meta.size))
     }
 
@@ -441,6 +441,10 @@ impl Schema for ObjectTable {
 
     fn dropped(&self, tx: &mut RowTransaction<'_, '_>, row: &ObjectRow) -> Result<(), TableError> {
         Ok(self.counters.add(tx, &row.bucket, &Counts::default().minus(&row.counts()))?)
+    }
+
+    fn derive_anew(&self, tx: &mut RowTransaction<'_, '_>, _placement: &Placement) -> Result<(), TableError> {
+        Ok(self.counters.doubt(tx)?)
     }
 
     fn is_collectable(row: &ObjectRow) -> bool {

@@ -123,7 +123,7 @@ impl PartRow {
         PartRow { entry: PartEntry::Attempt(Attempt { state, ..attempt.clone() }), ..self.clone() }
     }
 
-    fn counts(&self) -> Counts {
+    pub(crate) fn counts(&self) -> Counts {
         match &self.entry {
             PartEntry::Attempt(Attempt { state: AttemptState::Stored(stored), .. }) => {
                 Counts { multipart_bytes: i64::try_from(stored.size).unwrap_or(i64::MAX), ..Counts::default() }
@@ -261,6 +261,10 @@ impl Schema for PartTable {
 
     fn dropped(&self, tx: &mut RowTransaction<'_, '_>, row: &PartRow) -> Result<(), TableError> {
         Ok(self.counters.add(tx, &row.bucket, &Counts::default().minus(&row.counts()))?)
+    }
+
+    fn derive_anew(&self, tx: &mut RowTransaction<'_, '_>, _placement: &Placement) -> Result<(), TableError> {
+        Ok(self.counters.doubt(tx)?)
     }
 
     fn is_collectable(row: &PartRow) -> bool {

@@ -198,7 +198,7 @@ impl UploadRow {
         }
     }
 
-    fn counts(&self) -> Counts {
+    pub(crate) fn counts(&self) -> Counts {
         match &self.state {
             UploadState::Simple(_) => Counts { uploads: 1, ..Counts::default() },
             UploadState::Multipart(_) => Counts { uploads: 1, multipart_uploads: 1, ..Counts::default() },
@@ -362,6 +362,10 @@ impl Schema for UploadTable {
     fn dropped(&self, tx: &mut RowTransaction<'_, '_>, row: &UploadRow) -> Result<(), TableError> {
         self.watched.follow(tx, Some(row), None)?;
         Ok(self.counters.add(tx, &row.bucket, &Counts::default().minus(&row.counts()))?)
+    }
+
+    fn derive_anew(&self, tx: &mut RowTransaction<'_, '_>, _placement: &Placement) -> Result<(), TableError> {
+        Ok(self.counters.doubt(tx)?)
     }
 
     fn is_collectable(row: &UploadRow) -> bool {

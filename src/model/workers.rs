@@ -14,6 +14,7 @@ use crate::background::RESYNC_WORKERS_MAX;
 use crate::error::ModelError;
 use crate::garage::Garage;
 use crate::part::PartTable;
+use crate::recount::CounterWorker;
 use crate::resync_worker::{LayoutWalker, ResyncWorker};
 use crate::scrub::ScrubWorker;
 use crate::table_ids;
@@ -37,6 +38,7 @@ impl Garage {
         workers.start(LayoutWalker::new(self.clone()));
         workers.start(ScrubWorker::new(self.clone()));
         workers.start(UncountedFiles::new(self.clone()));
+        workers.start(CounterWorker(self.clone()));
     }
 
     /// Sends what is queued to its owners, until the queue is empty. Returns how many deletions were sent.

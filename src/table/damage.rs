@@ -214,7 +214,7 @@ impl RowTransaction<'_, '_> {
             table = rules.name(),
             row = name_of(key),
             copies = copies.len(),
-            "a damaged row was replaced by what the other owners have, which is not what this node had: references to blocks are counted anew, what a bucket's counters have of the row stays in them"
+            "a damaged row was replaced by what the other owners have, which is not what this node had: what was counted of it is counted anew"
         );
         let mut copies = copies.iter();
         match copies.next() {

@@ -100,8 +100,8 @@ pub trait Schema: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Works out anew what is kept about the rows of a placement, where that takes no more than these: one of them was replaced, and
-    /// nobody knows any more what it was.
+    /// Works out anew what is kept about the rows of a placement, or notes that it has to be: one of them was replaced, and nobody knows
+    /// any more what it was.
     ///
     /// # Errors
     /// What the transaction reports; nothing is stored then.

@@ -91,6 +91,39 @@ pub(crate) struct Inner {
 #[derive(Clone)]
 pub struct TableStore(pub(crate) Arc<Inner>);
 
+/// The rows of this node in one snapshot.
+pub struct LocalRows<'a> {
+    inner: &'a Inner,
+    tx: &'a Snapshot<'a>,
+}
+
+impl LocalRows<'_> {
+    /// Visits every row of a table, in the order of placements.
+    ///
+    /// # Errors
+    /// [`TableError`], of them [`TableError::DamagedRow`].
+    pub fn each<S: Schema>(&self, visit: &mut dyn FnMut(S::Row)) -> Result<(), TableError> {
+        let mut failed = None;
+        let all = (Bound::Unbounded, Bound::Unbounded);
+        self.inner.table(S::ID)?.rows.range(self.tx, all, Direction::Forward, &mut |_key, row| match S::decode(row) {
+            Ok(row) => {
+                visit(row);
+                ControlFlow::Continue(())
+            }
+            Err(error) => {
+                failed = Some(error);
+                ControlFlow::Break(())
+            }
+        })?;
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// For local trees.
+    pub fn snapshot(&self) -> &Snapshot<'_> {
+        self.tx
+    }
+}
+
 impl TableStore {
     pub fn db(&self) -> &Db {
         &self.0.db
@@ -281,6 +314,18 @@ impl TableStore {
             failed.map_or(Ok(last), Err)
         };
         self.0.db.read(read).await
+    }
+
+    /// Reads rows of several tables in one snapshot. `read` runs on a blocking thread; the engine keeps what is replaced meanwhile.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub async fn read_rows<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&LocalRows<'_>) -> Result<T, TableError> + Send + 'static,
+    ) -> Result<T, TableError> {
+        let inner = self.0.clone();
+        self.0.db.read(move |tx| read(&LocalRows { inner: &inner, tx })).await
     }
 
     /// How many rows this node has of each table, by name.
