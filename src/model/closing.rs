@@ -257,6 +257,9 @@ impl ClosingService {
             if row.is_some_and(|row| row.state == Deletable::Deleted) {
                 return Ok(ClosingAnswer::Gone);
             }
+            if matches!(asked.ask, Ask::Close(_) | Ask::Decide) && counters.is_doubted(tx)? {
+                return Err(TableError::Withheld("its counters are being set right"));
+            }
             let live = u64::try_from(counters.get(tx, &asked.bucket)?.objects).unwrap_or(0);
             let mark = marks.get(tx.raw(), asked.bucket)?;
             let (answer, change) = judge(mark.as_ref(), live, &asked, tx.now());

@@ -86,6 +86,14 @@ impl BucketCounters {
         tx.raw().insert(self.0, DOUBT, &before.wrapping_add(1).to_be_bytes())
     }
 
+    /// Whether the counters may be wrong.
+    ///
+    /// # Errors
+    /// The metadata engine's.
+    pub fn is_doubted(&self, tx: &mut RowTransaction<'_, '_>) -> Result<bool, DbError> {
+        Ok(tx.raw().get(self.0, DOUBT)?.is_some())
+    }
+
     /// Which doubt there is; for [`Self::trust`].
     ///
     /// # Errors

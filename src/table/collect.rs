@@ -433,3 +433,54 @@ impl Handler<DropTombstones> for TableStore {
         .boxed()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use garage_rpc::layout::VersionKey;
+    use garage_rpc::layout::version::LayoutDigest;
+    use garage_types::Timestamp;
+    use serde::{Deserialize, Serialize};
+
+    use super::AdvanceEpoch;
+    use crate::epochs::Slot;
+    use crate::sync::wire::Digests;
+    use crate::wire::{Page, TableId};
+
+    /// As nodes of the versions before the floor write it.
+    #[derive(Serialize, Deserialize)]
+    struct OlderAdvance {
+        l: VersionKey,
+        t: TableId,
+        s: Slot,
+        e: u64,
+    }
+
+    #[derive(Serialize)]
+    struct OlderPage {
+        n: Vec<()>,
+        x: bool,
+    }
+
+    #[derive(Serialize)]
+    struct OlderDigests {
+        r: Vec<()>,
+        e: Vec<u64>,
+    }
+
+    fn reread<T: for<'a> Deserialize<'a>>(value: &impl Serialize) -> T {
+        rmp_serde::from_slice(&rmp_serde::to_vec_named(value).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn nodes_that_know_no_floor_raise_none_and_understand_those_that_do() {
+        let (layout, table, slot) = (VersionKey { number: 3, digest: LayoutDigest::from_bytes([7; 32]) }, TableId(4), Slot(5));
+        let older: AdvanceEpoch = reread(&OlderAdvance { l: layout, t: table, s: slot, e: 6 });
+        assert_eq!((older.epoch, older.floor), (6, Timestamp::ZERO));
+        let newer: OlderAdvance = reread(&AdvanceEpoch { floor: Timestamp::from_millis(7), ..older });
+        assert_eq!((newer.l, newer.t, newer.s, newer.e), (layout, table, slot, 6));
+        let page: Page = reread(&OlderPage { n: Vec::new(), x: true });
+        assert_eq!((page.truncated, page.floor), (true, Timestamp::ZERO));
+        let digests: Digests = reread(&OlderDigests { r: Vec::new(), e: vec![1] });
+        assert_eq!((digests.epochs, digests.floors), (vec![1], Vec::new()));
+    }
+}
