@@ -200,13 +200,25 @@ impl Garage {
 
     /// As a new write that its owners judge.
     async fn merge_object(&self, row: &ObjectRow) -> Result<Fate, ModelError> {
-        if self.bucket_is_there(row.bucket).await?
-            && self.content_is_there(row).await?
-            && let Verdict::Won = self.0.objects.commit(row).await?
-        {
-            return Ok(Fate::Merged);
+        if !self.bucket_is_there(row.bucket).await? || !self.content_is_there(row).await? {
+            return Ok(Fate::Unused);
         }
-        Ok(Fate::Unused)
+        match self.0.objects.commit(row).await? {
+            Verdict::Won => Ok(Fate::Merged),
+            Verdict::Behind(_) if self.is_newest(row).await? => {
+                // It is older than what was collected near it, as its own deletion may have been: the operator wants it all the same. It
+                // keeps its time, since its content is known by it elsewhere.
+                self.0.objects.merge(row).await?;
+                Ok(Fate::Merged)
+            }
+            Verdict::Behind(_) | Verdict::Refused(_) => Ok(Fate::Unused),
+        }
+    }
+
+    /// Whether a key has no newer row.
+    async fn is_newest(&self, row: &ObjectRow) -> Result<bool, ModelError> {
+        let present = rows_of_key(&self.0.objects, row.bucket, &row.key).await?;
+        Ok(present.iter().all(|other| other.age() <= row.age()))
     }
 
     /// Whether what an object's content is listed under is at its owners.
