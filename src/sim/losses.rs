@@ -6,10 +6,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use garage_block::{MARKER, file};
 use garage_db::MemoryEngine;
+use garage_model::repair::Repair;
 use garage_model::scrub::ScrubError;
 use garage_rpc::layout::Standing;
 use garage_types::disk::{Access, Disk};
@@ -49,6 +51,8 @@ pub struct Losses {
     flipped: Mutex<BTreeSet<usize>>,
     /// Machines of which a stored block was damaged, which only a scrub finds.
     damaged: Mutex<BTreeSet<usize>>,
+    /// Whether a machine lost its database, and with it what it alone knew to be released.
+    lost_queue: AtomicBool,
 }
 
 /// Takes something from a machine, if the others can replace it now.
@@ -164,6 +168,7 @@ fn damage(machine: &Machine, path: &Path, random: &SeededRandom) {
 }
 
 async fn come_back_with(world: &World, machine: &Machine, engine: &MemoryEngine, loss: Loss, random: &SeededRandom) {
+    world.losses.lost_queue.store(true, Ordering::Release);
     world.history.note(format!("FAULT {loss:?} of machine {}", machine.number));
     machine.crash(death(random));
     machine.put_back(engine);
@@ -243,6 +248,19 @@ pub async fn regain(world: &World) {
             Ok(Ok(()) | Err(ScrubError::Refused(_))) => {}
             other => world.history.violation(format!("machine {} cannot be scrubbed: {other:?}", machine.number)),
         }
+    }
+    if world.losses.lost_queue.swap(false, Ordering::AcqRel) {
+        repair_versions(world).await;
+    }
+}
+
+/// As operators are told to after a database was lost: an owner that alone ignored a row, because of a newer one, alone knew that its
+/// content has to be released.
+async fn repair_versions(world: &World) {
+    for machine in &world.cluster.machines {
+        let repair = |garage: garage_model::Garage| async move { garage.start_repair(Repair::Versions) };
+        let started = machine.run(PATIENCE, repair).await;
+        world.history.note(format!("repair of the versions on machine {} -> {:?}", machine.number, started.is_ok()));
     }
 }
 
