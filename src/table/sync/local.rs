@@ -126,7 +126,7 @@ impl TableStore {
         Ok(())
     }
 
-    /// Takes over the floors of another owner's slots, each named by a key in it, where they are higher than this node's.
+    /// Takes over the floors of another owner's slots where they are higher than this node's.
     ///
     /// # Errors
     /// [`TableError`].
