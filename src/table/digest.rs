@@ -3,8 +3,15 @@
 //! A row's digest is a 128-bit hash of its key and value; a set's digest is the sum of its rows' digests and their number, so that it
 //! is kept up to date as rows come and go, in any order. It guards against faults, not against forgery: replicas are authenticated.
 
+use std::cell::RefCell;
+
 use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_128;
+
+thread_local! {
+    /// A key with the hash of its value. Every row that is read is hashed, so this is not allocated for each.
+    static NAMED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// Digest of one row.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -14,11 +21,13 @@ pub struct RowDigest(pub u128);
 impl RowDigest {
     /// `key`: the local key, placement and sort key.
     pub fn of(key: &[u8], value: &[u8]) -> Self {
-        // The value's hash has a fixed length, so that no byte wanders between key and value unseen.
-        let mut named = Vec::with_capacity(key.len() + 16);
-        named.extend_from_slice(key);
-        named.extend_from_slice(&XxHash3_128::oneshot(value).to_be_bytes());
-        RowDigest(XxHash3_128::oneshot(&named))
+        NAMED.with_borrow_mut(|named| {
+            named.clear();
+            named.extend_from_slice(key);
+            // Of a fixed length, so that no byte wanders between key and value unseen.
+            named.extend_from_slice(&XxHash3_128::oneshot(value).to_be_bytes());
+            RowDigest(XxHash3_128::oneshot(named))
+        })
     }
 }
 

@@ -13,6 +13,12 @@ fn is_unspeakable(character: char) -> bool {
     matches!(character, '\0'..='\u{8}' | '\u{b}' | '\u{c}' | '\u{e}'..='\u{1f}' | '\u{fffe}' | '\u{ffff}')
 }
 
+/// Whether the byte stands for itself in a document, whatever is beside it. Nearly every text of a listing has no other.
+fn is_plain(byte: u8) -> bool {
+    // U+FFFE and U+FFFF begin with 0xEF.
+    byte >= b' ' && !matches!(byte, b'<' | b'>' | b'&' | b'"' | 0xef)
+}
+
 /// Whether every parser reads this text as it is.
 pub fn can_carry(text: &str) -> bool {
     !text.contains(is_unspeakable)
@@ -93,6 +99,10 @@ impl XmlWriter {
     }
 
     fn escaped(&mut self, text: &str) {
+        if text.bytes().all(is_plain) {
+            self.text.push_str(text);
+            return;
+        }
         for character in text.chars() {
             match character {
                 '<' => self.text.push_str("&lt;"),
