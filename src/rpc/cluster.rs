@@ -59,7 +59,7 @@ struct Inner {
     missed: Arc<Missed>,
 }
 
-/// The nodes that did not take a write which this node sent to them.
+/// The nodes that did not answer a write of rows which this node sent to them.
 #[derive(Default)]
 pub struct Missed {
     nodes: Mutex<BTreeSet<NodeId>>,
@@ -67,7 +67,7 @@ pub struct Missed {
 }
 
 impl Missed {
-    fn add(&self, node: NodeId) {
+    pub fn add(&self, node: NodeId) {
         self.nodes().insert(node);
         self.added.notify_one();
     }
@@ -124,8 +124,8 @@ impl Cluster {
         &self.0.mesh
     }
 
-    /// Who lacks what, as far as this node's writes tell; see [`Self::write`].
-    pub fn missed(&self) -> &Missed {
+    /// Who may lack rows, as far as this node's writes tell.
+    pub fn missed(&self) -> &Arc<Missed> {
         &self.0.missed
     }
 
@@ -191,7 +191,7 @@ impl Cluster {
     }
 
     /// Calls every node of `sets` and returns once each set has `quorum` successes; the other calls go on in the background, and
-    /// hold the permit until they end. Nodes that do not take it are remembered in [`Self::missed`].
+    /// hold the permit until they end.
     ///
     /// # Errors
     /// [`QuorumError`] with every node's error, once some set can no longer reach the quorum.
@@ -209,12 +209,9 @@ impl Cluster {
     {
         let spawn = self.0.spawn.clone();
         let held = |node| {
-            let (call, permit, missed) = (call(node), permit.clone(), self.0.missed.clone());
+            let (call, permit) = (call(node), permit.clone());
             async move {
                 let reply = call.await;
-                if reply.is_err() {
-                    missed.add(node);
-                }
                 drop(permit);
                 reply
             }

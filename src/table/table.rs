@@ -314,7 +314,7 @@ impl<S: Schema> Table<S> {
         let attempt = |node| {
             let call = self.call(node, write.clone());
             let hearing = heard.map(|heard| heard.begin(self.cluster.mesh().is_up(node) || node == self.cluster.node_id()));
-            let spawn = self.cluster.spawn().clone();
+            let (spawn, missed) = (self.cluster.spawn().clone(), self.cluster.missed().clone());
             async move {
                 let answer = match hearing {
                     None => call.await,
@@ -323,7 +323,10 @@ impl<S: Schema> Table<S> {
                 match answer {
                     Ok(Verdict::Won) => Ok(()),
                     Ok(verdict) => Err(NotWon::Verdict(verdict)),
-                    Err(error) => Err(NotWon::Rpc(error)),
+                    Err(error) => {
+                        missed.add(node);
+                        Err(NotWon::Rpc(error))
+                    }
                 }
             }
         };
