@@ -164,25 +164,40 @@ pub(super) fn a_collection_breaks_off(stage: Stage) -> BoxFuture<'static, ()> {
     .boxed()
 }
 
-/// An owner is off until nobody remembers that it was one: a new one takes its place, everything is deleted, the tombstones are
-/// collected, and layouts follow each other. Then it is given its place again, with rows that nobody else has any more.
+/// An owner is off while another takes its place and everything is deleted.
+struct Replaced {
+    /// Who is off, with rows that nobody else has any more.
+    old: usize,
+    one: usize,
+    other: usize,
+    new: usize,
+}
+
+async fn an_owner_is_replaced(stage: &Stage) -> Option<Replaced> {
+    let [old, one, other] = stage.shuffled()[..] else { return None };
+    let new = stage.roles;
+    stage.fill(&[old, one, other]).await;
+    stage.pause(1, 1_000).await;
+    stage.note(&format!("{old} is off"));
+    stage.machine(old).crash(Death::Reset);
+    let number = stage.change_layout(one, &[old], &[new]).await;
+    stage.pause(500, 2_000).await;
+    let layout = stage.machine(one).node().expect("it runs").layout;
+    let dead = [stage.id(old)].into_iter().collect();
+    layout.skip_dead_nodes(number, dead, MissingData::Refuse).await.expect("a dead node can be skipped");
+    stage.settled(number).await;
+    for key in stage.keys() {
+        stage.delete(stage.some(&[one, other, new]), key).await;
+    }
+    Some(Replaced { old, one, other, new })
+}
+
+/// The tombstones are collected, and layouts follow each other until nobody remembers that the old owner was one. Then it is given its
+/// place again.
 pub(super) fn an_owner_returns_late(stage: Stage) -> BoxFuture<'static, ()> {
     async move {
-        let [old, one, other] = stage.shuffled()[..] else { return };
-        let new = stage.roles;
-        stage.fill(&[old, one, other]).await;
-        stage.pause(1, 1_000).await;
-        stage.note(&format!("{old} is off"));
-        stage.machine(old).crash(Death::Reset);
-        let number = stage.change_layout(one, &[old], &[new]).await;
-        stage.pause(500, 2_000).await;
+        let Some(Replaced { old, one, other, new }) = an_owner_is_replaced(&stage).await else { return };
         let layout = stage.machine(one).node().expect("it runs").layout;
-        let dead = [stage.id(old)].into_iter().collect();
-        layout.skip_dead_nodes(number, dead, MissingData::Refuse).await.expect("a dead node can be skipped");
-        stage.settled(number).await;
-        for key in stage.keys() {
-            stage.delete(stage.some(&[one, other, new]), key).await;
-        }
         while layout.current().history().numbered(1).next().is_some() {
             let number = stage.change_layout(one, &[], &[new]).await;
             stage.settled(number).await;
@@ -201,25 +216,10 @@ pub(super) fn an_owner_returns_late(stage: Stage) -> BoxFuture<'static, ()> {
     .boxed()
 }
 
-/// An owner is off while another takes its place, everything is deleted and the tombstones are collected. It comes back with rows that
-/// nobody else has any more, either to hand them over or to be an owner again.
+/// The tombstones are collected, and the old owner comes back, either to hand its rows over or to be an owner again.
 pub(super) fn an_old_owner_returns(stage: Stage) -> BoxFuture<'static, ()> {
     async move {
-        let [old, one, other] = stage.shuffled()[..] else { return };
-        let new = stage.roles;
-        stage.fill(&[old, one, other]).await;
-        stage.pause(1, 1_000).await;
-        stage.note(&format!("{old} is off"));
-        stage.machine(old).crash(Death::Reset);
-        let number = stage.change_layout(one, &[old], &[new]).await;
-        stage.pause(500, 2_000).await;
-        let layout = stage.machine(one).node().expect("it runs").layout;
-        let dead = [stage.id(old)].into_iter().collect();
-        layout.skip_dead_nodes(number, dead, MissingData::Refuse).await.expect("a dead node can be skipped");
-        stage.settled(number).await;
-        for key in stage.keys() {
-            stage.delete(stage.some(&[one, other, new]), key).await;
-        }
+        let Some(Replaced { old, one, other, new }) = an_owner_is_replaced(&stage).await else { return };
         stage.pause(5_000, 30_000).await;
         let reader = stage.reader(&[one, other, new], 200);
         if stage.is_drawn(2) {
