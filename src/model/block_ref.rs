@@ -6,7 +6,7 @@
 
 use garage_db::{DbError, Tree};
 use garage_table::error::TableError;
-use garage_table::schema::{Admission, Admit};
+use garage_table::schema::{Admission, Admit, ReplacedBy};
 use garage_table::transaction::RowTransaction;
 use garage_table::wire::TableId;
 use garage_table::{Replication, Schema};
@@ -116,13 +116,13 @@ impl BlockTrees {
         self.enqueue(tx.raw(), &Queued::new(due, *block, Reason::Unreferenced))
     }
 
-    /// Counts the references to a block anew, and sets the count right.
+    /// Counts the references to a block anew, and sets the count right. One that cannot be read counts as live, until it is repaired.
     ///
     /// # Errors
-    /// [`TableError`], of them [`TableError::DamagedRow`] while a reference cannot be read: the count stays then.
+    /// [`TableError`].
     pub(crate) fn recount(&self, tx: &mut RowTransaction<'_, '_>, block: &BlockHash) -> Result<Recounted, TableError> {
-        let rows = tx.rows_with_prefix::<BlockRefTable>(&(*block).into(), &[])?;
-        let count = rows.iter().filter(|row| !row.deleted).count() as u64;
+        let mut count = 0;
+        tx.each_under::<BlockRefTable>(&(*block).into(), &mut |row| count += u64::from(row.is_none_or(|row| !row.deleted)))?;
         let stored: Option<Vec<u8>> = tx.raw().get(self.counts, block.as_bytes())?;
         let known = stored.as_deref().map(RefCount::decode);
         if matches!(known, Some(Some(known)) if known.count == count) || (known.is_none() && count == 0) {
@@ -232,7 +232,8 @@ impl Schema for BlockRefTable {
         }
     }
 
-    fn derive_anew(&self, tx: &mut RowTransaction<'_, '_>, placement: &Placement) -> Result<(), TableError> {
+    /// Also by itself: while it could not be read, another one may have been replaced and it counted as live.
+    fn derive_anew(&self, tx: &mut RowTransaction<'_, '_>, placement: &Placement, _by: ReplacedBy) -> Result<(), TableError> {
         self.trees.recount(tx, &BlockHash::from_bytes(*placement.as_bytes())).map(drop)
     }
 

@@ -141,7 +141,7 @@ impl Garage {
         let (placement, key) = key_of(scope, name);
         let row = match self.0.aliases.get_here(placement, key.clone()).await {
             // What is missing here may be another bucket's name there.
-            Err(TableError::Rebuilding) => self.0.aliases.get(placement, key).await?,
+            Err(TableError::Rebuilding | TableError::DamagedRow { .. }) => self.0.aliases.get(placement, key).await?,
             here => here?,
         };
         let row = row.map(Arc::new);

@@ -6,8 +6,9 @@
 //!
 //! Must stay true: a mark has one holder, and only its holder moves it or takes it away. It does not expire. When its holder is known to be
 //! gone, a mark that is not final is dropped by the owner that keeps it, since nothing was decided by it; a final one may be one of a
-//! quorum, so the deletion is carried on by another holder, under whom it stays final. The mark goes in the transaction that stores
-//! the deletion of the bucket.
+//! quorum, so the deletion is carried on by another holder, under whom it stays final. Who compares its rows of the index with an owner's
+//! learns of a final mark there, and keeps it too: so it outlives changes of the layout, and databases, as the rows do. The mark goes in
+//! the transaction that stores the deletion of the bucket.
 
 use std::ops::{Bound, ControlFlow};
 
@@ -16,13 +17,15 @@ use futures_util::future::BoxFuture;
 use garage_db::{DbError, Direction, Snapshot, Transaction, Tree};
 use garage_rpc::endpoint::{Caller, Class, Handler, Message, Request};
 use garage_rpc::error::RpcError;
+use garage_table::schema::Origin;
+use garage_table::segments::KeyRange;
 use garage_table::transaction::RowTransaction;
 use garage_table::wire::{Order, Projection, Range};
-use garage_table::{Schema, TableError, TableStore};
+use garage_table::{Schema, TableError, TableStore, rows};
 use garage_types::codec::{self, Format, Unknown};
 use garage_types::crdt::Deletable;
 use garage_types::planted::{Bug, is_planted};
-use garage_types::{BucketId, NodeId, ObjectKey, Timestamp, VersionId};
+use garage_types::{BucketId, NodeId, ObjectKey, Timestamp, VersionId, chain};
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
@@ -30,8 +33,12 @@ use crate::bucket::BucketTable;
 use crate::counters::BucketCounters;
 use crate::object::{IndexShard, ObjectRow, ObjectTable};
 
+pub(crate) const TREE: &str = "bucket_closing";
+
 /// Rows of an index read together to find a live one.
 const PAGE: u32 = 1000;
+/// A decision that is carried out is over long before.
+const UNDECIDED_MS: u64 = 10 * 60_000;
 /// Keys that an owner names of those it takes to be there.
 const KEYS_MAX: usize = 16;
 
@@ -47,7 +54,13 @@ pub enum Step {
         /// The version of the layout that the first holder knew who decided here.
         #[serde(rename = "l")]
         under: u64,
+        /// When, by this owner's clock; it stays under later holders.
+        #[serde(rename = "a", default)]
+        at: Timestamp,
     },
+    /// Another owner said, when its rows were compared with this one's, that it was decided there.
+    #[serde(rename = "t")]
+    Told,
 }
 
 /// What an owner keeps of a bucket that is being deleted.
@@ -64,8 +77,16 @@ pub struct Mark {
     pub step: Step,
     #[serde(rename = "t")]
     pub since: Timestamp,
+    /// Of the bucket's index.
+    #[serde(rename = "n", default = "one")]
+    pub shards: u16,
     #[serde(flatten)]
     pub unknown: Unknown,
+}
+
+/// Shards of an index of which nothing is said.
+fn one() -> u16 {
+    1
 }
 
 impl Format for Mark {
@@ -101,6 +122,9 @@ pub struct AskClosing {
     pub work: VersionId,
     #[serde(rename = "a")]
     pub ask: Ask,
+    /// Of the bucket's index.
+    #[serde(rename = "n", default = "one")]
+    pub shards: u16,
 }
 
 /// An owner's answer.
@@ -175,11 +199,11 @@ fn judge(mark: Option<&Mark>, live: u64, asked: &AskClosing, now: Timestamp) -> 
         (Ask::Close(_), before, None) => {
             // What was final stays so under its next holder.
             let step = before.map_or(Step::Closing, |mark| mark.step);
-            let AskClosing { bucket, holder, work, .. } = *asked;
-            (kept(step), Change::Keep(Mark { bucket, holder, work, step, since: now, unknown: Unknown::new() }))
+            let AskClosing { bucket, holder, work, shards, .. } = *asked;
+            (kept(step), Change::Keep(Mark { bucket, holder, work, step, since: now, shards, unknown: Unknown::new() }))
         }
-        (Ask::Decide, _, Some(own)) if live == 0 && own.step == Step::Closing => {
-            let step = Step::Decided { under: asked.layout };
+        (Ask::Decide, _, Some(own)) if live == 0 && !matches!(own.step, Step::Decided { .. }) => {
+            let step = Step::Decided { under: asked.layout, at: now };
             (kept(step), Change::Keep(Mark { step, ..own.clone() }))
         }
         (Ask::Decide, _, Some(own)) => (kept(own.step), Change::Nothing),
@@ -187,6 +211,16 @@ fn judge(mark: Option<&Mark>, live: u64, asked: &AskClosing, now: Timestamp) -> 
         (Ask::Open, _, Some(own)) if own.step != Step::Closing => (kept(own.step), Change::Nothing),
         (Ask::Open | Ask::Reopen, _, Some(_)) => (ClosingAnswer::Open, Change::Drop),
         (Ask::Decide | Ask::Open | Ask::Reopen, _, None) => (ClosingAnswer::Open, Change::Nothing),
+    }
+}
+
+/// What an owner with the mark `own` keeps from now on when another says that `theirs` is final; `None`: what it had.
+fn told_mark(own: Option<Mark>, theirs: Mark) -> Option<Mark> {
+    match own {
+        None => Some(Mark { step: Step::Told, ..theirs }),
+        // Whoever holds it here goes on, and learns that it may be decided.
+        Some(own) if own.step == Step::Closing => Some(Mark { step: Step::Told, ..own }),
+        Some(_) => None,
     }
 }
 
@@ -205,7 +239,29 @@ pub struct ClosingMarks(pub Tree);
 
 impl ClosingMarks {
     fn get(self, tx: &Transaction<'_>, bucket: BucketId) -> Result<Option<Mark>, TableError> {
-        tx.get(self.0, bucket.as_bytes())?.as_deref().map(decode).transpose()
+        let stored: Option<Vec<u8>> = tx.get(self.0, bucket.as_bytes())?;
+        stored.map(|stored| read(bucket.as_bytes(), &stored)).transpose()
+    }
+
+    fn keep(self, tx: &mut Transaction<'_>, mark: &Mark) -> Result<(), DbError> {
+        let bucket = mark.bucket.as_bytes();
+        tx.insert(self.0, bucket, &rows::seal(bucket, &codec::encode(mark)))
+    }
+
+    /// Whether a copy that would be new to this node is kept out because its bucket is being deleted. Copies by which owners make their
+    /// rows equal count for no write. They come in where this node was only told of the decision, since it needs what the others had
+    /// before; and where the decision has come to nothing for so long that it may be one of too few.
+    ///
+    /// # Errors
+    /// [`TableError`]: what is stored cannot be read.
+    pub(crate) fn keeps_out(self, tx: &mut RowTransaction<'_, '_>, bucket: BucketId, origin: Origin) -> Result<bool, TableError> {
+        let now = tx.now();
+        let step = self.get(tx.raw(), bucket)?.map(|mark| mark.step);
+        Ok(match (origin, step) {
+            (Origin::Comparison, Some(Step::Told)) => false,
+            (Origin::Comparison, Some(Step::Decided { at, .. })) => now < at.plus_millis(UNDECIDED_MS),
+            (Origin::Comparison, Some(Step::Closing) | None) | (Origin::Request, _) => true,
+        })
     }
 
     /// Whether a bucket takes new objects and uploads here.
@@ -224,6 +280,56 @@ impl ClosingMarks {
         Ok(if self.get(tx.raw(), bucket)?.is_some() { Taking::Closing } else { Taking::Open })
     }
 
+    /// The final marks of buckets with index rows in this range.
+    ///
+    /// # Errors
+    /// [`TableError`]: the marks cannot be read.
+    pub(crate) fn final_ones(self, tx: &Snapshot<'_>, range: &KeyRange) -> Result<Vec<ByteBuf>, TableError> {
+        if is_planted(Bug::FinalMarkKeptBack) {
+            return Ok(Vec::new());
+        }
+        let concerns = |mark: &Mark| {
+            let mut placements = (0..mark.shards).map(|shard| IndexShard { bucket: mark.bucket, shard }.placement());
+            mark.step != Step::Closing && placements.any(|placement| range.contains(&placement))
+        };
+        Ok(self.all(tx)?.iter().filter(|mark| concerns(mark)).map(|mark| codec::encode(mark).into()).collect())
+    }
+
+    /// Keeps the final marks that another owner named.
+    ///
+    /// # Errors
+    /// [`TableError`]: a mark cannot be read, or not be kept.
+    pub(crate) fn keep_told(self, tx: &mut RowTransaction<'_, '_>, told: &[ByteBuf]) -> Result<(), TableError> {
+        for mark in told {
+            let theirs = decode(mark)?;
+            let bucket = theirs.bucket;
+            let row = tx.row::<BucketTable>(&bucket.into(), &[])?;
+            if row.is_some_and(|row| row.state == Deletable::Deleted) {
+                continue;
+            }
+            let own = self.get(tx.raw(), bucket)?;
+            if let Some(mark) = told_mark(own, theirs) {
+                self.keep(tx.raw(), &mark)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Every mark that this node keeps and can read. There are as many as buckets that are being deleted.
+    fn all(self, tx: &Snapshot<'_>) -> Result<Vec<Mark>, DbError> {
+        let mut found = Vec::new();
+        tx.range(self.0, (Bound::Unbounded, Bound::Unbounded), Direction::Forward, &mut |bucket, stored| {
+            match read(bucket, stored) {
+                Ok(mark) => found.push(mark),
+                Err(error) => {
+                    tracing::error!(bucket = hex::encode(bucket), error = %chain(&error), "a closing mark cannot be read: the bucket takes nothing new here");
+                }
+            }
+            ControlFlow::Continue(())
+        })?;
+        Ok(found)
+    }
+
     /// The bucket is deleted: its row says so from here on.
     ///
     /// # Errors
@@ -233,8 +339,15 @@ impl ClosingMarks {
     }
 }
 
+/// As others send it.
 fn decode(bytes: &[u8]) -> Result<Mark, TableError> {
-    codec::decode(bytes).map_err(|source| TableError::Row { table: "bucket_closing", source })
+    codec::decode(bytes).map_err(|source| TableError::Row { table: TREE, source })
+}
+
+/// As this node keeps it.
+fn read(bucket: &[u8], stored: &[u8]) -> Result<Mark, TableError> {
+    let damaged = || TableError::DamagedRow { table: TREE, row: hex::encode(bucket) };
+    decode(rows::unsealed(bucket, stored).ok_or_else(damaged)?)
 }
 
 /// An owner's side of closing.
@@ -255,28 +368,27 @@ impl ClosingService {
         let answered = self.tables.transact_beside(move |tx| {
             let row = tx.row::<BucketTable>(&asked.bucket.into(), &[])?;
             if row.is_some_and(|row| row.state == Deletable::Deleted) {
-                return Ok(ClosingAnswer::Gone);
+                return Ok(Some(ClosingAnswer::Gone));
             }
+            let live = counters.get(tx, &asked.bucket)?.objects.unsigned_abs();
             if matches!(asked.ask, Ask::Close(_) | Ask::Decide) && counters.is_doubted(tx)? {
-                return Err(TableError::Withheld("its counters are being set right"));
+                return Ok(None);
             }
-            let live = u64::try_from(counters.get(tx, &asked.bucket)?.objects).unwrap_or(0);
             let mark = marks.get(tx.raw(), asked.bucket)?;
             let (answer, change) = judge(mark.as_ref(), live, &asked, tx.now());
             if is_planted(Bug::EmptinessWithoutMark) && matches!(asked.ask, Ask::Close(_) | Ask::Decide) {
-                return Ok(ClosingAnswer::Kept { step: Step::Closing, live });
+                return Ok(Some(ClosingAnswer::Kept { step: Step::Closing, live }));
             }
-            let key = asked.bucket.as_bytes();
             match change {
                 Change::Nothing => {}
-                Change::Keep(mark) => tx.raw().insert(marks.0, key, &codec::encode(&mark))?,
-                Change::Drop => tx.raw().remove(marks.0, key)?,
+                Change::Keep(mark) => marks.keep(tx.raw(), &mark)?,
+                Change::Drop => marks.forget(tx.raw(), asked.bucket)?,
             }
-            Ok::<_, TableError>(answer)
+            Ok::<_, TableError>(Some(answer))
         });
         let answer = answered.await;
         drop(vouch);
-        answer
+        answer?.ok_or(TableError::Withheld("the bucket's counters are being set right"))
     }
 
     /// Asked only where the counters say that there are some, so that an index of nothing but tombstones is never walked.
@@ -312,22 +424,13 @@ impl ClosingService {
         }
     }
 
-    /// Every mark that this node keeps. There are as many as buckets that are being deleted.
+    /// Every mark that this node keeps.
     ///
     /// # Errors
     /// [`TableError`].
     pub(crate) async fn kept(&self) -> Result<Vec<Mark>, TableError> {
-        let tree = self.marks.0;
-        let read = move |tx: &Snapshot<'_>| {
-            let mut found = Vec::new();
-            tx.range(tree, (Bound::Unbounded, Bound::Unbounded), Direction::Forward, &mut |_bucket, mark| {
-                found.push(mark.to_vec());
-                ControlFlow::Continue(())
-            })?;
-            Ok::<_, DbError>(found)
-        };
-        let found: Vec<Vec<u8>> = self.tables.db().read(read).await?;
-        found.iter().map(|mark| decode(mark)).collect()
+        let marks = self.marks;
+        Ok(self.tables.db().read(move |tx: &Snapshot<'_>| marks.all(tx)).await?)
     }
 
     /// Keeps a mark no longer whose holder is gone, if it is still as it was.
@@ -369,11 +472,11 @@ mod tests {
     use garage_types::codec::Unknown;
     use garage_types::{BucketId, NodeId, Timestamp, VersionId};
 
-    use super::{Ask, AskClosing, Change, ClosingAnswer, Mark, Step, judge};
+    use super::{Ask, AskClosing, Change, ClosingAnswer, Mark, Step, judge, told_mark};
 
     const NOW: Timestamp = Timestamp::from_millis(1);
     const LAYOUT: u64 = 1;
-    const DECIDED: Step = Step::Decided { under: LAYOUT };
+    const DECIDED: Step = Step::Decided { under: LAYOUT, at: NOW };
 
     fn work(byte: u8) -> VersionId {
         VersionId::from_bytes([byte; 32])
@@ -381,12 +484,12 @@ mod tests {
 
     fn asked(by: u8, ask: Ask) -> AskClosing {
         let bucket = BucketId::from_bytes([9; 32]);
-        AskClosing { layout: LAYOUT, bucket, holder: NodeId::from_bytes([by; 32]), work: work(by), ask }
+        AskClosing { layout: LAYOUT, bucket, holder: NodeId::from_bytes([by; 32]), work: work(by), ask, shards: 1 }
     }
 
     fn mark(by: u8, step: Step) -> Mark {
-        let AskClosing { bucket, holder, work, .. } = asked(by, Ask::Decide);
-        Mark { bucket, holder, work, step, since: NOW, unknown: Unknown::new() }
+        let AskClosing { bucket, holder, work, shards, .. } = asked(by, Ask::Decide);
+        Mark { bucket, holder, work, step, since: NOW, shards, unknown: Unknown::new() }
     }
 
     #[test]
@@ -406,6 +509,18 @@ mod tests {
         let (answer, change) = judge(Some(&own), 3, &asked(1, Ask::Decide), NOW);
         assert_eq!((answer, change), (ClosingAnswer::Kept { step: Step::Closing, live: 3 }, Change::Nothing));
         assert_eq!(judge(Some(&own), 0, &asked(1, Ask::Decide), NOW).1, Change::Keep(mark(1, DECIDED)));
+    }
+
+    #[test]
+    fn who_is_told_of_a_final_mark_keeps_it_and_decides_only_when_empty() {
+        let told = |by| mark(by, Step::Told);
+        assert_eq!(told_mark(None, mark(1, DECIDED)), Some(told(1)));
+        assert_eq!(told_mark(Some(mark(2, Step::Closing)), mark(1, DECIDED)), Some(told(2)));
+        assert_eq!(told_mark(Some(mark(2, DECIDED)), mark(1, DECIDED)), None);
+        assert_eq!(judge(Some(&told(1)), 0, &asked(1, Ask::Decide), NOW).1, Change::Keep(mark(1, DECIDED)));
+        let kept = |live| (ClosingAnswer::Kept { step: Step::Told, live }, Change::Nothing);
+        assert_eq!(judge(Some(&told(1)), 3, &asked(1, Ask::Decide), NOW), kept(3));
+        assert_eq!(judge(Some(&told(1)), 0, &asked(1, Ask::Open), NOW), kept(0));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use garage_types::BucketId;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
-use crate::counters::{BucketCounters, Counts};
+use crate::counters::{BucketCounters, Counts, unseal};
 use crate::error::ModelError;
 use crate::garage::Garage;
 use crate::object::IndexShard;
@@ -52,8 +52,10 @@ impl CountService {
         self.tables.check_whole()?;
         let tree = self.counters.0;
         let read = move |tx: &garage_db::Snapshot<'_>| tx.get(tree, bucket.as_bytes());
-        let counts: Option<Vec<u8>> = self.tables.db().read_at_once(read).await?;
-        Ok(Counted { counts: ByteBuf::from(counts.unwrap_or_default()) })
+        let stored: Option<Vec<u8>> = self.tables.db().read_at_once(read).await?;
+        let damaged = || TableError::DamagedRow { table: "bucket_counters", row: bucket.to_string() };
+        let counts = stored.map(|stored| unseal(bucket.as_bytes(), &stored).ok_or_else(damaged)).transpose()?;
+        Ok(Counted { counts: counts.unwrap_or_default().encode().into() })
     }
 }
 

@@ -1,6 +1,7 @@
 //! How much a bucket holds on this node: counted in the transactions that change it, so never off by a crash.
 
 use garage_db::{DbError, Snapshot, Tree};
+use garage_table::digest::RowDigest;
 use garage_table::transaction::RowTransaction;
 use garage_types::BucketId;
 
@@ -55,7 +56,7 @@ impl Counts {
         Counts::of_fields(std::array::from_fn(|index| mine[index].max(theirs[index])))
     }
 
-    /// Five big-endian numbers; a shorter row from an older version reads as zero where it ends.
+    /// Five big-endian numbers; a shorter one from an older version reads as zero where it ends.
     pub fn encode(&self) -> Vec<u8> {
         self.fields().iter().flat_map(|field| field.to_be_bytes()).collect()
     }
@@ -66,6 +67,29 @@ impl Counts {
             *field = i64::from_be_bytes(*chunk);
         }
         Counts::of_fields(fields)
+    }
+}
+
+/// Bytes of the checksum behind the counts, which are a multiple of eight: those that an older version stored have none.
+const CHECKSUM_LENGTH: usize = 4;
+
+fn checksum(bucket: &[u8], counts: &[u8]) -> [u8; CHECKSUM_LENGTH] {
+    (RowDigest::of(bucket, counts).0 as u32).to_be_bytes()
+}
+
+fn seal(bucket: &BucketId, counts: &Counts) -> Vec<u8> {
+    let mut stored = counts.encode();
+    stored.extend(checksum(bucket.as_bytes(), &stored));
+    stored
+}
+
+/// What is stored under a bucket's key; `None`: not what was stored.
+pub fn unseal(bucket: &[u8], stored: &[u8]) -> Option<Counts> {
+    match stored.split_last_chunk::<CHECKSUM_LENGTH>() {
+        Some((counts, sum)) if stored.len() % 8 == CHECKSUM_LENGTH => {
+            (*sum == checksum(bucket, counts)).then(|| Counts::decode(counts))
+        }
+        _ => Some(Counts::decode(stored)),
     }
 }
 
@@ -113,10 +137,22 @@ impl BucketCounters {
         Ok(())
     }
 
+    /// What a bucket holds here. What cannot be read, or cannot be, raises a doubt and counts from nothing until that is settled.
+    ///
     /// # Errors
     /// The metadata engine's.
     pub fn get(&self, tx: &mut RowTransaction<'_, '_>, bucket: &BucketId) -> Result<Counts, DbError> {
-        Ok(tx.raw().get(self.0, bucket.as_bytes())?.map_or_else(Counts::default, |bytes| Counts::decode(&bytes)))
+        let stored: Option<Vec<u8>> = tx.raw().get(self.0, bucket.as_bytes())?;
+        let Some(stored) = stored else { return Ok(Counts::default()) };
+        match unseal(bucket.as_bytes(), &stored).filter(|counts| counts.objects >= 0) {
+            Some(counts) => Ok(counts),
+            None => {
+                tracing::error!(%bucket, "the counters of a bucket are damaged: they are worked out anew from its rows");
+                tx.raw().insert(self.0, bucket.as_bytes(), &seal(bucket, &Counts::default()))?;
+                self.doubt(tx)?;
+                Ok(Counts::default())
+            }
+        }
     }
 
     /// # Errors
@@ -126,13 +162,30 @@ impl BucketCounters {
             return Ok(());
         }
         let counts = self.get(tx, bucket)?.plus(change);
-        tx.raw().insert(self.0, bucket.as_bytes(), &counts.encode())
+        tx.raw().insert(self.0, bucket.as_bytes(), &seal(bucket, &counts))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::Counts;
+    use garage_types::BucketId;
+
+    use super::{Counts, seal, unseal};
+
+    #[test]
+    fn a_flipped_bit_in_counters_is_noticed_and_counters_without_a_checksum_are_read() {
+        let (bucket, counts) = (BucketId::from_bytes([3; 32]), Counts { objects: 1, ..Counts::default() });
+        let stored = seal(&bucket, &counts);
+        assert_eq!(unseal(bucket.as_bytes(), &stored), Some(counts));
+        for bit in 0..stored.len() * 8 {
+            let mut flipped = stored.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(unseal(bucket.as_bytes(), &flipped), None, "bit {bit}");
+        }
+        assert_eq!(unseal(bucket.as_bytes(), &counts.encode()), Some(counts));
+        // As a version without checksums reads it.
+        assert_eq!(Counts::decode(&stored), counts);
+    }
 
     #[test]
     fn counts_round_trip_and_read_older_rows() {

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use garage_rpc::error::RpcError;
 use garage_rpc::layout::WritePermit;
@@ -29,6 +30,9 @@ const ATTEMPTS_MAX: usize = 4;
 /// How long an owner keeps a mark whose holder does not answer. Nothing is lost when the holder is at work all the same: without the mark
 /// of a quorum it cannot decide, and its deletion fails.
 const SILENT_MS: u64 = 10 * 60_000;
+
+/// Within how long the owners that keep a final mark begin to carry it on.
+const SETTLED_WITHIN_MS: u64 = 10_000;
 
 /// A deletion under way.
 struct Deletion {
@@ -77,6 +81,10 @@ impl Garage {
     /// [`ModelError::BucketNotEmpty`]; [`ModelError::NoSuchBucket`]; [`ModelError::Conflict`] while another request deletes it, or while an
     /// upload is being completed; [`ModelError::Table`] when too few owners answered: it may then be deleted later.
     pub async fn delete_bucket(&self, id: BucketId) -> Result<(), ModelError> {
+        self.certain().delete_bucket_for_certain(id).await
+    }
+
+    async fn delete_bucket_for_certain(&self, id: BucketId) -> Result<(), ModelError> {
         let missing = || ModelError::NoSuchBucket(id.to_string());
         let row = self.0.buckets.get(id.into(), Vec::new()).await?.ok_or_else(missing)?;
         let Deletable::Present(state) = &row.state else { return Err(missing()) };
@@ -102,22 +110,17 @@ impl Garage {
 
     async fn delete_under_mark(&self, deletion: &Deletion) -> Result<(), ModelError> {
         let kept = self.close_bucket(deletion).await?;
-        let ready = async {
-            // Where it may be decided, nothing can have come in since.
-            if !kept.may_be_decided {
-                self.check_empty(deletion, kept.keepers).await?;
-            }
-            // Before the bucket goes: afterwards nothing would lead to their parts any more.
-            self.abort_all_uploads(deletion.bucket).await
-        };
-        if let Err(error) = ready.await {
-            if !kept.may_be_decided {
-                self.open_bucket(deletion, Ask::Reopen).await;
-            }
+        // Where it may be decided, nothing can have come in since.
+        if !kept.may_be_decided
+            && let Err(error) = self.check_empty(deletion, kept.keepers).await
+        {
+            self.open_bucket(deletion, Ask::Reopen).await;
             return Err(error);
         }
         let began = Instant::now();
         self.decide(deletion).await?;
+        // They are others': not before it is certain that their bucket goes. But before it goes, since nothing leads to their parts then.
+        self.abort_all_uploads(deletion.bucket).await?;
         // An owner that lost its database, and the mark, is whole again after two time-outs at the earliest.
         if began.elapsed() > self.0.cluster.timeouts().metadata {
             self.decide(deletion).await?;
@@ -233,6 +236,7 @@ impl Garage {
             holder: self.0.cluster.node_id(),
             work: deletion.work,
             ask,
+            shards: deletion.shards,
         };
         let call = |node| {
             let (cluster, asked) = (self.0.cluster.clone(), asked.clone());
@@ -287,13 +291,25 @@ impl Garage {
         if self.is_held(&mark, activity) {
             return Ok(Outcome::Waits);
         }
+        if mark.step != Step::Closing {
+            // Other owners find the same at the same time, and would keep each other from it.
+            tokio::time::sleep(Duration::from_millis(self.0.random.below(SETTLED_WITHIN_MS))).await;
+            if !self.0.local.closing_service().kept().await?.contains(&mark) {
+                return Ok(Outcome::Settled);
+            }
+        }
         match mark.step {
             Step::Closing => {
                 self.0.local.closing_service().drop_mark(mark).await?;
                 Ok(Outcome::Settled)
             }
-            Step::Decided { .. } => match self.delete_bucket(mark.bucket).await {
-                Ok(()) | Err(ModelError::NoSuchBucket(_) | ModelError::BucketNotEmpty) => Ok(Outcome::Settled),
+            Step::Decided { .. } | Step::Told => match self.delete_bucket(mark.bucket).await {
+                Ok(()) | Err(ModelError::NoSuchBucket(_)) => Ok(Outcome::Settled),
+                Err(ModelError::BucketNotEmpty) => {
+                    // The owners were told that nothing was decided; this node may be none any more.
+                    self.0.local.closing_service().drop_mark(mark).await?;
+                    Ok(Outcome::Settled)
+                }
                 Err(error) => Err(error),
             },
         }
@@ -301,16 +317,19 @@ impl Garage {
 }
 
 impl Deletion {
-    /// Whether so few owners of some set have decided that no earlier holder had a quorum of it. `keepers`: all owners. An earlier holder
-    /// may have known fewer sets than there are now, so those of later layouts say nothing about it.
+    /// Whether these owners, which are all, do not show that an earlier holder had decided: then it counts what is in the bucket. If one
+    /// had, nothing came in since, because every owner has the mark or was told of it. An earlier holder may have known fewer sets than
+    /// there are now, so those of later layouts say nothing about it.
     fn is_undecided(&self, keepers: &[Keeper]) -> bool {
         let decided = |keeper: &Keeper| match keeper.step {
-            Step::Closing => None,
-            Step::Decided { under } => Some((keeper.node, under)),
+            Step::Closing | Step::Told => None,
+            Step::Decided { under, .. } => Some((keeper.node, under)),
         };
         let decided: BTreeMap<NodeId, u64> = keepers.iter().filter_map(decided).collect();
         let Some(first) = decided.values().min() else { return true };
-        self.sets_until(*first).any(|set| set.iter().filter(|node| decided.contains_key(node)).count() < self.quorum)
+        let mut sets = self.sets_until(*first).peekable();
+        let is_quorum = |set: Vec<NodeId>| set.iter().filter(|node| decided.contains_key(node)).count() >= self.quorum;
+        sets.peek().is_none() || !sets.all(is_quorum)
     }
 
     fn sets_until(&self, layout: u64) -> impl Iterator<Item = Vec<NodeId>> {

@@ -84,8 +84,8 @@ impl LocalModel {
             release_delay_ms: u64::try_from(block_release_delay.as_millis()).unwrap_or(u64::MAX),
         };
         let watched = WatchedUploads(db.open_tree("watched_uploads")?);
-        let claims = NameClaims(db.open_tree("name_claims")?);
-        let marks = ClosingMarks(db.open_tree("bucket_closing")?);
+        let claims = NameClaims(db.open_tree(crate::name_claims::TREE)?);
+        let marks = ClosingMarks(db.open_tree(crate::closing::TREE)?);
         let arriving = Arriving::default();
         let tables = Builder::new(db.clone())
             .with(Arc::new(BucketTable { marks }))?
@@ -97,6 +97,8 @@ impl LocalModel {
             .with(Arc::new(VersionTable))?
             .with(Arc::new(BlockRefTable { trees, arriving: arriving.clone() }))?
             .with_derived(counters.0)
+            .with_derived(claims.0)
+            .with_derived(marks.0)
             .with_derived(trees.counts)
             .with_derived(trees.resync)
             .with_derived(trees.errors)

@@ -44,7 +44,7 @@ impl Garage {
             }
             let read_at = self.0.key_cache.about_to_read();
             let here = match self.0.keys.get_here(placement_of(id), Vec::new()).await {
-                Err(TableError::Rebuilding) => None,
+                Err(TableError::Rebuilding | TableError::DamagedRow { .. }) => None,
                 here => here?,
             };
             let row = match here {

@@ -15,12 +15,14 @@ use futures_util::future::BoxFuture;
 use garage_db::{DbError, Transaction, Tree};
 use garage_rpc::endpoint::{Caller, Class, Handler, Message, Request};
 use garage_rpc::error::RpcError;
-use garage_table::{TableError, TableStore};
+use garage_table::{TableError, TableStore, rows};
 use garage_types::codec::{self, Format, Unknown};
-use garage_types::{BucketId, KeyId, NodeId, Timestamp, VersionId};
+use garage_types::{BucketId, KeyId, NodeId, Timestamp, VersionId, chain};
 use serde::{Deserialize, Serialize};
 
 use crate::alias::{AliasRow, AliasScope, AliasTable, key_of};
+
+pub(crate) const TREE: &str = "name_claims";
 
 /// Orders the attempts of claimants. No two attempts have the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -173,7 +175,12 @@ impl NameClaims {
     /// # Errors
     /// [`TableError`]: the engine's, or a slot that cannot be read.
     pub fn get(self, tx: &Transaction<'_>, key: &[u8]) -> Result<Option<NameSlot>, TableError> {
-        tx.get(self.0, key)?.as_deref().map(decode).transpose()
+        let stored: Option<Vec<u8>> = tx.get(self.0, key)?;
+        stored.map(|stored| read(key, &stored)).transpose()
+    }
+
+    fn keep(self, tx: &mut Transaction<'_>, key: &[u8], slot: &NameSlot) -> Result<(), DbError> {
+        tx.insert(self.0, key, &rows::seal(key, &codec::encode(slot)))
     }
 
     /// The row of a name has changed: claims from before it are over.
@@ -189,10 +196,21 @@ impl NameClaims {
     }
 }
 
+/// A slot as it is kept.
+///
 /// # Errors
-/// [`TableError::Row`].
-pub(crate) fn decode(bytes: &[u8]) -> Result<NameSlot, TableError> {
-    codec::decode(bytes).map_err(|source| TableError::Row { table: "name_claims", source })
+/// [`TableError::DamagedRow`], [`TableError::Row`].
+fn read(key: &[u8], stored: &[u8]) -> Result<NameSlot, TableError> {
+    let damaged = || TableError::DamagedRow { table: TREE, row: key.escape_ascii().to_string() };
+    let bytes = rows::unsealed(key, stored).ok_or_else(damaged)?;
+    codec::decode(bytes).map_err(|source| TableError::Row { table: TREE, source })
+}
+
+/// Some slots, by their keys.
+pub(crate) struct SlotPage {
+    pub slots: Vec<(Vec<u8>, NameSlot)>,
+    /// Where the next page begins; `None`: there is none.
+    pub next: Option<Vec<u8>>,
 }
 
 /// A node's side of claims.
@@ -216,7 +234,7 @@ impl NameService {
             let slot = claims.get(tx.raw(), &key)?;
             let (answer, slot) = judge(slot, row.as_ref(), &ask, now);
             if let Some(slot) = slot {
-                tx.raw().insert(claims.0, &key, &codec::encode(&slot))?;
+                claims.keep(tx.raw(), &key, &slot)?;
             }
             Ok::<_, TableError>(answer)
         });
@@ -225,14 +243,14 @@ impl NameService {
         answer
     }
 
-    /// What this node has promised and accepted, beginning behind a key; at most so many.
+    /// What this node has promised and accepted, beginning behind a key: at most so many, and the last one's key if there may be more.
     ///
     /// # Errors
-    /// [`TableError`].
-    pub(crate) async fn page(&self, after: Option<Vec<u8>>, limit: usize) -> Result<Vec<(Vec<u8>, NameSlot)>, TableError> {
+    /// [`TableError`]; not for a slot that cannot be read, which is left out.
+    pub(crate) async fn page(&self, after: Option<Vec<u8>>, limit: usize) -> Result<SlotPage, TableError> {
         use std::ops::{Bound, ControlFlow};
         let tree = self.claims.0;
-        let read = move |tx: &garage_db::Snapshot<'_>| {
+        let read_some = move |tx: &garage_db::Snapshot<'_>| {
             let from = after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
             let mut found = Vec::new();
             tx.range(tree, (from, Bound::Unbounded), garage_db::Direction::Forward, &mut |key, slot| {
@@ -241,8 +259,16 @@ impl NameService {
             })?;
             Ok::<_, DbError>(found)
         };
-        let found: Vec<(Vec<u8>, Vec<u8>)> = self.tables.db().read(read).await?;
-        found.into_iter().map(|(key, slot)| Ok((key, decode(&slot)?))).collect()
+        let found: Vec<(Vec<u8>, Vec<u8>)> = self.tables.db().read(read_some).await?;
+        let next = found.last().filter(|_| found.len() == limit).map(|(key, _slot)| key.clone());
+        let mut slots = Vec::with_capacity(found.len());
+        for (key, stored) in found {
+            match read(&key, &stored) {
+                Ok(slot) => slots.push((key, slot)),
+                Err(error) => tracing::error!(error = %chain(&error), "what was promised and accepted of a name cannot be read"),
+            }
+        }
+        Ok(SlotPage { slots, next })
     }
 
     /// Forgets a promise, if it is still as it was.

@@ -20,7 +20,7 @@ use crate::bucket::BucketRow;
 use crate::error::ModelError;
 use crate::garage::Garage;
 use crate::key::{Permissions, placement_of};
-use crate::name_claims::{Accepted, AskName, Ballot, NameAnswer, NameClaim, NameService, NameSlot, NewBucket};
+use crate::name_claims::{Accepted, AskName, Ballot, NameAnswer, NameClaim, NameService, NameSlot, NewBucket, SlotPage};
 use crate::unfinished::{Counted, Outcome, PAGE};
 use crate::working::Activity;
 
@@ -54,6 +54,24 @@ impl Name<'_> {
     }
 }
 
+/// When a claim that is made was begun.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Begun {
+    Now,
+    /// By somebody who is gone, when the name was free as of a row of this time.
+    WhenFreeSince(Timestamp),
+}
+
+impl Begun {
+    /// Whether the name has had another row since, so that whoever began has nothing to claim any more.
+    fn is_over(self, row: Option<&AliasRow>) -> bool {
+        match self {
+            Begun::Now => false,
+            Begun::WhenFreeSince(base) => row.is_some_and(|row| row.bucket.timestamp() > base && row.bucket.get().is_none()),
+        }
+    }
+}
+
 /// How one attempt ended.
 enum Attempt {
     /// A majority accepted this claim, ours or another's.
@@ -79,17 +97,25 @@ impl Garage {
     /// [`ModelError::BucketNameTaken`]; [`ModelError::Conflict`] when others kept claiming it; [`ModelError::Table`] when too few nodes
     /// answered: the claim may then be carried out later.
     pub(crate) async fn claim_name(&self, scope: &AliasScope, name: &str, wanted: Wanted) -> Result<(), ModelError> {
+        self.claim_as(Name { scope, name }, wanted, Begun::Now).await
+    }
+
+    async fn claim_as(&self, name: Name<'_>, wanted: Wanted, begun: Begun) -> Result<(), ModelError> {
         let work = VersionId::random(&*self.0.random);
         let working = self.0.local.working.on(work);
-        let claimed = self.claim_until_given(Name { scope, name }, wanted, work).await;
+        let claimed = self.claim_until_given(name, wanted, begun, work).await;
         drop(working);
         claimed
     }
 
-    async fn claim_until_given(&self, name: Name<'_>, wanted: Wanted, work: VersionId) -> Result<(), ModelError> {
+    async fn claim_until_given(&self, name: Name<'_>, wanted: Wanted, begun: Begun, work: VersionId) -> Result<(), ModelError> {
         let mut round = 1;
         for attempt in 1..=ATTEMPTS_MAX {
-            let base = match self.row_of(name).await? {
+            let row = self.row_of(name).await?;
+            if begun.is_over(row.as_ref()) {
+                return Err(ModelError::Conflict(format!("the name {} was given and freed again meanwhile", name.name)));
+            }
+            let base = match row {
                 None => Timestamp::ZERO,
                 Some(row) => match *row.bucket.get() {
                     None => row.bucket.timestamp(),
@@ -270,12 +296,10 @@ impl Garage {
         let mut counted = Counted::default();
         let mut after = None;
         loop {
-            let page = self.name_service().page(after, PAGE).await?;
-            let claims = page.iter().filter_map(|(_key, slot)| slot.accepted.as_ref());
+            let SlotPage { slots, next } = self.name_service().page(after, PAGE).await?;
+            let claims = slots.iter().filter_map(|(_key, slot)| slot.accepted.as_ref());
             let at_work = self.who_is_at_work(claims.map(|accepted| (accepted.claim.coordinator, accepted.claim.work))).await;
-            let is_last = page.len() < PAGE;
-            after = page.last().map(|(key, _slot)| key.clone());
-            for (key, slot) in page {
+            for (key, slot) in slots {
                 let name = slot.name.clone();
                 let activity = slot.accepted.as_ref().map(|accepted| {
                     let claim = &accepted.claim;
@@ -283,8 +307,9 @@ impl Garage {
                 });
                 counted.add(self.settle_name(key, slot, activity).await, || format!("the claim of the name {name}"));
             }
-            if is_last {
-                return Ok(counted);
+            match next {
+                Some(next) => after = Some(next),
+                None => return Ok(counted),
             }
         }
     }
@@ -294,8 +319,13 @@ impl Garage {
         match (&slot.accepted, activity) {
             (Some(_), Some(Activity::Working)) => Ok(Outcome::Waits),
             (Some(accepted), _) => {
+                let begun = Begun::WhenFreeSince(slot.base);
+                if begun.is_over(self.row_of(name).await?.as_ref()) {
+                    self.name_service().forget(key, slot).await?;
+                    return Ok(Outcome::Settled);
+                }
                 let wanted = Wanted { bucket: accepted.claim.bucket, makes: accepted.claim.makes.clone() };
-                match self.claim_name(name.scope, name.name, wanted).await {
+                match self.claim_as(name, wanted, begun).await {
                     Ok(()) | Err(ModelError::BucketNameTaken { .. }) => Ok(Outcome::Settled),
                     Err(error) => Err(error),
                 }
@@ -325,5 +355,29 @@ fn ended_by(error: QuorumError<NotAgreed>) -> Result<Attempt, ModelError> {
     match outbid {
         Some(ballot) => Ok(Attempt::Outbid(ballot)),
         None => Err(TableError::Quorum(Box::new(QuorumError { needed, reached, of, errors: failures })).into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use garage_types::crdt::Lww;
+    use garage_types::{BucketId, Timestamp};
+
+    use super::Begun;
+    use crate::alias::{AliasRow, AliasScope};
+
+    /// A name is given to a bucket, and taken from it again, while a node that had accepted a claim of it was away.
+    #[test]
+    fn a_claim_that_was_left_over_is_carried_out_only_while_the_name_is_as_free_as_it_was() {
+        let row = |time, target| {
+            let bucket = Lww::at(Timestamp::from_millis(time), target);
+            AliasRow { scope: AliasScope::Global, name: "n".to_owned(), bucket }
+        };
+        let given = Some(BucketId::from_bytes([7; 32]));
+        let left_over = Begun::WhenFreeSince(Timestamp::from_millis(5));
+        assert!(left_over.is_over(Some(&row(7, None))));
+        // Free as it was; or given, which the claim itself finds.
+        assert!(!left_over.is_over(None) && !left_over.is_over(Some(&row(5, None))) && !left_over.is_over(Some(&row(6, given))));
+        assert!(!Begun::Now.is_over(Some(&row(7, None))));
     }
 }

@@ -11,8 +11,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use garage_db::Snapshot;
 use garage_table::error::TableError;
-use garage_table::schema::{Admission, Admit, Belongings};
+use garage_table::schema::{Admission, Admit, Belongings, Origin, ReplacedBy};
+use garage_table::segments::KeyRange;
 use garage_table::transaction::RowTransaction;
 use garage_table::wire::{Entry, Mode, TableId, Verdict};
 use garage_table::{Replication, Schema};
@@ -310,14 +312,15 @@ impl ObjectTable {
     }
 
     /// Judges a copy of a live row that may be new to a bucket that is being, or was, deleted.
-    fn judge_copy(&self, tx: &mut RowTransaction<'_, '_>, row: &mut ObjectRow) -> Result<(), TableError> {
+    fn judge_copy(&self, tx: &mut RowTransaction<'_, '_>, row: &mut ObjectRow, origin: Origin) -> Result<(), TableError> {
         let is_known = tx.row::<ObjectTable>(&row.index().placement(), &Self::sort_key(row))?.is_some();
         if is_known || is_planted(Bug::CopiesPassMark) {
             return Ok(());
         }
         match self.marks.taking(tx, row.bucket)? {
             Taking::Open => Ok(()),
-            Taking::Closing => Err(TableError::Withheld(BEING_DELETED)),
+            Taking::Closing if self.marks.keeps_out(tx, row.bucket, origin)? => Err(TableError::Withheld(BEING_DELETED)),
+            Taking::Closing => Ok(()),
             Taking::Gone => {
                 // Left by a write that failed, since a quorum has none. Who has it learns from this row that it is over.
                 if let Some(entry) = released_content(Some(&*row), None) {
@@ -412,7 +415,7 @@ impl Schema for ObjectTable {
                     return Ok(Admission::Answer(Verdict::Won));
                 }
                 if row.live().is_some() {
-                    self.judge_copy(tx, row)?;
+                    self.judge_copy(tx, row, how.origin)?;
                 }
             }
         }
@@ -443,8 +446,19 @@ impl Schema for ObjectTable {
         Ok(self.counters.add(tx, &row.bucket, &Counts::default().minus(&row.counts()))?)
     }
 
-    fn derive_anew(&self, tx: &mut RowTransaction<'_, '_>, _placement: &Placement) -> Result<(), TableError> {
-        Ok(self.counters.doubt(tx)?)
+    fn derive_anew(&self, tx: &mut RowTransaction<'_, '_>, _placement: &Placement, by: ReplacedBy) -> Result<(), TableError> {
+        match by {
+            ReplacedBy::Itself => Ok(()),
+            ReplacedBy::Others => Ok(self.counters.doubt(tx)?),
+        }
+    }
+
+    fn notes(&self, tx: &Snapshot<'_>, range: &KeyRange) -> Result<Vec<ByteBuf>, TableError> {
+        self.marks.final_ones(tx, range)
+    }
+
+    fn keep_notes(&self, tx: &mut RowTransaction<'_, '_>, notes: &[ByteBuf]) -> Result<(), TableError> {
+        self.marks.keep_told(tx, notes)
     }
 
     fn is_collectable(row: &ObjectRow) -> bool {

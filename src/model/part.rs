@@ -15,7 +15,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use garage_table::error::TableError;
-use garage_table::schema::{Admission, Admit, Collection};
+use garage_table::schema::{Admission, Admit, Collection, ReplacedBy};
 use garage_table::transaction::RowTransaction;
 use garage_table::wire::{Mode, TableId, Verdict};
 use garage_table::{Replication, Schema};
@@ -263,8 +263,11 @@ impl Schema for PartTable {
         Ok(self.counters.add(tx, &row.bucket, &Counts::default().minus(&row.counts()))?)
     }
 
-    fn derive_anew(&self, tx: &mut RowTransaction<'_, '_>, _placement: &Placement) -> Result<(), TableError> {
-        Ok(self.counters.doubt(tx)?)
+    fn derive_anew(&self, tx: &mut RowTransaction<'_, '_>, _placement: &Placement, by: ReplacedBy) -> Result<(), TableError> {
+        match by {
+            ReplacedBy::Itself => Ok(()),
+            ReplacedBy::Others => Ok(self.counters.doubt(tx)?),
+        }
     }
 
     fn is_collectable(row: &PartRow) -> bool {

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use garage_db::{DbError, Tree};
 use garage_table::error::TableError;
-use garage_table::schema::{Admission, Admit, Collection};
+use garage_table::schema::{Admission, Admit, Collection, ReplacedBy};
 use garage_table::transaction::RowTransaction;
 use garage_table::wire::{Mode, TableId};
 use garage_table::{Replication, Schema};
@@ -329,7 +329,9 @@ impl Schema for UploadTable {
         let present = tx.row::<UploadTable>(&row.index().placement(), &Self::sort_key(row))?.map(|row| row.state);
         let begins = present.is_none() && row.is_open();
         if how.mode == Mode::Replicate {
-            let withheld = begins && self.marks.taking(tx, row.bucket)? == Taking::Closing;
+            let withheld = begins
+                && self.marks.taking(tx, row.bucket)? == Taking::Closing
+                && self.marks.keeps_out(tx, row.bucket, how.origin)?;
             return if withheld { Err(TableError::Withheld(BEING_DELETED)) } else { Ok(Admission::Merge) };
         }
         let mut refusal = present.as_ref().and_then(|present| refusal(present, &row.state));
@@ -364,8 +366,11 @@ impl Schema for UploadTable {
         Ok(self.counters.add(tx, &row.bucket, &Counts::default().minus(&row.counts()))?)
     }
 
-    fn derive_anew(&self, tx: &mut RowTransaction<'_, '_>, _placement: &Placement) -> Result<(), TableError> {
-        Ok(self.counters.doubt(tx)?)
+    fn derive_anew(&self, tx: &mut RowTransaction<'_, '_>, _placement: &Placement, by: ReplacedBy) -> Result<(), TableError> {
+        match by {
+            ReplacedBy::Itself => Ok(()),
+            ReplacedBy::Others => Ok(self.counters.doubt(tx)?),
+        }
     }
 
     fn is_collectable(row: &UploadRow) -> bool {

@@ -18,7 +18,7 @@ use futures_channel::oneshot;
 use futures_util::FutureExt;
 use futures_util::future::{join, join3, try_join_all};
 use garage_table::Schema;
-use garage_table::wire::{Mode, Verdict};
+use garage_table::wire::{Entry, Mode, Verdict};
 use garage_types::codec::{self, Unknown};
 use garage_types::{Timestamp, UploadId, VersionId};
 
@@ -30,10 +30,13 @@ use crate::error::ModelError;
 use crate::garage::Garage;
 use crate::multipart::UploadName;
 use crate::object::{Condition, Content, ObjectMeta, ObjectRow, ObjectState, ObjectTable};
-use crate::part::{AttemptState, Outcome, Part, PartEntry, PartRow, ended_key, fate, newest_parts};
+use crate::part::{AttemptState, Outcome, Part, PartEntry, PartRow, PartTable, ended_key, fate, newest_parts};
 use crate::put::{ATTEMPTS_MAX, CountedBefore, Preconditions, PutObject, Written, object_row, refused, won};
 use crate::upload::{Claim, Completion, MultipartUpload, Purpose, UploadRow, UploadState, UploadTable};
 use crate::version::{Backlink, Piece, SEGMENT_PIECES_MAX, Segment, VersionContent, VersionRow};
+
+/// Parts that are ended in one transaction.
+const ENDED_AT_ONCE: usize = 250;
 
 /// A multipart upload to be completed.
 #[derive(Clone, Debug)]
@@ -452,11 +455,15 @@ impl Garage {
             // Nothing is listed any more once the object is deleted: what it had taken is released then, as is all else.
             Outcome::Completed(version) => certain.parts_of(version).await?,
         };
-        for row in certain.part_attempts(end.upload, 0, None).await? {
-            let PartEntry::Attempt(attempt) = &row.entry else { continue };
-            if !attempt.state.is_gone() {
-                certain.0.parts.merge(&row.with_state(attempt, AttemptState::Gone(fate(attempt, &taken)))).await?;
+        let gone = |row: &PartRow| match &row.entry {
+            PartEntry::Attempt(attempt) if !attempt.state.is_gone() => {
+                Some(PartTable::entry(&row.with_state(attempt, AttemptState::Gone(fate(attempt, &taken))), Mode::Replicate))
             }
+            PartEntry::Attempt(_) | PartEntry::Ended(_) => None,
+        };
+        let ended: Vec<Entry> = certain.part_attempts(end.upload, 0, None).await?.iter().filter_map(gone).collect();
+        for some in ended.chunks(ENDED_AT_ONCE) {
+            won(certain.0.parts.write(end.upload.into(), some.to_vec()).await?)?;
         }
         Ok(())
     }

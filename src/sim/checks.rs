@@ -10,7 +10,7 @@ use garage_db::Direction;
 use garage_model::alias::AliasTable;
 use garage_model::block_ref::{BlockRefRow, BlockRefTable, RefCount};
 use garage_model::bucket::BucketTable;
-use garage_model::counters::Counts;
+use garage_model::counters::{Counts, unseal};
 use garage_model::object::{ObjectRow, ObjectTable};
 use garage_model::part::{PartEntry, PartTable};
 use garage_model::resync_queue::Queued;
@@ -156,7 +156,8 @@ async fn counters_agree(world: &World, machine: &Machine) {
     let (tree, bucket) = (local.counters.0, world.bucket);
     let read = move |tx: &garage_db::Snapshot<'_>| tx.get(tree, bucket.as_bytes());
     let stored: Result<Option<Vec<u8>>, garage_db::DbError> = local.tables.db().read(read).await;
-    let counts = stored.unwrap().map_or_else(Counts::default, |bytes| Counts::decode(&bytes));
+    let whole = |bytes: Vec<u8>| unseal(bucket.as_bytes(), &bytes).expect("counters match their checksum");
+    let counts = stored.unwrap().map_or_else(Counts::default, whole);
     if (counts.objects, counts.bytes, counts.uploads) != (count, bytes, uploads) {
         world.history.violation(format!(
             "machine {}: counted {counts:?}, but there are {count} objects of {bytes} bytes and {uploads} uploads",

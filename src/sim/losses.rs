@@ -108,16 +108,18 @@ pub async fn lose(world: &World, loss: Loss, random: &SeededRandom) {
     }
 }
 
-/// Changes a bit of some row of a table.
+/// Changes a bit of some row of a table, or of some that lie beside each other, as where a page has rotted.
 fn flip_row(world: &World, machine: &Machine, random: &SeededRandom) {
     let Some(garage) = machine.garage() else { return };
     let tables = garage.local().tables.clone();
     let names: Vec<&str> = tables.tables().into_iter().filter_map(|(table, _)| tables.name_of(table)).collect();
     let name = names[random.below(names.len() as u64) as usize];
     let (row, bit) = (random.below(1 << 20) as usize, random.below(1 << 20) as usize);
-    if let Some(key) = machine.engine.flip_bit(&format!("{name}:rows"), row, bit) {
-        world.history.note(format!("FAULT a bit of row {} of {name} on machine {}", key.escape_ascii(), machine.number));
-        lock(&world.losses.flipped).insert(machine.number);
+    for beside in 0..=row % 3 {
+        if let Some(key) = machine.engine.flip_bit(&format!("{name}:rows"), row + beside, bit) {
+            world.history.note(format!("FAULT a bit of row {} of {name} on machine {}", key.escape_ascii(), machine.number));
+            lock(&world.losses.flipped).insert(machine.number);
+        }
     }
 }
 

@@ -9,7 +9,7 @@
 use std::ops::{Bound, ControlFlow};
 
 use garage_db::{DbError, Direction, Snapshot, Transaction};
-use garage_types::Timestamp;
+use garage_types::{Timestamp, chain};
 
 use crate::epochs::Slot;
 use crate::error::TableError;
@@ -107,14 +107,23 @@ impl TableStore {
     }
 
     async fn bring_back(&self, page: Vec<SetAside>) -> Result<(), TableError> {
-        let tree = self.0.set_aside.0;
-        let mut entries = Vec::with_capacity(page.len());
+        let (kept, tree) = (self.0.set_aside, self.0.set_aside.0);
+        let (mut entries, mut unreadable) = (Vec::with_capacity(page.len()), Vec::new());
         for aside in page {
             let position = aside.position();
+            if let Err(error) = self.0.table(aside.table).and_then(|local| local.rules.is_collectable(&aside.row)) {
+                tracing::error!(row = aside.id(), error = %chain(&error), "a row cannot be read and is not brought back: it stays set aside");
+                unreadable.push(aside);
+                continue;
+            }
             let row = KeyedRow { key: aside.key.into(), row: aside.row.into() };
             entries.push((position, entry(aside.table, row, EPOCH_OF_OWNER)?));
         }
         self.transact(move |tx| {
+            for aside in &unreadable {
+                kept.keep(tx.raw(), (aside.at, Reason::Unknown), aside.table, &aside.key, &aside.row)?;
+                tx.raw().remove(tree, &aside.position())?;
+            }
             for (position, entry) in &entries {
                 match tx.apply(entry)? {
                     Verdict::Won => tx.raw().remove(tree, position)?,

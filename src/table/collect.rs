@@ -126,10 +126,14 @@ impl TableStore {
         self.check_may_collect()?;
         self.check_same_layout(request.layout)?;
         let HoldTombstones { table, slot, rows, .. } = request;
-        let rules = self.0.table(table)?.rules.clone();
+        let (rules, now) = (self.0.table(table)?.rules.clone(), self.0.clock.now());
         for row in &rows {
             if Slot::of_key(&row.key) != slot || !rules.is_collectable(&row.row)? {
                 return Err(TableError::NotATombstone { table });
+            }
+            // The floor that follows would be ahead of every right clock, and cannot be taken back.
+            if rules.written_at(&row.row)? > now {
+                return Err(TableError::FutureTombstone { table });
             }
         }
         let epochs = self.0.epochs;
@@ -481,6 +485,6 @@ mod tests {
         let page: Page = reread(&OlderPage { n: Vec::new(), x: true });
         assert_eq!((page.truncated, page.floor), (true, Timestamp::ZERO));
         let digests: Digests = reread(&OlderDigests { r: Vec::new(), e: vec![1] });
-        assert_eq!((digests.epochs, digests.floors), (vec![1], Vec::new()));
+        assert_eq!((digests.epochs, digests.floors, digests.notes), (vec![1], Vec::new(), Vec::new()));
     }
 }

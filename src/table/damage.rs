@@ -20,7 +20,7 @@ use serde_bytes::ByteBuf;
 use crate::digest::{RowDigest, SetDigest};
 use crate::error::TableError;
 use crate::rows::{Frame, Unreadable, name_of, unseal};
-use crate::schema::Replication;
+use crate::schema::{ReplacedBy, Replication};
 use crate::segments::{KeyRange, Rows, Segments};
 use crate::store::TableStore;
 use crate::transaction::RowTransaction;
@@ -175,12 +175,15 @@ impl TableStore {
                     _ => None,
                 };
                 match (copies.iter().copied().find(is_original), agreed) {
-                    (Some(row), _) => segments.rows.insert(tx.raw(), &damaged.key, row)?,
+                    (Some(row), _) => {
+                        segments.rows.insert(tx.raw(), &damaged.key, row)?;
+                        tx.derive_anew(table, &damaged.key, ReplacedBy::Itself)?;
+                    }
                     (None, _) if replies.len() < needed => return Ok(Repaired::NotYet),
                     // Other rows of the segment are damaged too; all owners that were asked have the same.
                     (None, Some(row)) if original.is_none() => {
                         segments.rows.insert(tx.raw(), &damaged.key, row)?;
-                        tx.derive_anew(table, &damaged.key)?;
+                        tx.derive_anew(table, &damaged.key, ReplacedBy::Others)?;
                     }
                     (None, _) => tx.replace_damaged(&segments, &damaged.key, &copies)?,
                 }
@@ -227,13 +230,13 @@ impl RowTransaction<'_, '_> {
                 }
             }
         }
-        self.derive_anew(table, key)
+        self.derive_anew(table, key, ReplacedBy::Others)
     }
 
     /// See [`crate::schema::Schema::derive_anew`].
-    fn derive_anew(&mut self, table: TableId, key: &[u8]) -> Result<(), TableError> {
+    fn derive_anew(&mut self, table: TableId, key: &[u8], by: ReplacedBy) -> Result<(), TableError> {
         let rules = self.inner.table(table)?.rules.clone();
-        rules.derive_anew(self, &placement_of(table, key)?)
+        rules.derive_anew(self, &placement_of(table, key)?, by)
     }
 }
 
@@ -257,6 +260,7 @@ impl Asked {
             mode: Mode::Replicate,
             condition: None,
             epoch: self.epoch,
+            is_compared: true,
         }
     }
 }

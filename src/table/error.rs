@@ -48,6 +48,8 @@ pub enum TableError {
     DamagedState,
     #[error("a row of table {table:?} was taken for a tombstone and is none")]
     NotATombstone { table: TableId },
+    #[error("a tombstone of table {table:?} that is to be dropped was written in the future by this node's clock")]
+    FutureTombstone { table: TableId },
     #[error("layout version {asked} is not the only live one here")]
     OtherLayout { asked: u64 },
     #[error("node {}", node.short())]
@@ -98,6 +100,7 @@ impl From<TableError> for RpcError {
             | TableError::PerhapsForgotten
             | TableError::Quorum(_)
             | TableError::Rebuilding
+            | TableError::FutureTombstone { .. }
             | TableError::Withheld(_) => ErrorCode::Unavailable,
             TableError::Peer { source, .. } => source.code,
             TableError::StaleLayout { .. } | TableError::OldLayoutOfStranger { .. } | TableError::OtherLayout { .. } => {

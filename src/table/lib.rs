@@ -20,7 +20,7 @@ pub mod error;
 pub mod graves;
 pub mod heard;
 pub mod queue;
-mod rows;
+pub mod rows;
 pub mod schema;
 pub mod segments;
 pub mod set_aside;

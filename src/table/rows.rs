@@ -53,7 +53,7 @@ pub(crate) enum Frame {
 }
 
 /// The row in its frame.
-pub(crate) fn seal(key: &[u8], row: &[u8]) -> Vec<u8> {
+pub fn seal(key: &[u8], row: &[u8]) -> Vec<u8> {
     let mut stored = Vec::with_capacity(FRAME_LENGTH + row.len());
     stored.extend_from_slice(&FRAME);
     stored.extend_from_slice(&checksum(key, row));
@@ -78,6 +78,11 @@ pub(crate) fn unseal<'s>(key: &[u8], stored: &'s [u8]) -> Result<(&'s [u8], Fram
             _ => Err(Unreadable::Mismatch),
         },
     }
+}
+
+/// What [`seal`] was given; also of a version that stored it without a checksum. `None`: it is not what was stored.
+pub fn unsealed<'s>(key: &[u8], stored: &'s [u8]) -> Option<&'s [u8]> {
+    unseal(key, stored).ok().map(|(row, _frame)| row)
 }
 
 fn checksum(key: &[u8], row: &[u8]) -> [u8; CHECKSUM_LENGTH] {

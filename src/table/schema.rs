@@ -2,13 +2,16 @@
 
 use std::sync::Arc;
 
+use garage_db::Snapshot;
 use garage_types::codec::{self, Format};
 use garage_types::crdt::Crdt;
 use garage_types::{Placement, Timestamp};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_bytes::ByteBuf;
 
 use crate::error::TableError;
+use crate::segments::KeyRange;
 use crate::transaction::RowTransaction;
 use crate::wire::{Entry, Mode, Projection, TableId, Verdict};
 
@@ -36,6 +39,15 @@ pub enum Admission {
     Merge,
     /// Answer this and store nothing.
     Answer(Verdict),
+}
+
+/// What took the place of a damaged row.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ReplacedBy {
+    /// The same row, as another owner has it.
+    Itself,
+    /// What others have; nobody knows any more what it was.
+    Others,
 }
 
 /// Rows of a table under one placement, whose sort keys begin alike.
@@ -100,12 +112,27 @@ pub trait Schema: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Works out anew what is kept about the rows of a placement, or notes that it has to be: one of them was replaced, and nobody knows
-    /// any more what it was.
+    /// Works out anew what is kept about the rows of a placement, or notes that it has to be: a damaged one of them was replaced.
     ///
     /// # Errors
     /// What the transaction reports; nothing is stored then.
-    fn derive_anew(&self, _tx: &mut RowTransaction<'_, '_>, _placement: &Placement) -> Result<(), TableError> {
+    fn derive_anew(&self, _tx: &mut RowTransaction<'_, '_>, _placement: &Placement, _by: ReplacedBy) -> Result<(), TableError> {
+        Ok(())
+    }
+
+    /// What an owner of these rows has to know besides them. Who compares its rows with this node's is told, before they count as compared.
+    ///
+    /// # Errors
+    /// [`TableError`]: what is kept cannot be read.
+    fn notes(&self, _tx: &Snapshot<'_>, _range: &KeyRange) -> Result<Vec<ByteBuf>, TableError> {
+        Ok(Vec::new())
+    }
+
+    /// Keeps what another owner's [`Schema::notes`] say. Whoever sent them may be of a later version: what is not understood is an error.
+    ///
+    /// # Errors
+    /// What the transaction reports; nothing is stored then.
+    fn keep_notes(&self, _tx: &mut RowTransaction<'_, '_>, _notes: &[ByteBuf]) -> Result<(), TableError> {
         Ok(())
     }
 
@@ -151,6 +178,7 @@ pub trait Schema: Send + Sync + 'static {
             mode,
             condition: None,
             epoch: 0,
+            is_compared: false,
         }
     }
 
@@ -166,8 +194,18 @@ pub trait Schema: Send + Sync + 'static {
 pub struct Admit<'a> {
     pub mode: Mode,
     pub condition: Option<&'a [u8]>,
+    pub origin: Origin,
     /// Time of the request at this owner.
     pub now: Timestamp,
+}
+
+/// What a row arrives by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// A request whose coordinator counts who has it.
+    Request,
+    /// The comparison of owners' rows.
+    Comparison,
 }
 
 /// A schema without its type, as the store holds it.
@@ -176,7 +214,9 @@ pub(crate) trait Rules: Send + Sync {
     fn apply(&self, tx: &mut RowTransaction<'_, '_>, entry: &Entry) -> Result<Verdict, TableError>;
     fn project(&self, row: &[u8], projection: Projection) -> Result<Vec<u8>, TableError>;
     fn dropped(&self, tx: &mut RowTransaction<'_, '_>, row: &[u8]) -> Result<(), TableError>;
-    fn derive_anew(&self, tx: &mut RowTransaction<'_, '_>, placement: &Placement) -> Result<(), TableError>;
+    fn derive_anew(&self, tx: &mut RowTransaction<'_, '_>, placement: &Placement, by: ReplacedBy) -> Result<(), TableError>;
+    fn notes(&self, tx: &Snapshot<'_>, range: &KeyRange) -> Result<Vec<ByteBuf>, TableError>;
+    fn keep_notes(&self, tx: &mut RowTransaction<'_, '_>, notes: &[ByteBuf]) -> Result<(), TableError>;
     fn is_collectable(&self, row: &[u8]) -> Result<bool, TableError>;
     fn written_at(&self, row: &[u8]) -> Result<Timestamp, TableError>;
     fn is_superseded(&self, tx: &RowTransaction<'_, '_>, row: &[u8]) -> Result<bool, TableError>;
@@ -200,7 +240,8 @@ impl<S: Schema> Rules for Typed<S> {
             return Err(TableError::NoRoom);
         }
         let condition = entry.condition.as_ref().map(|bytes| bytes.as_slice());
-        let how = Admit { mode: entry.mode, condition, now: tx.now() };
+        let origin = if entry.is_compared { Origin::Comparison } else { Origin::Request };
+        let how = Admit { mode: entry.mode, condition, origin, now: tx.now() };
         if let Admission::Answer(verdict) = self.0.admit(tx, &mut row, how)? {
             return Ok(verdict);
         }
@@ -227,8 +268,16 @@ impl<S: Schema> Rules for Typed<S> {
         self.0.dropped(tx, &S::decode(row)?)
     }
 
-    fn derive_anew(&self, tx: &mut RowTransaction<'_, '_>, placement: &Placement) -> Result<(), TableError> {
-        self.0.derive_anew(tx, placement)
+    fn derive_anew(&self, tx: &mut RowTransaction<'_, '_>, placement: &Placement, by: ReplacedBy) -> Result<(), TableError> {
+        self.0.derive_anew(tx, placement, by)
+    }
+
+    fn notes(&self, tx: &Snapshot<'_>, range: &KeyRange) -> Result<Vec<ByteBuf>, TableError> {
+        self.0.notes(tx, range)
+    }
+
+    fn keep_notes(&self, tx: &mut RowTransaction<'_, '_>, notes: &[ByteBuf]) -> Result<(), TableError> {
+        self.0.keep_notes(tx, notes)
     }
 
     fn is_collectable(&self, row: &[u8]) -> Result<bool, TableError> {

@@ -10,6 +10,7 @@
 use std::ops::{Bound, ControlFlow};
 
 use garage_db::{DbError, Direction, Snapshot, Transaction, Tree};
+use garage_types::Placement;
 
 use crate::digest::{RowDigest, SetDigest};
 use crate::error::TableError;
@@ -29,6 +30,12 @@ pub struct KeyRange {
 impl KeyRange {
     pub const ALL: KeyRange = KeyRange { from: Vec::new(), to: None };
 
+    /// Whether the rows of a placement begin in this range.
+    pub fn contains(&self, placement: &Placement) -> bool {
+        let key = placement.as_bytes().as_slice();
+        self.from.as_slice() <= key && self.to.as_deref().is_none_or(|to| key < to)
+    }
+
     pub(crate) fn bounds(&self) -> (Bound<&[u8]>, Bound<&[u8]>) {
         (Bound::Included(&self.from), self.to.as_deref().map_or(Bound::Unbounded, Bound::Excluded))
     }
@@ -47,6 +54,12 @@ pub struct Segments {
 pub struct Piece {
     pub to: Option<Vec<u8>>,
     pub digest: SetDigest,
+}
+
+/// A digest that cannot be read counts as that of no rows: it differs from the other owner's, so the rows are compared one by one, and
+/// the scrub, which counts them, sets it right.
+fn decoded(stored: &[u8]) -> SetDigest {
+    SetDigest::decode(stored).unwrap_or_default()
 }
 
 /// Called with each key and value; `Break` ends the range.
@@ -170,7 +183,7 @@ impl Segments {
         };
         let bounds = (Bound::Excluded(low.as_slice()), high.as_deref().map_or(Bound::Unbounded, Bound::Excluded));
         rows.range(self.digests, bounds, Direction::Forward, &mut |key, value| {
-            inner.push((key[1..].to_vec(), SetDigest::decode(value).unwrap_or_default()));
+            inner.push((key[1..].to_vec(), decoded(value)));
             ControlFlow::Continue(())
         })?;
         let after_last = self.bound_after(rows, high.as_deref())?;
@@ -219,7 +232,7 @@ impl Segments {
         let mut found = (Vec::new(), SetDigest::default());
         let bounds = (Bound::Included(low.as_slice()), Bound::Included(high.as_slice()));
         rows.range(self.digests, bounds, Direction::Backward, &mut |key, value| {
-            found = (key[1..].to_vec(), SetDigest::decode(value).unwrap_or_default());
+            found = (key[1..].to_vec(), decoded(value));
             ControlFlow::Break(())
         })?;
         Ok(found)

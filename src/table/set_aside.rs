@@ -116,6 +116,18 @@ impl SetAsideTree {
         let position = position(at, reason, Some(table), key);
         tx.insert(self.0, &position, &rows::seal(&position, row))
     }
+
+    /// Keeps what is stored in the place of a row and is not the row: it does not match its checksum here either.
+    pub(crate) fn keep_damaged(
+        &self,
+        tx: &mut Transaction<'_>,
+        (at, reason): (Timestamp, Reason),
+        table: TableId,
+        key: &[u8],
+        stored: &[u8],
+    ) -> Result<(), DbError> {
+        tx.insert(self.0, &position(at, reason, Some(table), key), stored)
+    }
 }
 
 impl TableStore {
@@ -178,6 +190,10 @@ impl TableStore {
             let (mut known, mut superseded) = (Vec::new(), Vec::new());
             for aside in &page {
                 let Some(rules) = rules.get(&aside.table) else { continue };
+                if rules.is_collectable(&aside.row).is_err() {
+                    // Of another version: it stays for the operator.
+                    continue;
+                }
                 let present = tx.get(aside.table, &aside.key)?;
                 let is_known = match &present {
                     Some(present) => rules.merge(present, &aside.row)? == *present,

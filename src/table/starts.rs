@@ -170,9 +170,10 @@ impl TableStore {
             let move_some = move |tx: &mut Transaction<'_>| {
                 let moved = first_rows(tx, tree, BATCH)?;
                 for (key, stored) in &moved {
-                    // One that is damaged is kept all the same, and is known for that when it is looked at.
-                    let row = rows::unseal(key, stored).map_or(stored.as_slice(), |(row, _frame)| row);
-                    aside.keep(tx, (at, Reason::Restored), table, key, row)?;
+                    match rows::unsealed(key, stored) {
+                        Some(row) => aside.keep(tx, (at, Reason::Restored), table, key, row)?,
+                        None => aside.keep_damaged(tx, (at, Reason::Restored), table, key, stored)?,
+                    }
                     tx.remove(tree, key)?;
                 }
                 Ok::<_, DbError>(moved.len())

@@ -102,6 +102,31 @@ impl<'tx> RowTransaction<'_, 'tx> {
         rows.into_iter().collect()
     }
 
+    /// Calls `visit` with every row of a placement; `None`: it is there, and damaged.
+    ///
+    /// # Errors
+    /// [`TableError`]; not for damaged rows.
+    pub fn each_under<S: Schema>(&self, placement: &Placement, visit: &mut impl FnMut(Option<S::Row>)) -> Result<(), TableError> {
+        let from = local_key(placement, &[]);
+        let to = garage_types::sort_key::after_prefix(&from);
+        let bounds = (Bound::Included(from.as_slice()), to.as_deref().map_or(Bound::Unbounded, Bound::Excluded));
+        let rows = &self.inner.table(S::ID)?.rows;
+        let mut failed = None;
+        self.tx.range(rows.raw(), bounds, Direction::Forward, &mut |key, stored| {
+            let row = match rows.check(key, stored) {
+                Ok((row, _frame)) => S::decode(row).map(Some),
+                Err(TableError::DamagedRow { .. }) => Ok(None),
+                Err(error) => Err(error),
+            };
+            match row {
+                Ok(row) => visit(row),
+                Err(error) => failed = Some(error),
+            }
+            if failed.is_none() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
+        failed.map_or(Ok(()), Err)
+    }
+
     /// Removes a superseded row of this node, with the effects of its going.
     ///
     /// Only for rows whose absence another row of the same placement proves: anything else must become a tombstone.

@@ -45,6 +45,9 @@ pub struct Entry {
     /// Garbage collection epoch of the row's partition, as the sender knows it.
     #[serde(rename = "e", default)]
     pub epoch: u64,
+    /// A copy by which owners make their rows equal: nobody counts the answer.
+    #[serde(rename = "o", default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_compared: bool,
 }
 
 /// An owner's answer to one write request.

@@ -96,6 +96,8 @@ pub enum Bug {
     EmptinessWithoutMark,
     /// Copies of objects that are new to an owner pass its closing mark.
     CopiesPassMark,
+    /// Who compares its rows with an owner's is not told that the deletion of a bucket was decided there.
+    FinalMarkKeptBack,
 }
 
 #[cfg(all(feature = "planted", not(debug_assertions)))]

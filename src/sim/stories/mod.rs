@@ -8,7 +8,9 @@
 mod collections;
 mod databases;
 mod deletions;
+mod half_deleted;
 mod layouts;
+mod listings;
 mod names;
 mod overtaken;
 mod refusals;
@@ -47,7 +49,7 @@ pub struct Story {
 const THREE: Story =
     Story { name: "", machines: 3, roles: 3, replication_factor: 3, keys: 4, play: databases::lost_while_another_is_away };
 
-pub const STORIES: [Story; 24] = [
+pub const STORIES: [Story; 27] = [
     Story { name: "lost-database", ..THREE },
     Story { name: "two-lost-databases", machines: 5, roles: 5, replication_factor: 5, play: databases::two_are_lost, ..THREE },
     Story { name: "restored-database", play: databases::restored_from_a_copy, ..THREE },
@@ -64,6 +66,7 @@ pub const STORIES: [Story; 24] = [
     Story { name: "writes-under-way", machines: 7, play: layouts::writes_are_under_way, ..THREE },
     Story { name: "stranger-writes", machines: 8, play: layouts::a_stranger_writes, ..THREE },
     Story { name: "missed-deletion", play: collections::a_deletion_is_missed, ..THREE },
+    Story { name: "uneven-pages", machines: 4, keys: 40, play: listings::pages_reach_differently_far, ..THREE },
     Story { name: "one-knows", machines: 4, play: deletions::one_owner_knows, ..THREE },
     Story { name: "overtaken", machines: 8, roles: 6, play: overtaken::who_overtakes_is_lost, ..THREE },
     Story { name: "unsent-deletions", machines: 4, play: deletions::owners_reach_nobody, ..THREE },
@@ -72,6 +75,8 @@ pub const STORIES: [Story; 24] = [
     Story { name: "unsound-layout", machines: 4, play: refusals::an_unsound_layout_is_told, ..THREE },
     Story { name: "claimed-names", play: names::claimed_at_once, ..THREE },
     Story { name: "deleted-buckets", play: names::claimed_and_deleted, ..THREE },
+    Story { name: "half-deleted", machines: 6, play: half_deleted::its_deciders_are_replaced, ..THREE },
+    Story { name: "lone-decision", machines: 5, play: half_deleted::one_alone_has_decided, ..THREE },
 ];
 
 /// Tells a story by a seed, from an empty cluster to the last check.

@@ -148,6 +148,18 @@ impl TableStore {
         self.db().write(move |tx| lower.iter().try_for_each(|(slot, floor)| floors.raise(tx, table, *slot, *floor))).await
     }
 
+    /// Keeps what another owner said that goes with its rows.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub(crate) async fn keep_notes(&self, table: TableId, notes: Vec<ByteBuf>) -> Result<(), TableError> {
+        if notes.is_empty() {
+            return Ok(());
+        }
+        let rules = self.0.table(table)?.rules.clone();
+        self.transact_beside(move |tx| rules.keep_notes(tx, &notes)).await
+    }
+
     pub(crate) async fn rows_now(&self, table: TableId, keys: Vec<ByteBuf>, bytes_max: usize) -> Result<RowsNow, TableError> {
         let Some(first) = keys.first() else { return Ok(RowsNow { epoch: 0, rows: Vec::new(), left: Vec::new() }) };
         let (rows, epochs, slot) = (self.0.table(table)?.rows.clone(), self.0.epochs, Slot::of_key(first));

@@ -1,7 +1,7 @@
 //! The answering side of a comparison: reads only.
 //!
-//! Must stay true: the epoch in a reply was in force when its rows were read, so it is read in the same snapshot; a node that is
-//! rebuilding offers nothing.
+//! Must stay true: the epoch in a reply was in force when its rows were read, so it is read in the same snapshot, and so are the
+//! notes that go with the rows; a node that is rebuilding offers nothing.
 
 use std::ops::{Bound, ControlFlow};
 
@@ -35,21 +35,25 @@ impl TableStore {
         self.check_offers()?;
         let segments = self.segments(request.table)?;
         let (epochs, floors) = (self.0.epochs, self.0.floors);
+        let rules = self.0.table(request.table)?.rules.clone();
         let pieces = u64::from(request.pieces.clamp(1, PIECES_MAX));
         let read = move |tx: &Snapshot<'_>| {
             let mut ranges = Vec::with_capacity(request.ranges.len());
             let mut at = Vec::with_capacity(request.ranges.len());
             let mut above = Vec::with_capacity(request.ranges.len());
+            let mut notes = Vec::new();
             for range in request.ranges {
                 let slot = Slot::of_key(&range.from);
                 at.push(epochs.get(tx, request.table, slot)?);
                 above.push(floors.get(tx, request.table, slot)?);
-                let cut = segments.pieces(tx, &range.into(), pieces)?;
+                let range = range.into();
+                notes.extend(rules.notes(tx, &range)?);
+                let cut = segments.pieces(tx, &range, pieces)?;
                 ranges.push(
                     cut.into_iter().map(|piece| WirePiece { to: piece.to.map(Into::into), digest: piece.digest }).collect(),
                 );
             }
-            Ok::<_, TableError>(Digests { ranges, epochs: at, floors: above })
+            Ok::<_, TableError>(Digests { ranges, epochs: at, floors: above, notes })
         };
         self.db().read(read).await
     }

@@ -240,6 +240,7 @@ pub(crate) fn entry(table: TableId, row: KeyedRow, epoch: u64) -> Result<Entry, 
         mode: Mode::Replicate,
         condition: None,
         epoch,
+        is_compared: true,
     })
 }
 

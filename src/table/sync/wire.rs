@@ -71,6 +71,9 @@ pub struct Digests {
     /// For each range the floor of its slot.
     #[serde(rename = "f", default)]
     pub floors: Vec<Timestamp>,
+    /// What the caller has to know besides the rows; see [`crate::schema::Schema::notes`].
+    #[serde(rename = "n", default)]
+    pub notes: Vec<ByteBuf>,
 }
 
 impl Request for AskDigests {

@@ -312,6 +312,7 @@ impl SyncWorker {
         let theirs = self.around.call(peer, ask).await?;
         let slots = ranges.iter().map(|range| Slot::of_key(&range.from));
         self.around.store.raise_floors(table, slots.zip(theirs.floors).collect()).await?;
+        self.around.store.keep_notes(table, theirs.notes).await?;
         let own = self.around.store.range_digests(table, ranges.clone()).await?;
         let mut behind = Vec::new();
         let Some(round) = &mut self.round else { return Ok(()) };
