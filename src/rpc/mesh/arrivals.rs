@@ -2,8 +2,9 @@
 //!
 //! Anybody can open connections and say nothing. This machine (the command line), the machines of known peers, and everybody else have
 //! places of their own. When a kind has all of its places taken, the machine that holds most of them loses its oldest connection.
-//! What must stay true: accepting never waits; a connection that has shown that it knows the cluster's secret is never cut for another;
-//! so a peer, which shows it within one round trip, comes in however many others keep silent.
+//! What must stay true: accepting never waits; a connection that has proven that it knows the cluster's secret is never cut for another;
+//! so a peer, which proves it within two round trips, comes in however many others keep silent. Only an answer to something new of ours is
+//! a proof: a hello can be one that somebody overheard.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -94,7 +95,7 @@ impl Arrival {
         self.cut.notified().await;
     }
 
-    /// The other side has shown that it knows the cluster's secret: from now on this place is free for others.
+    /// The other side has proven that it knows the cluster's secret: from now on this place is free for others.
     pub(super) fn prove(&self) {
         if let Some(of_kind) = self.arrivals.state().kinds.get_mut(&self.kind) {
             drop(of_kind.remove(&self.host, self.id));
