@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use garage_net::establish::{self, PROOF_TIMEOUT, Local, Purpose};
+use garage_net::establish::{self, Local, PROOF_TIMEOUT, Purpose};
 use garage_net::mux::Windows;
 use garage_net::{Class, Identity, MemoryNetwork, NetError, NetworkKey, Transport};
 use garage_types::clock::ManualClock;

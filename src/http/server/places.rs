@@ -6,32 +6,18 @@
 //! whose client still takes the reply, is never cut; so a client that speaks at once is served, however many others keep silent.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use garage_types::Origin;
 use tokio::sync::Notify;
 
 use super::Peer;
 
-/// Where connections come from. Whoever has an IPv6 address has all others of its network, too.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Origin {
-    Ipv4([u8; 4]),
-    Ipv6Network([u8; 8]),
-    Unix,
-}
-
-impl Origin {
-    fn of(peer: Peer) -> Self {
-        let Peer::Tcp(address) = peer else { return Origin::Unix };
-        match address.ip().to_canonical() {
-            IpAddr::V4(ip) => Origin::Ipv4(ip.octets()),
-            IpAddr::V6(ip) => {
-                let [a, b, c, d, e, f, g, h, ..] = ip.octets();
-                Origin::Ipv6Network([a, b, c, d, e, f, g, h])
-            }
-        }
+fn origin(peer: Peer) -> Origin {
+    match peer {
+        Peer::Tcp(address) => Origin::of(address.ip()),
+        Peer::Unix => Origin::NoAddress,
     }
 }
 
@@ -140,10 +126,10 @@ impl Places {
     /// # Errors
     /// [`NoPlace`].
     pub(super) fn take(&self, peer: Peer) -> Result<Place, NoPlace> {
-        let origin = Origin::of(peer);
+        let origin = origin(peer);
         let mut state = self.state();
         let own = state.count_of.get(&origin).copied().unwrap_or(0);
-        let makes_way = if origin != Origin::Unix && own >= self.0.origin_max {
+        let makes_way = if origin != Origin::NoAddress && own >= self.0.origin_max {
             Some(state.first_silent(Some(origin)).ok_or(NoPlace::OfThisAddress)?)
         } else if state.connected.len() >= self.0.places_max {
             Some(state.first_silent(None).ok_or(NoPlace::OfAnybody)?)
