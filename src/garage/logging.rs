@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,9 @@ const LINES_MAX: usize = 1024;
 /// Of a longer line the rest is left out.
 const LINE_BYTES_MAX: usize = 8 << 10;
 /// At the end, how long the reader of the log may take for what is left.
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+/// How soon room for the last lines is looked for again.
+const ROOM_PAUSE: Duration = Duration::from_millis(5);
 
 /// Lines of one kind written within one [`REPEATS_WINDOW`].
 const REPEATS_MAX: u64 = 20;
@@ -59,6 +61,12 @@ impl LogQueue {
 
     /// Queues one record; never waits.
     pub fn submit(&self, record: &[u8]) {
+        if self.items.try_send(self.line(record)).is_err() {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn line(&self, record: &[u8]) -> Item {
         let record = String::from_utf8_lossy(record);
         let mut line = escaped_line(&record, self.colours);
         if line.len() > LINE_BYTES_MAX {
@@ -66,19 +74,35 @@ impl LogQueue {
             line.push('…');
         }
         line.push('\n');
-        if self.items.try_send(Item::Line(line)).is_err() {
+        Item::Line(line)
+    }
+
+    /// Queues the last records, a line each, and waits until they and all before them are written, in all no longer than `patience`: whoever
+    /// does not read in time has the rest not read.
+    pub fn finish(&self, last: &str, patience: Duration) {
+        let due = Instant::now() + patience;
+        let (told, written) = mpsc::sync_channel(1);
+        let last = last.lines().map(|record| self.line(record.as_bytes()));
+        for item in last.chain([Item::Flush(told)]) {
+            self.queue_by(item, due);
+        }
+        if written.recv_timeout(due.saturating_duration_since(Instant::now())).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// Waits a little until what was queued is written.
-    pub fn flush(&self) {
-        let (told, written) = mpsc::sync_channel(1);
-        if self.items.try_send(Item::Flush(told)).is_ok() {
-            // Whoever does not read in time has the rest not read.
-            if written.recv_timeout(FLUSH_TIMEOUT).is_err() {
-                self.dropped.fetch_add(1, Ordering::Relaxed);
-            }
+    /// Waits for room in the queue, which may be full of lines that are just being written.
+    fn queue_by(&self, mut item: Item, due: Instant) {
+        loop {
+            item = match self.items.try_send(item) {
+                Ok(()) => return,
+                Err(TrySendError::Full(item)) if Instant::now() < due => item,
+                Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                    self.dropped.fetch_add(1, Ordering::Relaxed);
+                    return;
+                }
+            };
+            std::thread::sleep(ROOM_PAUSE);
         }
     }
 }
@@ -251,6 +275,24 @@ mod tests {
         assert!((lines - LINES_MAX - 1..=lines - LINES_MAX).contains(&missing), "{told}");
         let_go.send(()).unwrap();
         assert_eq!(read.recv().unwrap(), "line 1\n");
+    }
+
+    #[test]
+    fn the_last_words_come_even_when_the_queue_is_full_and_wait_for_no_reader_that_is_gone() {
+        let ((let_go, go_on), (written, read)) = (channel(), channel());
+        let queue = LogQueue::start(Stuck { go_on, written }, Colours::None).unwrap();
+        for n in 0..2 * LINES_MAX {
+            queue.submit(format!("line {n}\n").as_bytes());
+        }
+        queue.finish("nobody reads", Duration::ZERO);
+        for _ in 0..2 * LINES_MAX {
+            let_go.send(()).unwrap();
+        }
+        // Returns as soon as it is written.
+        queue.finish("Error: the reason\nand what to do", Duration::from_secs(3600));
+        let all: Vec<String> = read.try_iter().collect();
+        assert_eq!(all[all.len() - 2..], ["Error: the reason\n", "and what to do\n"]);
+        assert!(!all.contains(&"nobody reads\n".to_owned()));
     }
 
     #[test]

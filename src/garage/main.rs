@@ -29,7 +29,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::args::Command;
 use crate::escape::{Colours, escaped_text};
-use crate::logging::{EscapingStderr, LogQueue, Repeats};
+use crate::logging::{EscapingStderr, FLUSH_TIMEOUT, LogQueue, Repeats};
 
 /// As other programs do when the command line cannot be understood.
 const EXIT_USAGE: u8 = 2;
@@ -58,16 +58,14 @@ fn main() -> ExitCode {
     let ended = runtime.block_on(commands::run(&cli.global, cli.command));
     // Work on a disk that does not answer must not keep the process.
     runtime.shutdown_timeout(THREADS_END_TIMEOUT);
-    if let Some(log) = log {
-        log.flush();
+    let failure = ended.err().map(|error| format!("Error: {}", escaped_text(&with_causes(&error))));
+    match (log, &failure) {
+        // The thread that writes the log may wait for its reader for ever, and nobody else comes to standard error meanwhile.
+        (Some(log), failure) => log.finish(failure.as_deref().unwrap_or_default(), FLUSH_TIMEOUT),
+        (None, Some(failure)) => eprintln!("{failure}"),
+        (None, None) => {}
     }
-    match ended {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("Error: {}", escaped_text(&with_causes(&error)));
-            ExitCode::FAILURE
-        }
-    }
+    if failure.is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
 /// Prints help or what is wrong with the command line, and what to type instead if we know.
@@ -118,7 +116,7 @@ fn log_to_stderr(command: &Command) -> Option<LogQueue> {
                 }
                 if std::thread::current().name() == Some("main") {
                     // The process ends with it.
-                    queue.flush();
+                    queue.finish("", FLUSH_TIMEOUT);
                 }
             }));
         }

@@ -62,7 +62,7 @@ pub async fn run(global: &Global, args: &ServerArgs) -> Result<(), CliError> {
     let is_single = args.single_node;
     let setup = setup(args, &config)?;
     let options = DaemonOptions { config, rpc_secret, setup, descriptors: raise_descriptor_limit() };
-    let stop = stop_signals()?;
+    let mut stop = stop_signals()?;
     let ready = |ready: &Ready| {
         tracing::info!(node = %ready.node, "ready");
         if is_single {
@@ -78,11 +78,11 @@ pub async fn run(global: &Global, args: &ServerArgs) -> Result<(), CliError> {
             }
         }
     };
-    let shutdown = async move {
+    let told_to_stop = async || {
         let name = stop.received().await;
         tracing::info!(signal = name, "told to stop");
     };
-    daemon::run(options, |node, snapshots| admin(node, snapshots, facts), ready, shutdown).await.map_err(CliError::Daemon)
+    daemon::run(options, |node, snapshots| admin(node, snapshots, facts), ready, told_to_stop).await.map_err(CliError::Daemon)
 }
 
 /// The configuration file: for a single node in a directory of its own, or that nobody configured, one is made.
@@ -172,7 +172,7 @@ fn stop_signals() -> Result<StopSignals, CliError> {
 }
 
 impl StopSignals {
-    async fn received(mut self) -> &'static str {
+    async fn received(&mut self) -> &'static str {
         loop {
             tokio::select! {
                 _ = self.interrupt.recv() => return "SIGINT",

@@ -50,6 +50,14 @@ impl ReplyBody {
         ReplyBody(Kind::Sized { stream: stream.boxed(), length, left: length })
     }
 
+    /// What is whole in memory.
+    pub(crate) fn document(&mut self) -> Option<&mut Bytes> {
+        match &mut self.0 {
+            Kind::Whole(bytes) => Some(bytes),
+            Kind::Empty | Kind::Open(_) | Kind::Sized { .. } => None,
+        }
+    }
+
     /// A stream whose length nobody knows yet.
     pub fn open(stream: impl Stream<Item = Result<Bytes, ReplyError>> + Send + 'static) -> Self {
         ReplyBody(Kind::Open(stream.boxed()))

@@ -20,8 +20,8 @@ const READERS_SHARE: usize = 4;
 /// The parts of all room that documents may have beside it: those that clients send, and those that they receive.
 const SENT_DOCUMENTS_SHARE: usize = 8;
 const RECEIVED_DOCUMENTS_SHARE: usize = 4;
-/// Documents up to this length are not counted.
-const UNCOUNTED_DOCUMENT_BYTES: u64 = 64 << 10;
+/// Documents up to this length are not counted; longer ones are in steps of it, as they arrive.
+const DOCUMENT_STEP_BYTES: u64 = 64 << 10;
 /// Blocks read at once, each of which has no room and of which a small piece is kept.
 const PIECES_AT_ONCE: usize = 16;
 
@@ -42,13 +42,42 @@ pub enum Document {
     ReceivedByClient,
 }
 
-/// Room for a document, until it is dropped.
-pub struct DocumentRoom(Option<OwnedSemaphorePermit>);
+/// Room for a document, until it is dropped. It grows with the document, so that who only announces a long one keeps nobody out.
+pub struct DocumentRoom {
+    of: Arc<Semaphore>,
+    /// All there is.
+    units_max: usize,
+    taken: Option<OwnedSemaphorePermit>,
+}
 
 impl DocumentRoom {
+    /// Room for so many bytes in all. Nobody waits for it.
+    ///
+    /// # Errors
+    /// [`ModelError::TooManyDocuments`].
+    pub fn grow_to(&mut self, bytes: u64) -> Result<(), ModelError> {
+        if bytes <= DOCUMENT_STEP_BYTES {
+            return Ok(());
+        }
+        let wanted = bytes.div_ceil(DOCUMENT_STEP_BYTES).saturating_mul(DOCUMENT_STEP_BYTES / UNIT as u64);
+        // A document longer than all the room has it for itself.
+        let wanted = usize::try_from(wanted).unwrap_or(usize::MAX).min(self.units_max);
+        let more = wanted.saturating_sub(self.taken.as_ref().map_or(0, OwnedSemaphorePermit::num_permits));
+        if more == 0 {
+            return Ok(());
+        }
+        let more = u32::try_from(more).unwrap_or(u32::MAX);
+        let more = self.of.clone().try_acquire_many_owned(more).map_err(|_taken| ModelError::TooManyDocuments)?;
+        match &mut self.taken {
+            Some(taken) => taken.merge(more),
+            None => self.taken = Some(more),
+        }
+        Ok(())
+    }
+
     /// The document, which keeps its room until the last of it is taken.
     pub fn holding(self, document: Bytes) -> Bytes {
-        match self.0 {
+        match self.taken {
             Some(permit) => Bytes::from_owner(Counted { document, _permit: permit }),
             None => document,
         }
@@ -143,19 +172,13 @@ impl BlockBuffer {
         Some(ReadersRoom { _share: share, _room: self.spare(bytes)? })
     }
 
-    /// Room for a document of at most so many bytes; `None` when others have taken it. Nobody waits for it.
-    pub(crate) fn for_document(&self, document: Document, bytes: u64) -> Option<DocumentRoom> {
-        if bytes <= UNCOUNTED_DOCUMENT_BYTES {
-            return Some(DocumentRoom(None));
-        }
-        let (room, share) = match document {
+    /// Room for a document, of which nothing is there yet.
+    pub(crate) fn for_document(&self, document: Document) -> DocumentRoom {
+        let (of, share) = match document {
             Document::SentByClient => (&self.sent_documents, SENT_DOCUMENTS_SHARE),
             Document::ReceivedByClient => (&self.received_documents, RECEIVED_DOCUMENTS_SHARE),
         };
-        // A document longer than all the room has it for itself.
-        let units =
-            self.units_of(usize::try_from(bytes).unwrap_or(usize::MAX)).min(self.units_of(self.units_max / share * UNIT).max(1));
-        Some(DocumentRoom(Some(room.clone().try_acquire_many_owned(units).ok()?)))
+        DocumentRoom { of: of.clone(), units_max: (self.units_max / share).max(1), taken: None }
     }
 
     /// The turn to read a block without room for it, to keep a small piece. Whoever has it must not wait for a client.
@@ -212,16 +235,36 @@ mod tests {
     #[test]
     fn documents_have_room_of_their_own_and_the_longest_always_fits_alone() {
         let buffer = BlockBuffer::new(1024 * KIB);
-        let sent = |bytes: usize| buffer.for_document(Document::SentByClient, bytes as u64);
+        let room = |document: Document, bytes: usize| {
+            let mut room = buffer.for_document(document);
+            room.grow_to(bytes as u64).map(|()| room).ok()
+        };
+        let sent = |bytes: usize| room(Document::SentByClient, bytes);
         let all = sent(2000 * KIB).unwrap();
         assert!(sent(65 * KIB).is_none());
         assert!(sent(64 * KIB).is_some(), "small ones are not counted");
-        assert!(buffer.for_document(Document::ReceivedByClient, 256 << 10).is_some());
+        assert!(room(Document::ReceivedByClient, 256 << 10).is_some());
         assert_eq!(buffer.used().0, 0);
         let held = all.holding(vec![7; 2000 * KIB].into()).slice(5..6);
         assert!(sent(65 * KIB).is_none(), "a part of it is still to be taken");
         drop(held);
         assert!(sent(65 * KIB).is_some());
+    }
+
+    #[test]
+    fn a_document_has_room_for_what_has_come_of_it() {
+        // 1024 KiB for documents that are sent.
+        let buffer = BlockBuffer::new(8192 * KIB);
+        let mut slow: Vec<_> = (0..100).map(|_| buffer.for_document(Document::SentByClient)).collect();
+        assert!(slow.iter_mut().all(|room| room.grow_to(64 << 10).is_ok()));
+        let mut other = buffer.for_document(Document::SentByClient);
+        for length in (0..=896).step_by(10) {
+            other.grow_to(length << 10).unwrap();
+        }
+        assert!(slow[0].grow_to(65 << 10).is_ok(), "what the other has not reached is free, to the step");
+        assert!(slow[1].grow_to(65 << 10).is_err());
+        drop(other);
+        assert!(slow[1].grow_to(1024 << 10).is_err() && slow[1].grow_to(896 << 10).is_ok());
     }
 
     #[test]

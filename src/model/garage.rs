@@ -25,7 +25,6 @@ use crate::cache::RowCache;
 use crate::closing::{ClosingMarks, ClosingService};
 use crate::count::CountService;
 use crate::counters::BucketCounters;
-use crate::error::ModelError;
 use crate::fresh_refs::FreshReferences;
 use crate::key::{KeyRow, KeyTable};
 use crate::misses::Misses;
@@ -286,12 +285,9 @@ impl Garage {
         BlockMemory { in_flight, in_flight_max, lingering, lingering_max }
     }
 
-    /// Room in memory for a document of at most so many bytes.
-    ///
-    /// # Errors
-    /// [`ModelError::TooManyDocuments`].
-    pub fn document_room(&self, document: Document, bytes: u64) -> Result<DocumentRoom, ModelError> {
-        self.0.block_buffer.for_document(document, bytes).ok_or(ModelError::TooManyDocuments)
+    /// Room in memory for a document, of which nothing is there yet.
+    pub fn document_room(&self, document: Document) -> DocumentRoom {
+        self.0.block_buffer.for_document(document)
     }
 
     pub fn cluster(&self) -> &Cluster {

@@ -19,8 +19,8 @@ use crate::transport::{ByteStream, Socket};
 
 /// What every garage node says first. The digits change when nodes can no longer talk to older ones.
 pub const VERSION_TAG: [u8; 16] = *b"garage-mesh/0002";
-/// How long somebody who connects may take to say that it belongs to the cluster: two messages, which it can send at once.
-pub const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long somebody who connects may take to prove that it belongs to the cluster: three messages, the last of them an answer to ours.
+pub const PROOF_TIMEOUT: Duration = Duration::from_secs(5);
 /// The part of the tag that all versions share.
 const VERSION_MAGIC_BYTES: usize = 12;
 
@@ -85,8 +85,8 @@ pub async fn connect(socket: Socket, local: &Local, expected: NodeId, purpose: P
     tokio::time::timeout(local.timeout, work).await.map_err(|_elapsed| NetError::HandshakeTimeout(local.timeout))?
 }
 
-/// Makes `socket`, which somebody opened to us, an authenticated connection. `proven` is called once the other side has shown that it
-/// knows the network key, for which it has [`HELLO_TIMEOUT`] at most.
+/// Makes `socket`, which somebody opened to us, an authenticated connection. `proven` is called once the other side has proven that it
+/// knows the network key, for which it has [`PROOF_TIMEOUT`] at most. Its hello proves nothing: whoever has seen one can repeat it.
 ///
 /// # Errors
 /// [`NetError`]: as [`connect`].
@@ -129,17 +129,17 @@ fn is_closed(kind: ErrorKind) -> bool {
 
 async fn accept_untimed(socket: Socket, local: &Local, proven: impl FnOnce()) -> Result<Established, NetError> {
     let Socket { mut stream, remote } = socket;
-    let hello_timeout = local.timeout.min(HELLO_TIMEOUT);
-    let hello = tokio::time::timeout(hello_timeout, async {
+    let proof_timeout = local.timeout.min(PROOF_TIMEOUT);
+    let proof = tokio::time::timeout(proof_timeout, async {
         exchange_version(&mut stream).await?;
-        receive(&mut stream).await
+        let server = Server::new(&local.network, &local.identity, &*local.random);
+        let (server, hello) = server.receive_hello(&receive(&mut stream).await?)?;
+        send(&mut stream, &hello).await?;
+        // Made with the key in our hello, which is new in every handshake.
+        Ok::<_, NetError>(server.receive_proof(&receive(&mut stream).await?)?)
     });
-    let hello = hello.await.map_err(|_elapsed| NetError::HandshakeTimeout(hello_timeout))??;
-    let server = Server::new(&local.network, &local.identity, &*local.random);
-    let (server, hello) = server.receive_hello(&hello)?;
+    let (session, proof) = proof.await.map_err(|_elapsed| NetError::HandshakeTimeout(proof_timeout))??;
     proven();
-    send(&mut stream, &hello).await?;
-    let (session, proof) = server.receive_proof(&receive(&mut stream).await?)?;
 
     // The purpose is the caller's to say; ours only fills its place.
     let ours = Settings { purpose: Purpose { role: Role::Node, class: Class::Metadata }, cipher: Cipher::preferred() };

@@ -1,5 +1,6 @@
 //! Whole connections over pipes: what is refused, what is timed out, and what streams do to each other.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use garage_types::random::SeededRandom;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, duplex};
 
 use crate::error::{HandshakeError, NetError};
-use crate::establish::{Class, Established, Local, Purpose, Role, VERSION_TAG, accept, connect};
+use crate::establish::{Class, Established, Local, PROOF_TIMEOUT, Purpose, Role, VERSION_TAG, accept, connect};
 use crate::identity::{Identity, NetworkKey};
 use crate::mux::{Multiplexed, Windows};
 use crate::transport::Socket;
@@ -154,6 +155,41 @@ async fn half_open_connections_go_away_whoever_is_silent() {
     let (_wire, ours) = duplex(1024);
     let error = connect(socket(ours), &local(1), local(2).identity.id(), PURPOSE).await.err();
     assert!(matches!(error, Some(NetError::HandshakeTimeout(_))));
+}
+
+/// What a caller of `server` says before it has heard a hello.
+async fn recorded_hello(server: &Local) -> Vec<u8> {
+    let (wire, a) = duplex(1024);
+    let (mut wire_read, mut wire_write) = tokio::io::split(wire);
+    let client = local(1);
+    let mut hello = vec![0; VERSION_TAG.len() + 64];
+    let record = async {
+        wire_write.write_all(&VERSION_TAG).await.unwrap();
+        wire_read.read_exact(&mut hello).await.unwrap();
+    };
+    tokio::select! {
+        _ended = connect(socket(a), &client, server.identity.id(), PURPOSE) => panic!("nobody has answered"),
+        () = record => {}
+    }
+    hello
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_repeats_the_hello_of_another_has_proven_nothing_and_goes_away_as_soon() {
+    let server = local(2);
+    let hello = recorded_hello(&server).await;
+    let (mut wire, ours) = duplex(1024);
+    wire.write_all(&hello).await.unwrap();
+    let proven = Cell::new(false);
+    let error = accept(socket(ours), &server, || proven.set(true)).await.err();
+    assert!(matches!(error, Some(NetError::HandshakeTimeout(PROOF_TIMEOUT))), "{error:?}");
+    assert!(!proven.get());
+
+    let (a, b) = duplex(1024);
+    let client = local(1);
+    let connecting = connect(socket(a), &client, server.identity.id(), PURPOSE);
+    let (called, caller) = tokio::join!(accept(socket(b), &server, || proven.set(true)), connecting);
+    assert!(called.is_ok() && caller.is_ok() && proven.get());
 }
 
 #[tokio::test]

@@ -108,8 +108,9 @@ const BLOCK_FILES_IN_FLIGHT: usize = 16;
 /// How long the database may take to close once no request is left.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Runs a node until `shutdown` resolves, then stops it in order: no new requests, those in flight end, the database closes.
+/// Runs a node until it is told to stop, then stops it in order: no new requests, those in flight end, the database closes.
 ///
+/// `told_to_stop` waits until somebody says so. When it is said a second time, the requests in flight are cut.
 /// `ready` is called once everything listens.
 ///
 /// # Errors
@@ -118,7 +119,7 @@ pub async fn run(
     options: DaemonOptions,
     admin: impl FnOnce(&Node, &Snapshots) -> garage_rpc::endpoint::Router,
     ready: impl FnOnce(&Ready),
-    shutdown: impl Future<Output = ()>,
+    mut told_to_stop: impl AsyncFnMut(),
 ) -> Result<(), DaemonError> {
     let DaemonOptions { config, rpc_secret, setup, descriptors } = options;
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
@@ -225,19 +226,35 @@ pub async fn run(
         region: config.s3_api.region.clone(),
         credentials,
     });
-    shutdown.await;
+    told_to_stop().await;
     tracing::info!(node = %node_id, "stopping");
     stop.cancel();
-    if let Some(serving) = s3
-        && let Err(error) = serving.task.await
-    {
-        tracing::error!(%error, "the S3 server ended badly");
+    if let Some(serving) = s3 {
+        drain(serving.task, told_to_stop()).await;
     }
     node.mesh.shutdown();
     let closed = tokio::time::timeout(CLOSE_TIMEOUT, db.close()).await;
     closed.map_err(|_elapsed| DaemonError::CloseTimeout)?.map_err(DaemonError::Close)?;
     drop(lock);
     Ok(())
+}
+
+/// Waits until the requests in flight have ended, or `hurry` resolves.
+async fn drain<D>(mut serving: JoinHandle<D>, hurry: impl Future<Output = ()>) {
+    tokio::select! {
+        biased;
+        ended = &mut serving => if let Err(error) = ended {
+            tracing::error!(%error, "the S3 server ended badly");
+        },
+        () = hurry => {
+            tracing::warn!("told to stop again: requests in flight are cut");
+            // Its connections end with it.
+            serving.abort();
+            if let Err(error) = serving.await && !error.is_cancelled() {
+                tracing::error!(%error, "the S3 server ended badly");
+            }
+        }
+    }
 }
 
 /// A frontend at work.
@@ -359,7 +376,19 @@ mod tests {
     use garage_types::disk::Disk;
     use garage_types::memory_disk::MemoryDisk;
 
-    use super::capacity;
+    use super::{capacity, drain};
+
+    #[tokio::test]
+    async fn a_drain_ends_at_once_when_somebody_hurries_and_takes_its_connections_along() {
+        let (held, dropped) = tokio::sync::oneshot::channel::<()>();
+        let stuck = async move {
+            let _held = held;
+            std::future::pending::<()>().await
+        };
+        drain(tokio::spawn(stuck), std::future::ready(())).await;
+        assert!(dropped.await.is_err(), "what it held is gone");
+        drain(tokio::spawn(async {}), std::future::pending()).await;
+    }
 
     #[test]
     fn a_node_alone_stores_what_its_directories_are_given() {

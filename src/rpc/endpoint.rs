@@ -90,6 +90,7 @@ pub struct Router(Arc<HashMap<&'static str, Endpoint>>);
 pub struct RouterBuilder(HashMap<&'static str, Endpoint>);
 
 struct Endpoint {
+    class: Class,
     /// For calls that arrive as bytes.
     remote: Arc<dyn Remote>,
     /// For calls from ourselves: an `Arc<dyn Handler<R>>`.
@@ -103,6 +104,11 @@ impl Router {
 
     pub fn contains(&self, endpoint: &str) -> bool {
         self.0.contains_key(endpoint)
+    }
+
+    /// Which connections are meant to carry this call. `None`: no such endpoint here.
+    pub(crate) fn class(&self, endpoint: &str) -> Option<Class> {
+        Some(self.0.get(endpoint)?.class)
     }
 
     /// Decodes, handles and encodes. `None`: no such endpoint here.
@@ -130,7 +136,7 @@ impl RouterBuilder {
     #[must_use]
     #[expect(clippy::should_implement_trait, reason = "nobody takes a builder's `add` for arithmetic")]
     pub fn add<R: Request>(mut self, handler: Arc<dyn Handler<R>>) -> Self {
-        let endpoint = Endpoint { remote: Arc::new(Typed(handler.clone())), local: Box::new(handler) };
+        let endpoint = Endpoint { class: R::CLASS, remote: Arc::new(Typed(handler.clone())), local: Box::new(handler) };
         let previous = self.0.insert(R::ENDPOINT, endpoint);
         assert!(previous.is_none(), "endpoint {} was added twice", R::ENDPOINT);
         self
@@ -142,8 +148,8 @@ impl RouterBuilder {
     /// As [`RouterBuilder::add`].
     #[must_use]
     pub(crate) fn with(mut self, router: &Router) -> Self {
-        for (name, Endpoint { remote, local: _ }) in router.0.iter() {
-            let endpoint = Endpoint { remote: remote.clone(), local: remote.local() };
+        for (name, Endpoint { class, remote, local: _ }) in router.0.iter() {
+            let endpoint = Endpoint { class: *class, remote: remote.clone(), local: remote.local() };
             let previous = self.0.insert(name, endpoint);
             assert!(previous.is_none(), "endpoint {name} was added twice");
         }

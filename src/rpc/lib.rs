@@ -4,6 +4,7 @@
 //! peers of a node and calls to them; [`client`]: the command line's calls; [`error`]: how failures cross; [`wire`]: the bytes of a
 //! message. The room does not know what tables, rows or blocks are.
 
+mod budget;
 pub mod client;
 pub mod cluster;
 pub mod endpoint;

@@ -33,11 +33,11 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::budget::Budget;
 use crate::endpoint::{Caller, Message, Request, Role, Router};
 use crate::error::{ErrorCode, RpcError};
 use crate::link::Link;
 use crate::peers::{Backoff, PeerAddress, PeerAddresses, PeerInfo, PeerState};
-use crate::serve::Budget;
 use arrivals::Arrivals;
 use endpoints::{Answerer, Exchange, Exchanger, Ping};
 use refusals::Refusals;
@@ -72,7 +72,7 @@ pub struct MeshOptions {
     /// What this node is configured for; told to its peers.
     pub consistency: ConsistencyMode,
     pub windows: Windows,
-    /// Memory for large requests being received and handled.
+    /// Memory for large requests being received and handled; a peer has a part of it, and as much again at most for blocks sent to it.
     pub incoming_bytes_max: usize,
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use garage_net::establish::{self, HELLO_TIMEOUT, Local, Purpose};
+use garage_net::establish::{self, Local, PROOF_TIMEOUT, Purpose};
 use garage_net::mux::Windows;
 use garage_net::{Class, Identity, MemoryNetwork, NetError, NetworkKey, Transport};
 use garage_types::clock::ManualClock;
@@ -334,7 +334,7 @@ async fn connections_that_say_nothing_keep_neither_peers_nor_the_command_line_ou
     until_up(&two, one.node_id()).await;
     let client = world.client(1, KEY).await.unwrap();
     client.call(Message::new(ForClients {}), TIMEOUT).await.unwrap();
-    assert!(started.elapsed() < HELLO_TIMEOUT, "nobody waited for the time of the silent ones to be up");
+    assert!(started.elapsed() < PROOF_TIMEOUT, "nobody waited for the time of the silent ones to be up");
     drop(silent);
 }
 

@@ -3,7 +3,8 @@
 //! Pure: `mesh` reports what happened and asks [`PeerTable::due`] whom to call. A peer is its key; addresses are guesses, several
 //! per peer, the one that worked last first. The list is saved, so that a node finds its cluster again without its bootstrap peers.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use garage_net::Class;
@@ -129,6 +130,8 @@ pub(crate) struct PeerTable {
     news: u64,
     /// The addresses changed since [`PeerTable::take_unsaved`].
     unsaved: Unsaved,
+    /// Where the peers are, as asked for with every connection that somebody makes; `None`: the addresses have changed since.
+    hosts: Option<HashSet<String>>,
 }
 
 #[derive(PartialEq, Eq)]
@@ -184,7 +187,7 @@ enum Attempt {
 
 impl PeerTable {
     pub(crate) fn new(us: NodeId, backoff: Backoff) -> Self {
-        PeerTable { us, backoff, peers: BTreeMap::new(), news: 0, unsaved: Unsaved::Nothing }
+        PeerTable { us, backoff, peers: BTreeMap::new(), news: 0, unsaved: Unsaved::Nothing, hosts: None }
     }
 
     /// Adds what somebody said about a peer's addresses; what we know already stays in front.
@@ -204,7 +207,7 @@ impl PeerTable {
             }
         }
         if news == Unsaved::Changes {
-            self.unsaved = news;
+            self.addresses_changed();
             // A new address deserves an attempt now, however often the old ones failed. Who is connected already needs none.
             if let Some(peer) = self.peers.get_mut(&told.id)
                 && peer.linked.is_empty()
@@ -216,6 +219,11 @@ impl PeerTable {
             return Learnt::Something;
         }
         Learnt::Nothing
+    }
+
+    fn addresses_changed(&mut self) {
+        self.unsaved = Unsaved::Changes;
+        self.hosts = None;
     }
 
     /// A peer may have become known to be reachable, or so at another address.
@@ -296,7 +304,7 @@ impl PeerTable {
             peer.addresses.retain(|other| other != address);
             peer.addresses.insert(0, address.to_owned());
             peer.addresses.truncate(ADDRESSES_MAX);
-            self.unsaved = Unsaved::Changes;
+            self.addresses_changed();
         }
         self.note_news(id);
     }
@@ -371,10 +379,14 @@ impl PeerTable {
         self.peers.get(&id)?.latency
     }
 
-    /// Whether a peer is known at this host.
-    pub(crate) fn is_host_of_a_peer(&self, host: &str) -> bool {
-        let is_there = |address: &str| address.parse().is_ok_and(|address: HostPort| address.host == host);
-        self.peers.values().any(|peer| peer.addresses.iter().any(|address| is_there(address)))
+    /// Whether a peer is known at this host. Addresses are parsed only once, since strangers decide how often this is asked.
+    pub(crate) fn is_host_of_a_peer(&mut self, host: &str) -> bool {
+        let peers = &self.peers;
+        let hosts = self.hosts.get_or_insert_with(|| {
+            let addresses = peers.values().flat_map(|peer| &peer.addresses);
+            addresses.filter_map(|address| address.parse().ok()).map(|HostPort { host, .. }| canonical(&host)).collect()
+        });
+        hosts.contains(&canonical(host))
     }
 
     /// All peers, in the order of their ids, without ourselves.
@@ -427,6 +439,11 @@ impl PeerTable {
         let chosen = self.peers.iter().filter(|(_, peer)| wanted(peer) && !peer.addresses.is_empty());
         chosen.map(|(id, peer)| PeerAddresses { id: *id, addresses: peer.addresses.clone() }).collect()
     }
+}
+
+/// A host as it is compared: one address can be written in several ways.
+fn canonical(host: &str) -> String {
+    host.parse().map_or_else(|_a_name| host.to_owned(), |address: IpAddr| address.to_canonical().to_string())
 }
 
 impl Peer {
@@ -506,6 +523,21 @@ mod tests {
         table.linked(PEER, Class::Metadata, Some("good"), now);
         let addresses = &table.infos()[0].addresses;
         assert_eq!((addresses.len(), addresses[0].as_str()), (ADDRESSES_MAX, "good"));
+    }
+
+    #[test]
+    fn a_host_is_that_of_a_peer_as_long_as_one_has_an_address_there() {
+        let (mut table, now) = (table(), start());
+        assert!(!table.is_host_of_a_peer("192.0.2.1"));
+        table.learn(&told(&["192.0.2.1:1", "[2001:db8:0::1]:1", "no port"]), now);
+        assert!(["192.0.2.1", "::ffff:192.0.2.1", "2001:db8::1"].iter().all(|host| table.is_host_of_a_peer(host)));
+        assert!(!table.is_host_of_a_peer("2001:db8::2"));
+        table.linked(PEER, Class::Metadata, Some("[2001:db8::2]:1"), now);
+        assert!(table.is_host_of_a_peer("2001:db8::2"));
+        for port in 0..ADDRESSES_MAX {
+            table.linked(PEER, Class::Metadata, Some(&format!("192.0.2.2:{port}")), now);
+        }
+        assert!(!table.is_host_of_a_peer("192.0.2.1"), "newer addresses have taken the place of those");
     }
 
     #[test]

@@ -1,22 +1,19 @@
 //! The called side of one connection: every stream carries one call after another.
 //!
 //! Bounded: a connection has a fixed number of streams, a stream serves one call at a time, and large messages wait for their share
-//! of the node's budget before they are read.
+//! of the node's [`Budget`] before they are read.
 
 use std::sync::Arc;
 
-use garage_net::{Connection, Incoming, MuxStream};
+use garage_net::{Class, Connection, Incoming, MuxStream};
 use garage_types::NodeId;
 use garage_worker::spawn::Spawn;
 use tokio::io::AsyncReadExt;
-use tokio::sync::{Semaphore, SemaphorePermit};
 
+use crate::budget::{Budget, Share};
 use crate::endpoint::{Caller, Role, Router, encode_error};
 use crate::error::{ErrorCode, RpcError};
 use crate::wire::{self, Encoded, MessageError, Received, RequestEnvelope};
-
-/// Messages up to this length are not counted against the budget.
-const UNCOUNTED_BYTES: usize = 16 << 10;
 
 /// What may be called, and how much memory calls may take.
 #[derive(Clone)]
@@ -29,39 +26,18 @@ pub(crate) struct Service {
     pub spawn: Arc<dyn Spawn>,
 }
 
-/// Memory for messages being received and handled, in KiB.
-pub(crate) struct Budget {
-    free: Semaphore,
-    total_kib: u32,
-}
-
-impl Budget {
-    pub(crate) fn new(bytes: usize) -> Self {
-        let total_kib = u32::try_from((bytes >> 10).max(1)).unwrap_or(u32::MAX).min(Semaphore::MAX_PERMITS as u32);
-        Budget { free: Semaphore::new(total_kib as usize), total_kib }
-    }
-
-    async fn take(&self, bytes: usize) -> Option<SemaphorePermit<'_>> {
-        if bytes <= UNCOUNTED_BYTES {
-            return None;
-        }
-        // A message larger than the budget waits for all of it instead of for ever.
-        let kib = u32::try_from(bytes >> 10).unwrap_or(u32::MAX).min(self.total_kib);
-        Some(self.free.acquire_many(kib).await.expect("the semaphore is never closed"))
-    }
-}
-
 /// Serves a connection until it ends.
 pub(crate) async fn serve(service: Service, caller: Caller, mut incoming: Incoming, connection: Connection) {
+    let share = service.budget.share(caller, connection.purpose.class);
     while let Some(stream) = incoming.next().await {
         let (task, service, connection) = (service.clone(), service.clone(), connection.clone());
-        task.spawn.spawn("rpc-stream", Box::pin(serve_stream(service, caller, stream, connection)));
+        task.spawn.spawn("rpc-stream", Box::pin(serve_stream(service, caller, stream, connection, share.clone())));
     }
 }
 
-async fn serve_stream(service: Service, caller: Caller, mut stream: MuxStream, connection: Connection) {
+async fn serve_stream(service: Service, caller: Caller, mut stream: MuxStream, connection: Connection, share: Arc<Share>) {
     loop {
-        match serve_call(&service, caller, &mut stream).await {
+        match serve_call(&service, caller, &mut stream, &share).await {
             Ok(()) => {}
             Err(error @ (MessageError::TooLong { .. } | MessageError::Decode(_))) => {
                 let peer: NodeId = caller.node;
@@ -75,23 +51,32 @@ async fn serve_stream(service: Service, caller: Caller, mut stream: MuxStream, c
     }
 }
 
-async fn serve_call(service: &Service, caller: Caller, stream: &mut MuxStream) -> Result<(), MessageError> {
+async fn serve_call(service: &Service, caller: Caller, stream: &mut MuxStream, share: &Share) -> Result<(), MessageError> {
     let lengths = wire::receive_lengths(stream).await?;
-    let memory = service.budget.take(lengths.total()).await;
+    let mut memory = share.take(lengths.total()).await;
     let received = wire::receive_content(stream, lengths).await?;
     let envelope: RequestEnvelope = received.envelope()?;
+    if service.class(&envelope) == Some(Class::Bulk) {
+        memory.expect_long_reply().await;
+    }
     let reply = tokio::select! {
         biased;
         reply = service.dispatch(&envelope, caller, &received) => reply,
         // Nothing is sent before the reply: any event on the stream means that nobody waits any more.
         _gone = stream.read_u8() => return Err(MessageError::Ended),
     };
-    // Others wait for the room of the request: it must not depend on how soon the caller takes its reply.
-    drop((received, memory));
+    // Others wait for the room of the request: it must not depend on how soon the caller takes its reply, which only its own share does.
+    drop(received);
+    let _memory = memory.for_reply(reply.length());
     reply.send(stream).await
 }
 
 impl Service {
+    /// What kind of call it is, whichever connection it came over: pings come over all of them.
+    fn class(&self, envelope: &RequestEnvelope) -> Option<Class> {
+        self.node.class(&envelope.endpoint).or_else(|| self.client.class(&envelope.endpoint))
+    }
+
     async fn dispatch(&self, envelope: &RequestEnvelope, caller: Caller, received: &Received) -> Encoded {
         let endpoint = envelope.endpoint.as_str();
         if caller.role == Role::Node

@@ -156,6 +156,11 @@ fn append(out: &mut Vec<u8>, value: &impl Serialize) -> Result<(), MessageError>
 }
 
 impl Encoded {
+    /// Bytes of the whole message.
+    pub(crate) fn length(&self) -> usize {
+        self.head.len() + self.data.len()
+    }
+
     /// Sends the message and flushes.
     pub(crate) async fn send(&self, stream: &mut (impl AsyncWrite + Unpin)) -> Result<(), MessageError> {
         for chunk in self.head.chunks(PROGRESS_BYTES).chain(self.data.chunks(PROGRESS_BYTES)) {

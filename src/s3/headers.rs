@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use garage_http::body::stored_content_encoding;
 use garage_http::head::RequestHead;
+use garage_http::sigv4::ADDED_ON_THE_WAY;
 use garage_model::digest::ChecksumAlgorithm;
 
 use crate::conditions::parse_etags;
@@ -62,7 +63,8 @@ const CHECKSUM_PREFIX: &str = "x-amz-checksum-";
 /// 501 naming the header; 400 for a checksum of an algorithm that nobody has.
 pub fn refuse_unimplemented(head: &RequestHead) -> Result<(), S3Error> {
     let amazons = head.headers.keys().map(|name| name.as_str()).filter(|name| name.starts_with("x-amz-"));
-    for name in amazons.filter(|name| !name.starts_with(META_PREFIX) && !KNOWN.contains(name)) {
+    let is_known = |name: &str| name.starts_with(META_PREFIX) || KNOWN.contains(&name) || ADDED_ON_THE_WAY.contains(&name);
+    for name in amazons.filter(|name| !is_known(name)) {
         if !name.starts_with(CHECKSUM_PREFIX) {
             return Err(S3Error::not_implemented(&format!("The header {name}")).with("Header", name));
         }
@@ -301,6 +303,7 @@ mod tests {
             ("amz-sdk-request", "attempt=1"),
             ("x-amz-acl", "bucket-owner-full-control"),
             ("x-amz-acl", "private"),
+            ("x-amz-cf-id", "Zx1"),
             ("x-amz-checksum-mode", "ENABLED"),
             ("x-amz-checksum-xxhash128", "MxGUd+3l3NXpcWQnaB1YYA=="),
             ("x-amz-content-sha256", "UNSIGNED-PAYLOAD"),

@@ -105,7 +105,8 @@ impl S3Service {
     /// A reply whose document has room in memory until the client has taken it.
     fn counted(&self, mut reply: Reply) -> Result<Reply, S3Error> {
         if let ReplyContent::Bytes(document) = &mut reply.content {
-            let room = self.0.garage.document_room(Document::ReceivedByClient, document.len() as u64)?;
+            let mut room = self.0.garage.document_room(Document::ReceivedByClient);
+            room.grow_to(document.len() as u64)?;
             *document = room.holding(std::mem::take(document));
         }
         Ok(reply)

@@ -21,6 +21,9 @@ pub enum BodyError {
         "Your socket connection to the server was not read from or written to within the timeout period. Idle connections will be closed."
     )]
     Idle,
+    /// A document, for which others wait.
+    #[error("The request body was sent too slowly.")]
+    TooSlow,
     #[error("The provided 'x-amz-content-sha256' header does not match what was computed.")]
     DigestMismatch { declared: String, computed: String },
     #[error("The request signature we calculated does not match the signature you provided. Check your key and signing method.")]
@@ -41,7 +44,7 @@ impl BodyError {
             BodyError::MissingLength => "MissingContentLength",
             BodyError::MalformedLength => "InvalidArgument",
             BodyError::Incomplete { .. } | BodyError::Transport(_) | BodyError::Truncated => "IncompleteBody",
-            BodyError::Idle => "RequestTimeout",
+            BodyError::Idle | BodyError::TooSlow => "RequestTimeout",
             BodyError::DigestMismatch { .. } => "XAmzContentSHA256Mismatch",
             BodyError::ChunkSignatureMismatch => "SignatureDoesNotMatch",
             BodyError::MalformedChunk { .. } => "InvalidRequest",
@@ -59,6 +62,7 @@ impl BodyError {
             | BodyError::Transport(_)
             | BodyError::Truncated
             | BodyError::Idle
+            | BodyError::TooSlow
             | BodyError::DigestMismatch { .. }
             | BodyError::MalformedChunk { .. }
             | BodyError::MalformedTrailer { .. }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::Body;
+use tokio::time::Instant;
 
 use super::Trailer;
 use super::chunked::{ChunkedDecoder, ChunkedSpec};
@@ -21,11 +22,13 @@ use crate::sigv4::PayloadKind;
 pub struct BodyLimits {
     /// How long the client may send nothing.
     pub idle: Duration,
+    /// How fast it must send a document, on the average after `idle`.
+    pub document_bytes_per_second_min: u64,
 }
 
 impl Default for BodyLimits {
     fn default() -> Self {
-        BodyLimits { idle: Duration::from_secs(60) }
+        BodyLimits { idle: Duration::from_secs(60), document_bytes_per_second_min: 16 << 10 }
     }
 }
 
@@ -35,7 +38,7 @@ type Source = Pin<Box<dyn Body<Data = Bytes, Error = BoxError> + Send>>;
 /// A request's body, decoded and checked as it is read.
 pub struct Payload {
     source: Source,
-    idle: Duration,
+    limits: BodyLimits,
     decoded_length: Option<u64>,
     framing: Framing,
     ready: VecDeque<Bytes>,
@@ -77,7 +80,7 @@ impl Payload {
         };
         Ok(Payload {
             source: Box::pin(source.map_err(Into::into)),
-            idle: limits.idle,
+            limits: *limits,
             decoded_length,
             framing,
             ready: VecDeque::new(),
@@ -115,27 +118,38 @@ impl Payload {
         &self.trailers
     }
 
-    /// The whole payload, for documents that fit in memory.
+    /// The whole payload, for documents that fit in memory. `room`: told how long it is going to be before so much of it is kept.
     ///
     /// # Errors
-    /// [`BodyError::TooLarge`] beyond `length_max` bytes, which need not be read first when the length was announced.
-    pub async fn read_to_limit(&mut self, length_max: u64) -> Result<Bytes, BodyError> {
+    /// [`BodyError::TooLarge`] beyond `length_max` bytes, which need not be read first when the length was announced;
+    /// [`BodyError::TooSlow`]; what `room` says.
+    pub async fn read_to_limit<E: From<BodyError>>(
+        &mut self,
+        length_max: u64,
+        mut room: impl FnMut(u64) -> Result<(), E>,
+    ) -> Result<Bytes, E> {
         if self.decoded_length.is_some_and(|length| length > length_max) {
-            return Err(BodyError::TooLarge { length_max });
+            return Err(BodyError::TooLarge { length_max }.into());
         }
+        let began = Instant::now();
         let mut whole = BytesMut::new();
-        while let Some(bytes) = self.next().await.transpose()? {
-            if (whole.len() + bytes.len()) as u64 > length_max {
-                return Err(BodyError::TooLarge { length_max });
+        loop {
+            let earned = Duration::from_secs(whole.len() as u64 / self.limits.document_bytes_per_second_min.max(1));
+            let due = began + self.limits.idle + earned;
+            let next = tokio::time::timeout_at(due, self.next()).await.map_err(|_elapsed| BodyError::TooSlow)?;
+            let Some(bytes) = next.transpose()? else { return Ok(whole.freeze()) };
+            let length = (whole.len() + bytes.len()) as u64;
+            if length > length_max {
+                return Err(BodyError::TooLarge { length_max }.into());
             }
+            room(length)?;
             whole.extend_from_slice(&bytes);
         }
-        Ok(whole.freeze())
     }
 
     /// Reads one frame and makes of it what it gives.
     async fn advance(&mut self) -> Result<(), BodyError> {
-        let frame = tokio::time::timeout(self.idle, self.source.frame()).await.map_err(|_elapsed| BodyError::Idle)?;
+        let frame = tokio::time::timeout(self.limits.idle, self.source.frame()).await.map_err(|_elapsed| BodyError::Idle)?;
         let Some(frame) = frame.transpose().map_err(BodyError::Transport)? else {
             self.trailers = self.finish()?;
             self.progress = Progress::Over;

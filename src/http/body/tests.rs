@@ -26,6 +26,11 @@ fn payload(kind: PayloadKind, headers: &[(&str, &str)], body: &'static str) -> P
     Payload::new(Full::new(Bytes::from_static(body.as_bytes())), kind, &head(headers), &BodyLimits::default()).expect("a payload")
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "others refuse")]
+fn any_length(_length: u64) -> Result<(), BodyError> {
+    Ok(())
+}
+
 /// An unsigned chunked body with these trailers declared, decoded in pieces of `step` bytes.
 fn decode(body: &[u8], decoded_length: u64, trailers: &[&str], step: usize) -> Result<(Vec<u8>, Vec<super::Trailer>), BodyError> {
     let trailers = Trailers::Declared(trailers.iter().map(|name| (*name).to_owned()).collect());
@@ -88,7 +93,7 @@ fn anything_short_of_the_exact_form_is_refused() {
 async fn a_signed_body_ends_only_if_its_digest_is_right() {
     let digest: [u8; 32] = Sha256::digest(b"hello").into();
     let mut right = payload(PayloadKind::Signed(digest), &[("content-length", "5")], "hello");
-    assert_eq!(right.read_to_limit(5).await.expect("right"), "hello");
+    assert_eq!(right.read_to_limit(5, any_length).await.expect("right"), "hello");
     let mut wrong = payload(PayloadKind::Signed(digest), &[], "hellO");
     assert!(matches!(wrong.next().await, Some(Ok(_))));
     assert!(matches!(wrong.next().await, Some(Err(BodyError::DigestMismatch { .. }))));
@@ -100,15 +105,15 @@ async fn a_signed_body_ends_only_if_its_digest_is_right() {
 #[tokio::test]
 async fn a_body_shorter_than_announced_is_incomplete() {
     let mut short = payload(PayloadKind::Unsigned, &[("content-length", "6")], "hello");
-    assert!(matches!(short.read_to_limit(10).await, Err(BodyError::Incomplete { expected: 6, received: 5 })));
+    assert!(matches!(short.read_to_limit(10, any_length).await, Err(BodyError::Incomplete { expected: 6, received: 5 })));
 }
 
 #[tokio::test]
 async fn a_document_has_a_limit_announced_or_not() {
     let mut announced = payload(PayloadKind::Unsigned, &[("content-length", "5")], "hello");
-    assert!(matches!(announced.read_to_limit(4).await, Err(BodyError::TooLarge { length_max: 4 })));
+    assert!(matches!(announced.read_to_limit(4, any_length).await, Err(BodyError::TooLarge { length_max: 4 })));
     let mut open = payload(PayloadKind::Unsigned, &[], "hello");
-    assert!(matches!(open.read_to_limit(4).await, Err(BodyError::TooLarge { length_max: 4 })));
+    assert!(matches!(open.read_to_limit(4, any_length).await, Err(BodyError::TooLarge { length_max: 4 })));
 }
 
 #[tokio::test]
@@ -117,7 +122,7 @@ async fn trailers_are_there_after_the_end() {
     let kind = PayloadKind::Chunked { signatures: ChunkSignatures::None, trailers };
     let mut body = payload(kind.clone(), &[("x-amz-decoded-content-length", "5")], "5\r\nhello\r\n0\r\nx-a:1\r\n\r\n");
     assert_eq!(body.decoded_length(), Some(5));
-    assert_eq!(body.read_to_limit(5).await.expect("well formed"), "hello");
+    assert_eq!(body.read_to_limit(5, any_length).await.expect("well formed"), "hello");
     assert_eq!(body.trailers().len(), 1);
     let missing = Payload::new(Full::new(Bytes::new()), kind, &head(&[]), &BodyLimits::default());
     assert!(matches!(missing, Err(BodyError::MissingLength)));
@@ -127,12 +132,37 @@ async fn trailers_are_there_after_the_end() {
 async fn a_client_that_goes_silent_is_given_up() {
     let first = stream::iter([Ok::<_, std::io::Error>(Frame::data(Bytes::from_static(b"x")))]);
     let body = StreamBody::new(first.chain(stream::pending()));
-    let limits = BodyLimits { idle: Duration::from_secs(60) };
+    let limits = BodyLimits { idle: Duration::from_secs(60), ..BodyLimits::default() };
     let mut payload = Payload::new(body, PayloadKind::Unsigned, &head(&[]), &limits).expect("a payload");
     assert!(matches!(payload.next().await, Some(Ok(_))));
     let started = tokio::time::Instant::now();
     assert!(matches!(payload.next().await, Some(Err(BodyError::Idle))));
     assert_eq!(started.elapsed(), Duration::from_secs(60));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_document_that_comes_in_drops_is_given_up_and_one_that_is_only_slow_is_not() {
+    let document = |bytes_a_second: usize| {
+        let drops = stream::unfold(100, move |left: u32| async move {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let drop = Frame::data(Bytes::from(vec![b'x'; bytes_a_second]));
+            (left > 0).then(|| (Ok::<_, std::io::Error>(drop), left - 1))
+        });
+        let body = StreamBody::new(drops);
+        Payload::new(body, PayloadKind::Unsigned, &head(&[]), &BodyLimits::default()).expect("a payload")
+    };
+    let started = tokio::time::Instant::now();
+    let mut longest = 0;
+    let room = |length| {
+        longest = length;
+        Ok(())
+    };
+    assert!(matches!(document(100).read_to_limit(1 << 23, room).await, Err(BodyError::TooSlow)));
+    assert_eq!((started.elapsed(), longest), (Duration::from_secs(60), 6000), "and room was taken for what had come");
+    let slow = document(8 << 10).read_to_limit(1 << 23, any_length).await.expect("all of it");
+    assert_eq!(slow.len(), 100 * (8 << 10));
+    let refused = document(1).read_to_limit(1 << 23, |_length| Err(BodyError::Truncated)).await;
+    assert!(matches!(refused, Err(BodyError::Truncated)));
 }
 
 #[tokio::test]

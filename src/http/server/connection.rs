@@ -22,6 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
 use super::linger::Client;
+use super::overdue::{Documents, documents};
 use super::patient::Patient;
 use super::places::{Answering, Place};
 use super::request_body::RequestBody;
@@ -39,14 +40,16 @@ pub(super) async fn run<S: Service + ?Sized>(
     place: Place,
 ) {
     let (place, first_head_timeout) = (Arc::new(place), shared.limits.first_head_timeout);
-    let serving = pin!(serve(stream, peer, shared, on_close, place.clone()));
+    let (documents, watch) = documents(shared.limits.write_idle);
+    let serving = pin!(serve(stream, peer, shared, on_close, (place.clone(), documents)));
     let must_leave = pin!(async {
         tokio::select! {
             () = place.cut() => "its place was needed by another",
             () = silent_from_the_start(&place, first_head_timeout) => "no request came",
+            () = watch.overdue() => "the client takes a document too slowly",
         }
     });
-    // Dropping the connection closes it: there is nothing to say to who has said nothing.
+    // Dropping the connection closes it: there is nothing to say to who has said nothing, or does not listen.
     if let Either::Right((reason, _serving)) = select(serving, must_leave).await {
         tracing::debug!(%peer, reason, "connection ended");
     }
@@ -65,16 +68,18 @@ async fn serve<S: Service + ?Sized>(
     peer: Peer,
     shared: Arc<Shared<S>>,
     on_close: watch::Receiver<()>,
-    place: Arc<Place>,
+    (place, documents): (Arc<Place>, Documents),
 ) {
     let io = TokioIo::new(Patient::new(stream, shared.limits.write_idle, place.clone()));
     let stopping = on_close.clone();
     let unread = Arc::new(AtomicBool::new(false));
     let handler = service_fn(|request| {
         let answering = place.answer();
+        let documents = documents.clone();
         let answered = answer(request, peer, shared.clone(), unread.clone());
-        let reply: BoxFuture<'static, Result<Response<AnsweringBody>, Infallible>> =
-            answered.map(|reply| Ok(reply.map(|body| AnsweringBody { body, _answering: answering }))).boxed();
+        let reply: BoxFuture<'static, Result<Response<AnsweringBody>, Infallible>> = answered
+            .map(move |reply| Ok(reply.map(|body| AnsweringBody { body: documents.watch(body), _answering: answering })))
+            .boxed();
         reply
     });
     let mut connection = http1::Builder::new()

@@ -9,6 +9,7 @@
 mod connection;
 mod linger;
 mod listener;
+mod overdue;
 mod patient;
 mod places;
 mod request_body;

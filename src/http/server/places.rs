@@ -1,41 +1,33 @@
 //! Who may be connected: a bounded number of connections, of which those that say nothing make way for new ones.
 //!
 //! A connection is silent while no request of it is being answered: before its first request, between two, or while a head is still
-//! coming in. When all places are taken, the connection that has been silent longest is cut: first those that never sent a whole head, then
-//! those that rest between two requests. One address never has all places. What must stay true: a connection whose request is being answered, or
-//! whose client still takes the reply, is never cut; so a client that speaks at once is served, however many others keep silent.
+//! coming in. When all places are taken, a silent connection is cut, of those of a kind the longest silent: first those that never sent a
+//! whole head and had two seconds for it, then those that rest between two requests, then those that have just come. One address never has
+//! all places. What must stay true: a connection whose request is being answered, or whose client still takes the reply, is never cut, and
+//! newcomers do not push each other out while there are others; so a client that speaks at once is served, however many others keep silent.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use garage_types::Origin;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::Peer;
 
-/// Where connections come from. Whoever has an IPv6 address has all others of its network, too.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Origin {
-    Ipv4([u8; 4]),
-    Ipv6Network([u8; 8]),
-    Unix,
-}
-
-impl Origin {
-    fn of(peer: Peer) -> Self {
-        let Peer::Tcp(address) = peer else { return Origin::Unix };
-        match address.ip().to_canonical() {
-            IpAddr::V4(ip) => Origin::Ipv4(ip.octets()),
-            IpAddr::V6(ip) => {
-                let [a, b, c, d, e, f, g, h, ..] = ip.octets();
-                Origin::Ipv6Network([a, b, c, d, e, f, g, h])
-            }
-        }
+fn origin(peer: Peer) -> Origin {
+    match peer {
+        Peer::Tcp(address) => Origin::of(address.ip()),
+        Peer::Unix => Origin::NoAddress,
     }
 }
 
-/// Silent connections in the order in which they make way: strangers before those that were answered before, then the longest silent.
+/// How long a connection may take to send its first request before it makes way sooner than those that rest: a round trip, and more.
+const NEWCOMERS_TIME: Duration = Duration::from_secs(2);
+
+/// Silent connections: those of each acquaintance in the order in which they make way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Turn {
     acquaintance: Acquaintance,
@@ -49,8 +41,16 @@ enum Acquaintance {
     Answered,
 }
 
+impl Acquaintance {
+    /// Before all turns of those of this acquaintance.
+    fn first_turn(self) -> Turn {
+        Turn { acquaintance: self, since: 0 }
+    }
+}
+
 struct Connected {
     origin: Origin,
+    came: Instant,
     /// When it is silent.
     turn: Option<Turn>,
     signals: Arc<Signals>,
@@ -140,10 +140,10 @@ impl Places {
     /// # Errors
     /// [`NoPlace`].
     pub(super) fn take(&self, peer: Peer) -> Result<Place, NoPlace> {
-        let origin = Origin::of(peer);
+        let origin = origin(peer);
         let mut state = self.state();
         let own = state.count_of.get(&origin).copied().unwrap_or(0);
-        let makes_way = if origin != Origin::Unix && own >= self.0.origin_max {
+        let makes_way = if origin != Origin::NoAddress && own >= self.0.origin_max {
             Some(state.first_silent(Some(origin)).ok_or(NoPlace::OfThisAddress)?)
         } else if state.connected.len() >= self.0.places_max {
             Some(state.first_silent(None).ok_or(NoPlace::OfAnybody)?)
@@ -177,7 +177,7 @@ impl State {
 
     fn add(&mut self, origin: Origin, signals: Arc<Signals>) -> u64 {
         let id = self.tick();
-        self.connected.insert(id, Connected { origin, turn: None, signals });
+        self.connected.insert(id, Connected { origin, came: Instant::now(), turn: None, signals });
         *self.count_of.entry(origin).or_default() += 1;
         self.fall_silent(id, Acquaintance::Stranger);
         id
@@ -213,14 +213,31 @@ impl State {
 
     /// The silent connection that makes way first, of one origin or of all, passing over those whose clients still take a reply.
     fn first_silent(&self, origin: Option<Origin>) -> Option<u64> {
-        let is_idle = |id: &u64| {
-            let connected = self.connected.get(id);
-            connected.is_some_and(|connected| !connected.signals.is_taking.load(Ordering::Relaxed))
-        };
+        let stranger = self.longest_silent(Acquaintance::Stranger, origin);
+        stranger.filter(|id| self.had_its_time(*id)).or_else(|| self.longest_silent(Acquaintance::Answered, origin)).or(stranger)
+    }
+
+    fn longest_silent(&self, acquaintance: Acquaintance, origin: Option<Origin>) -> Option<u64> {
+        let of_acquaintance = |turn: &Turn| turn.acquaintance == acquaintance;
+        let from = acquaintance.first_turn()..;
         match origin {
-            None => self.silent.values().copied().find(is_idle),
-            Some(origin) => self.silent_of.get(&origin)?.iter().filter_map(|turn| self.silent.get(turn)).copied().find(is_idle),
+            None => {
+                let silent = self.silent.range(from).take_while(|(turn, _id)| of_acquaintance(turn));
+                silent.map(|(_turn, id)| *id).find(|id| self.has_taken_all(*id))
+            }
+            Some(origin) => {
+                let turns = self.silent_of.get(&origin)?.range(from).take_while(|turn| of_acquaintance(turn));
+                turns.filter_map(|turn| self.silent.get(turn)).copied().find(|id| self.has_taken_all(*id))
+            }
         }
+    }
+
+    fn has_taken_all(&self, id: u64) -> bool {
+        self.connected.get(&id).is_some_and(|connected| !connected.signals.is_taking.load(Ordering::Relaxed))
+    }
+
+    fn had_its_time(&self, id: u64) -> bool {
+        self.connected.get(&id).is_some_and(|connected| connected.came.elapsed() >= NEWCOMERS_TIME)
     }
 
     fn remove(&mut self, id: u64) -> Option<Connected> {
@@ -286,7 +303,7 @@ mod tests {
 
     use futures_util::FutureExt;
 
-    use super::{NoPlace, Place, Places, Taking};
+    use super::{NEWCOMERS_TIME, NoPlace, Place, Places, Taking};
     use crate::server::Peer;
 
     fn peer(host: u8) -> Peer {
@@ -301,12 +318,13 @@ mod tests {
         place.cut().now_or_never().is_some()
     }
 
-    #[test]
-    fn the_longest_silent_stranger_makes_way_first_then_who_rests_and_never_who_is_answered() {
+    #[tokio::test(start_paused = true)]
+    async fn the_longest_silent_stranger_makes_way_first_then_who_rests_and_never_who_is_answered() {
         let places = Places::new(4, 4);
         let connections: Vec<_> = (1..=4).map(|host| take(&places, host)).collect();
         let answering = connections[0].answer();
         drop(connections[1].answer());
+        tokio::time::advance(NEWCOMERS_TIME).await;
         let mut cut = Vec::new();
         let mut newer = Vec::new();
         for host in 5..=8 {
@@ -318,6 +336,23 @@ mod tests {
         assert_eq!(cut, [2, 3, 1], "and the fourth newcomer took the place of the first, which rests");
         assert_eq!(places.count(), 4);
         drop(answering);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn newcomers_do_not_push_each_other_out_before_those_that_rest() {
+        let places = Places::new(4, 4);
+        let resting: Vec<_> = (1..=4).map(|host| take(&places, host)).collect();
+        resting.iter().for_each(|place| drop(place.answer()));
+        let newcomers: Vec<_> = (5..=8).map(|host| take(&places, host)).collect();
+        assert!(resting.iter().all(|place| is_cut(place)) && !newcomers.iter().any(|place| is_cut(place)));
+        // Nobody else is left.
+        let next = take(&places, 9);
+        assert!(is_cut(&newcomers[0]));
+        drop(newcomers[3].answer());
+        tokio::time::advance(NEWCOMERS_TIME).await;
+        let _last = [take(&places, 10), take(&places, 11), take(&places, 12)];
+        let cut = [&newcomers[1], &newcomers[2], &next].map(|place| is_cut(place));
+        assert_eq!((cut, is_cut(&newcomers[3])), ([true; 3], false), "who had its time makes way before who rests");
     }
 
     #[test]

@@ -50,6 +50,7 @@ impl Tester {
                 ReplyBody::from("late")
             }
             "/object" => ReplyBody::sized(1000, stream::iter((0..10).map(|_| Ok(Bytes::from(vec![b'x'; 100]))))),
+            "/document" => ReplyBody::from(vec![b'x'; 1 << 20]),
             "/short" => ReplyBody::sized(1000, stream::iter([Ok(Bytes::from_static(b"only this"))])),
             "/broken" => {
                 ReplyBody::open(stream::iter([Ok(Bytes::from_static(b"begin")), Err(ReplyError::Source("gone".into()))]))
@@ -109,6 +110,9 @@ fn last(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n")
 }
 
+/// What [`Counting`] takes in one write at most.
+const SOCKET_BYTES: usize = 1 << 16;
+
 /// Counts writes, and takes all parts of a vectored one as a socket does.
 struct Counting {
     io: DuplexStream,
@@ -128,7 +132,7 @@ impl AsyncWrite for Counting {
     }
 
     fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, parts: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        let joined: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
+        let joined: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).take(SOCKET_BYTES).collect();
         self.poll_write(cx, &joined)
     }
 
@@ -155,6 +159,34 @@ async fn a_small_reply_leaves_in_one_write() {
     assert!(reply.starts_with("HTTP/1.1 200") && reply.ends_with("\r\n\r\nhello"), "{reply}");
     assert!(reply.contains("content-length: 5\r\n"), "{reply}");
     assert_eq!(writes.load(Ordering::SeqCst), 1);
+}
+
+/// Takes the reply in pieces of so many bytes a second; returns how many came.
+async fn taken_at(bytes_a_second: usize) -> usize {
+    let (client, server) = duplex(1 << 10);
+    let mut wire = wire_over(client, Counting { io: server, writes: Arc::default() }, ServerLimits::default());
+    wire.send(&last("/document")).await;
+    let (mut taken, mut piece) = (0, vec![0; bytes_a_second]);
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let mut filled = 0;
+        while filled < piece.len() {
+            match wire.client.read(&mut piece[filled..]).await.expect("the pipe ends well") {
+                0 => return taken + filled,
+                read => filled += read,
+            }
+        }
+        taken += filled;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_takes_a_document_drop_by_drop_is_cut_and_who_is_only_slow_is_not() {
+    let started = tokio::time::Instant::now();
+    assert!(taken_at(100).await < 1 << 20);
+    // After a minute and the time for its length, what is in the pipe still comes.
+    assert!((124..140).contains(&started.elapsed().as_secs()), "{:?}", started.elapsed());
+    assert!(taken_at(12 << 10).await > 1 << 20);
 }
 
 #[tokio::test]

@@ -2,8 +2,8 @@
 //!
 //! Pure: time, keys and policy are arguments. Two steps, so that the caller can look the key up in between: [`parse`]
 //! reads the credential, [`Claim::verify`] checks it. Invariants: anything that looks like a credential and is not one
-//! is an error, never an anonymous request; `host` and every `x-amz-*` header are covered by the signature; signatures
-//! are compared in constant time.
+//! is an error, never an anonymous request; `host` and every `x-amz-*` header that can mean something are covered by the signature;
+//! signatures are compared in constant time.
 //! Source: <https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-authenticating-requests.html>.
 
 mod canonical;
@@ -34,5 +34,8 @@ pub use verify::{Authenticated, PathEncoding, RegionPolicy, Rules};
 pub(crate) const ALGORITHM: &str = "AWS4-HMAC-SHA256";
 /// How far a client's clock may be from ours, in either direction: 15 minutes.
 pub const SKEW_MAX_MILLIS: u64 = 15 * 60 * 1000;
+/// Headers of Amazon's that a proxy adds to what it passes on, which the client therefore cannot sign. They say something about the way
+/// of the request and nothing to who answers it. CloudFront's is the id under which it logs the request.
+pub const ADDED_ON_THE_WAY: [&str; 1] = ["x-amz-cf-id"];
 /// How long a presigned request may be valid: 7 days.
 pub const EXPIRES_MAX_SECONDS: u64 = 7 * 24 * 60 * 60;

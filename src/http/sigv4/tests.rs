@@ -121,6 +121,13 @@ fn a_presigned_request_does_not_cover_an_added_header() {
     assert!(matches!(refused, Err(AuthError::HeadersNotSigned { names }) if names == ["x-amz-copy-source"]));
 }
 
+#[test]
+fn what_a_proxy_adds_by_itself_need_not_be_signed() {
+    assert!(authenticate(&head("GET", PRESIGNED, &[HOST, ("x-amz-cf-id", "Zx1")]), &rules(), example_time()).is_ok());
+    let refused = authenticate(&head("GET", PRESIGNED, &[HOST, ("x-amz-cf-other", "Zx1")]), &rules(), example_time());
+    assert!(matches!(refused, Err(AuthError::HeadersNotSigned { .. })), "who can tell what that means?");
+}
+
 /// Decodes the published chunked body: 65 KiB of `a` in chunks of 64 KiB, 1 KiB and 0, cut in pieces of `step` bytes.
 fn decode(payload: PayloadKind, body: &[u8], step: usize) -> Result<(Vec<u8>, usize), BodyError> {
     let PayloadKind::Chunked { signatures, trailers } = payload else { panic!("not chunked") };

@@ -2,7 +2,6 @@
 
 use garage_types::Timestamp;
 
-use super::SKEW_MAX_MILLIS;
 use super::canonical::{Canonical, canonical_query};
 use super::chain::SignatureChain;
 use super::claim::Claim;
@@ -10,6 +9,7 @@ use super::error::{AuthError, Place};
 use super::key::SigningKey;
 use super::payload::{ChunkSignatures, PayloadKind};
 use super::scope::Scope;
+use super::{ADDED_ON_THE_WAY, SKEW_MAX_MILLIS};
 use crate::dates::amz_basic;
 use crate::head::RequestHead;
 use crate::uri::{decode, encode_path};
@@ -107,7 +107,7 @@ impl Claim {
             .headers
             .keys()
             .map(|name| name.as_str())
-            .filter(|name| name.starts_with("x-amz-") && !signed(name))
+            .filter(|name| name.starts_with("x-amz-") && !ADDED_ON_THE_WAY.contains(name) && !signed(name))
             .map(str::to_owned)
             .collect();
         if !signed("host") {

@@ -1,13 +1,15 @@
 //! Connections whose other side has not yet proven that it belongs to the cluster: few at a time, and the oldest makes way.
 //!
 //! Anybody can open connections and say nothing. This machine (the command line), the machines of known peers, and everybody else have
-//! places of their own. When a kind has all of its places taken, the machine that holds most of them loses its oldest connection.
-//! What must stay true: accepting never waits; a connection that has shown that it knows the cluster's secret is never cut for another;
-//! so a peer, which shows it within one round trip, comes in however many others keep silent.
+//! places of their own. When a kind has all of its places taken, the origin that holds most of them loses its oldest connection.
+//! What must stay true: accepting never waits; a connection that has proven that it knows the cluster's secret is never cut for another;
+//! so a peer, which proves it within two round trips, comes in however many others keep silent. Only an answer to something new of ours is
+//! a proof: a hello can be one that somebody overheard.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use garage_types::Origin;
 use tokio::sync::Notify;
 
 /// Unproven connections of each [`Kind`].
@@ -34,21 +36,21 @@ struct State {
 #[derive(Default)]
 struct OfKind {
     cuts: BTreeMap<u64, Arc<Notify>>,
-    of_host: HashMap<String, BTreeSet<u64>>,
+    of_origin: HashMap<Origin, BTreeSet<u64>>,
 }
 
 /// The place of a connection, until it has proven itself or is dropped.
 pub(super) struct Arrival {
     arrivals: Arrivals,
     kind: Kind,
-    host: String,
+    origin: Origin,
     id: u64,
     cut: Arc<Notify>,
 }
 
 impl Arrivals {
-    /// A place for a new connection from `host`, if need be that of an older one.
-    pub(super) fn take(&self, kind: Kind, host: &str) -> Arrival {
+    /// A place for a new connection from `origin`, if need be that of an older one.
+    pub(super) fn take(&self, kind: Kind, origin: Origin) -> Arrival {
         let mut state = self.state();
         state.next += 1;
         let (id, cut) = (state.next, Arc::new(Notify::new()));
@@ -57,8 +59,8 @@ impl Arrivals {
             of_kind.cut_oldest_of_most();
         }
         of_kind.cuts.insert(id, cut.clone());
-        of_kind.of_host.entry(host.to_owned()).or_default().insert(id);
-        Arrival { arrivals: self.clone(), kind, host: host.to_owned(), id, cut }
+        of_kind.of_origin.entry(origin).or_default().insert(id);
+        Arrival { arrivals: self.clone(), kind, origin, id, cut }
     }
 
     /// Every change under this lock is whole before anything can panic.
@@ -69,19 +71,19 @@ impl Arrivals {
 
 impl OfKind {
     fn cut_oldest_of_most(&mut self) {
-        // Of several hosts with as many, the one whose oldest is oldest, so that the choice never depends on the order of the map.
-        let most = self.of_host.iter().max_by_key(|(_host, ids)| (ids.len(), std::cmp::Reverse(ids.first().copied())));
-        let Some((host, id)) = most.and_then(|(host, ids)| Some((host.clone(), *ids.first()?))) else { return };
-        if let Some(cut) = self.remove(&host, id) {
+        // Of several with as many, the one whose oldest is oldest, so that the choice never depends on the order of the map.
+        let most = self.of_origin.iter().max_by_key(|(_origin, ids)| (ids.len(), std::cmp::Reverse(ids.first().copied())));
+        let Some((origin, id)) = most.and_then(|(origin, ids)| Some((*origin, *ids.first()?))) else { return };
+        if let Some(cut) = self.remove(origin, id) {
             cut.notify_one();
         }
     }
 
-    fn remove(&mut self, host: &str, id: u64) -> Option<Arc<Notify>> {
-        if let Some(ids) = self.of_host.get_mut(host) {
+    fn remove(&mut self, origin: Origin, id: u64) -> Option<Arc<Notify>> {
+        if let Some(ids) = self.of_origin.get_mut(&origin) {
             ids.remove(&id);
             if ids.is_empty() {
-                self.of_host.remove(host);
+                self.of_origin.remove(&origin);
             }
         }
         self.cuts.remove(&id)
@@ -94,10 +96,10 @@ impl Arrival {
         self.cut.notified().await;
     }
 
-    /// The other side has shown that it knows the cluster's secret: from now on this place is free for others.
+    /// The other side has proven that it knows the cluster's secret: from now on this place is free for others.
     pub(super) fn prove(&self) {
         if let Some(of_kind) = self.arrivals.state().kinds.get_mut(&self.kind) {
-            drop(of_kind.remove(&self.host, self.id));
+            drop(of_kind.remove(self.origin, self.id));
         }
     }
 }
@@ -111,34 +113,39 @@ impl Drop for Arrival {
 #[cfg(test)]
 mod tests {
     use futures_util::FutureExt;
+    use garage_types::Origin;
 
     use super::{ARRIVALS_MAX, Arrival, Arrivals, Kind};
+
+    fn from(address: &str) -> Origin {
+        Origin::of(address.parse().unwrap())
+    }
 
     fn is_cut(arrival: &Arrival) -> bool {
         arrival.cut().now_or_never().is_some()
     }
 
     #[test]
-    fn who_holds_most_places_makes_way_with_its_oldest() {
+    fn the_network_that_holds_most_places_makes_way_with_its_oldest() {
         let arrivals = Arrivals::default();
-        let one = arrivals.take(Kind::Stranger, "one");
-        let flood: Vec<_> = (0..ARRIVALS_MAX).map(|_| arrivals.take(Kind::Stranger, "flood")).collect();
-        assert!(!is_cut(&one) && is_cut(&flood[0]) && !is_cut(&flood[1]));
-        let _other = arrivals.take(Kind::Stranger, "other");
+        let one = arrivals.take(Kind::Stranger, from("192.0.2.1"));
+        let flood: Vec<_> = (0..ARRIVALS_MAX).map(|n| arrivals.take(Kind::Stranger, from(&format!("2001:db8::{n:x}")))).collect();
+        assert!(!is_cut(&one) && is_cut(&flood[0]) && !is_cut(&flood[1]), "whoever has one address of a network has all");
+        let _other = arrivals.take(Kind::Stranger, from("2001:db8:1::1"));
         assert!(!is_cut(&one) && is_cut(&flood[1]));
     }
 
     #[test]
     fn strangers_take_nobody_elses_place_and_who_has_proven_itself_none() {
         let arrivals = Arrivals::default();
-        let (peer, here) = (arrivals.take(Kind::KnownPeer, "peer"), arrivals.take(Kind::ThisMachine, "::1"));
-        let proven = arrivals.take(Kind::Stranger, "newcomer");
+        let (peer, here) = (arrivals.take(Kind::KnownPeer, from("192.0.2.1")), arrivals.take(Kind::ThisMachine, from("::1")));
+        let proven = arrivals.take(Kind::Stranger, from("192.0.2.2"));
         proven.prove();
-        let flood: Vec<_> = (0..ARRIVALS_MAX).map(|n| arrivals.take(Kind::Stranger, &n.to_string())).collect();
+        let flood: Vec<_> = (0..ARRIVALS_MAX).map(|n| arrivals.take(Kind::Stranger, from(&format!("198.51.100.{n}")))).collect();
         assert!([&peer, &here, &proven, &flood[0]].into_iter().all(|arrival| !is_cut(arrival)));
-        let last = arrivals.take(Kind::Stranger, "last");
+        let last = arrivals.take(Kind::Stranger, from("192.0.2.3"));
         assert!(is_cut(&flood[0]), "of many with one each, the oldest");
         drop((flood, last));
-        assert!(arrivals.state().kinds[&Kind::Stranger].of_host.is_empty());
+        assert!(arrivals.state().kinds[&Kind::Stranger].of_origin.is_empty());
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use garage_net::establish::{self, Established, Side};
 use garage_net::{Class, Multiplexed, NetError, Socket};
+use garage_types::Origin;
 use garage_types::config::HostPort;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
@@ -40,15 +41,15 @@ impl Mesh {
     /// The place of a connection that has just been made from `remote`.
     pub(super) fn arrival(&self, remote: &str) -> Arrival {
         let host = remote.parse().map_or_else(|_no_port| remote.to_owned(), |HostPort { host, .. }| host);
-        let is_here = host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback());
-        let kind = if is_here {
+        let address: Option<IpAddr> = host.parse().ok();
+        let kind = if address.is_some_and(|address| address.to_canonical().is_loopback()) {
             Kind::ThisMachine
         } else if self.0.state.with(|state| state.peers.is_host_of_a_peer(&host)) {
             Kind::KnownPeer
         } else {
             Kind::Stranger
         };
-        self.0.arrivals.take(kind, &host)
+        self.0.arrivals.take(kind, address.map_or(Origin::NoAddress, Origin::of))
     }
 
     pub(super) async fn accept(self, socket: Socket, arrival: Arrival) {

@@ -60,8 +60,7 @@ impl Operation for CompleteMultipartUpload {
     }
 
     async fn run(self, ctx: &BucketCtx, body: Payload) -> Result<Reply, S3Error> {
-        let _room = uploads::document_room(ctx, &body, DOCUMENT_MAX)?;
-        let document = document(body, self.body, DOCUMENT_MAX).await?;
+        let (document, _room) = document(ctx.garage(), body, self.body, DOCUMENT_MAX).await?;
         let whole = ListedWhole { parts: parse_parts(&document)?, ..self.whole };
         let upload = uploads::name(ctx, self.key.clone(), self.id);
         let complete = CompleteUpload { upload, whole, preconditions: self.preconditions };

@@ -36,7 +36,7 @@ pub async fn run(caller: &Caller, head: &RequestHead, name: &str, body: Payload)
         Some(ownership) => return Err(S3Error::not_implemented(&format!("The object ownership {ownership}"))),
     }
     let digests = BodyFacts { md5: content_md5(head)?, checksum: announced_checksum(head)? };
-    let document = document(body, digests, DOCUMENT_MAX).await?;
+    let (document, _room) = document(&caller.garage, body, digests, DOCUMENT_MAX).await?;
     check_configuration(&document, &caller.settings)?;
     match caller.garage.create_bucket_for(&caller.key.id, name).await? {
         Created::New(_) | Created::AlreadyOwned(_) => Reply::ok().header("location", &format!("/{name}")),

@@ -12,7 +12,7 @@ use garage_types::ObjectKey;
 
 use crate::error::{Code, S3Error};
 use crate::ops::put_object::BodyFacts;
-use crate::ops::uploads::{document, document_room};
+use crate::ops::uploads::document;
 use crate::ops::{Access, BucketCtx, Operation};
 use crate::reply::Reply;
 
@@ -88,8 +88,9 @@ impl Operation for DeleteObjects {
     }
 
     async fn run(self, ctx: &BucketCtx, body: Payload) -> Result<Reply, S3Error> {
-        let _room = document_room(ctx, &body, DOCUMENT_MAX)?;
-        let order = parse_order(&document(body, self.facts, DOCUMENT_MAX).await?)?;
+        let (document, _room) = document(ctx.garage(), body, self.facts, DOCUMENT_MAX).await?;
+        let order = parse_order(&document)?;
+        drop(document);
 
         let delete = |wanted: Wanted| async move { (delete_one(ctx, &wanted).await, wanted) };
         let mut results: Vec<(Result<(), S3Error>, Wanted)> =

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use garage_http::body::Payload;
 use garage_http::head::RequestHead;
 use garage_http::xml::XmlWriter;
+use garage_model::Garage;
 use garage_model::block_buffer::{Document, DocumentRoom};
 use garage_model::combine;
 use garage_model::digest::{Checksum, ChecksumAlgorithm, ChecksumKind, Digests};
@@ -136,26 +137,24 @@ pub fn preconditions(head: &RequestHead) -> Result<Preconditions, S3Error> {
     Ok(Preconditions { if_match: etags(head, "if-match")?, if_none_match })
 }
 
-/// Room in memory for a document that a client is about to send, of at most `length_max` bytes.
+/// A document, checked against the digests of the head before anybody parses it, and its room in memory.
 ///
 /// # Errors
-/// 503 when others take too long over theirs.
-pub fn document_room(ctx: &BucketCtx, body: &Payload, length_max: usize) -> Result<DocumentRoom, S3Error> {
-    let length = body.decoded_length().unwrap_or(u64::MAX).min(length_max as u64);
-    Ok(ctx.garage().document_room(Document::SentByClient, length)?)
-}
-
-/// A document, checked against the digests of the head before anybody parses it.
-///
-/// # Errors
-/// 400: longer than `length_max` (before it is read, when the client says so), or not what the head says.
-pub async fn document(mut body: Payload, facts: BodyFacts, length_max: usize) -> Result<Bytes, S3Error> {
-    let document = body.read_to_limit(length_max as u64).await?;
+/// 400: longer than `length_max` (before it is read, when the client says so), sent too slowly, or not what the head says. 503 when others
+/// take too long over theirs.
+pub async fn document(
+    garage: &Garage,
+    mut body: Payload,
+    facts: BodyFacts,
+    length_max: usize,
+) -> Result<(Bytes, DocumentRoom), S3Error> {
+    let mut room = garage.document_room(Document::SentByClient);
+    let document = body.read_to_limit(length_max as u64, |length| room.grow_to(length).map_err(S3Error::from)).await?;
     let mut digests = Digests::new(facts.algorithm());
     digests.update(&document);
     let expected = PayloadSource::new(body, facts).expected().map_err(garage_model::ModelError::Source)?;
     expected.check(&digests.finish()).map_err(garage_model::ModelError::from)?;
-    Ok(document)
+    Ok((document, room))
 }
 
 #[cfg(test)]
