@@ -15,7 +15,7 @@ use crate::directories::{DirectoryLayout, Slice};
 use crate::directory::{BlockDirectory, Removed, Replaced};
 use crate::error::{BlockError, CopyError};
 use crate::open::{OpenDirectories, OpenError, StoreOptions, open_directories, save_layout};
-use crate::store::{DirectorySpace, Page, Relocated, Written};
+use crate::store::{DirectorySpace, Examined, Page, Relocated, Written};
 use crate::stored::StoredBlock;
 
 /// Directories listed for one page at most, so that a page over a sparse store ends too.
@@ -108,6 +108,16 @@ impl Shelves {
             }
         }
         Err(worst)
+    }
+
+    /// Reads the block and recomputes its hash, under the block's lock.
+    pub(crate) fn examine(&self, hash: BlockHash) -> Result<Examined, BlockError> {
+        match self.search_setting_aside(hash, |directory| Ok(directory.read(hash)?.verify(hash).map(drop)?)) {
+            Ok(()) => Ok(Examined::Good),
+            Err(BlockError::Missing { .. } | BlockError::Corrupt { .. }) => Ok(Examined::Absent),
+            Err(error) if error.is_of_disk() => Ok(Examined::Unreadable(error)),
+            Err(error) => Err(error),
+        }
     }
 
     /// Stores a block, or keeps the good copy that is there. A copy that cannot be read stays where it is until the new one, whole and

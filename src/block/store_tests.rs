@@ -17,7 +17,9 @@ use garage_types::{BlockHash, NodeId, Random};
 use proptest::prelude::{any, prop_assert_eq, proptest};
 
 use crate::directories::{DataDirectory, Usage};
-use crate::{BlockError, Compression, Durability, LocalStore, OpenError, Relocated, Removed, StoreOptions, StoredBlock, Written};
+use crate::{
+    BlockError, Compression, Durability, Examined, LocalStore, OpenError, Relocated, Removed, StoreOptions, StoredBlock, Written,
+};
 
 const NODE: NodeId = NodeId::from_bytes([9; 32]);
 const ZSTD: Compression = Compression::Zstd { level: 1 };
@@ -267,6 +269,27 @@ async fn a_copy_that_cannot_be_read_is_not_damaged() {
             assert_eq!(disk.read(&path_in("/a", hash)).unwrap().len(), 1056, "{call:?} answered {errno}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_file_on_a_bad_sector_is_no_copy_and_stays_until_another_takes_its_place() {
+    let disk = new_disk();
+    let store = open_one(&disk).await;
+    let plain = noise(1, 1000);
+    let (hash, block) = raw(&plain);
+    store.write(hash, block.clone()).await.unwrap();
+    assert!(matches!(store.lock(hash).await.examine().await, Ok(Examined::Good)));
+    disk.failing(Some((FailingCall::Open, 24)));
+    let examined = store.lock(hash).await.examine().await;
+    assert!(matches!(examined, Err(BlockError::Io { .. })), "no descriptor says nothing about the file: {examined:?}");
+    disk.failing(None);
+    disk.spoil(&path_in("/a", hash));
+    assert!(matches!(store.read(hash).await, Err(BlockError::Io { .. })));
+    assert!(matches!(store.lock(hash).await.examine().await, Ok(Examined::Unreadable(_))));
+    assert_eq!(disk.files().iter().filter(|path| path.ends_with(hash.to_string())).count(), 1, "nothing was done to it");
+    assert_eq!(store.write(hash, block).await.unwrap(), Written::New);
+    assert!(matches!(store.lock(hash).await.examine().await, Ok(Examined::Good)));
+    assert_eq!(store.read(hash).await.unwrap(), plain);
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ use garage_table::wire::{EPOCH_OF_OWNER, Entry, Mode, Verdict, Write};
 use garage_table::{Schema, TableError, TableStore};
 use garage_types::codec;
 use garage_types::planted::{Bug, is_planted};
-use garage_types::{BlockHash, Clock, NodeId, Offload, Placement, VersionId, chain, offload};
+use garage_types::{BlockHash, Clock, NodeId, Offload, Placement, Timestamp, VersionId, chain, offload};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
@@ -171,20 +171,31 @@ impl BlockService {
         }
     }
 
-    /// Notes that a block could not be read here.
+    /// Notes that a block could not be read here, also where that says nothing about its file: resync reads it once more.
     async fn missed(&self, hash: BlockHash, error: BlockError) -> RpcError {
-        if matches!(error, BlockError::Missing { .. } | BlockError::Corrupt { .. })
-            && let Err(error) = self.queue_if_referenced(hash).await
-        {
-            tracing::warn!(block = %hash, error = %chain(&error), "a missing block could not be queued to be fetched");
+        match &error {
+            BlockError::Missing { .. } | BlockError::Corrupt { .. } | BlockError::Io { .. } => {
+                self.look_after(hash, self.clock.now()).await;
+            }
+            BlockError::NewerFormat { .. }
+            | BlockError::Full { .. }
+            | BlockError::OutOfRange { .. }
+            | BlockError::Directory { .. }
+            | BlockError::Lost { .. } => {}
         }
         block_error(error)
     }
 
-    async fn queue_if_referenced(&self, hash: BlockHash) -> Result<(), TableError> {
+    /// Has resync look at a block that could not be read here, if anything refers to it.
+    pub(crate) async fn look_after(&self, hash: BlockHash, due: Timestamp) {
+        if let Err(error) = self.queue_if_referenced(hash, due).await {
+            tracing::warn!(block = %hash, error = %chain(&error), "a block that could not be read could not be queued to be looked at");
+        }
+    }
+
+    async fn queue_if_referenced(&self, hash: BlockHash, due: Timestamp) -> Result<(), TableError> {
         // A block that is read over and over is queued once a minute.
-        let now = self.clock.now();
-        let due = now.minus_millis(now.as_millis() % 60_000);
+        let due = due.minus_millis(due.as_millis() % 60_000);
         let trees = self.trees;
         let queue = move |tx: &mut Transaction<'_>| {
             let count = tx.get(trees.counts, hash.as_bytes())?.as_deref().and_then(RefCount::decode);

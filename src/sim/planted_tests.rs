@@ -11,7 +11,7 @@ use crate::scenario::Flaw;
 /// A flaw, the scenario or story that shows it, and a seed from which it shows soon.
 type Known = (Flaw, &'static str, u64);
 
-const KNOWN: [Known; 41] = [
+const KNOWN: [Known; 42] = [
     (Flaw::Planted(Bug::WriteQuorumOfOne), "everything", 1),
     (Flaw::Planted(Bug::NoReadBack), "crowd", 31),
     (Flaw::Planted(Bug::LostQueueRow), "calm", 0),
@@ -53,6 +53,7 @@ const KNOWN: [Known; 41] = [
     (Flaw::Planted(Bug::ReadBackUnderNewEpoch), "late-reader", 1),
     (Flaw::Planted(Bug::LoserErasesName), "claimed-names", 0),
     (Flaw::Planted(Bug::ClaimOverlooked), "claimed-names", 0),
+    (Flaw::Planted(Bug::UnreadableBelieved), "losses", 0),
 ];
 
 /// Seeds tried for each flaw before it counts as not found.

@@ -96,6 +96,10 @@ pub enum Bug {
     EmptinessWithoutMark,
     /// Copies of objects that are new to an owner pass its closing mark.
     CopiesPassMark,
+    /// A block file that is there is held to be good although it cannot be read.
+    UnreadableBelieved,
+    /// An owner says that it has a block because there is a file, and another deletes its copy on that word.
+    HasItUnread,
 }
 
 #[cfg(all(feature = "planted", not(debug_assertions)))]
