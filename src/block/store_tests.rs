@@ -293,6 +293,31 @@ async fn a_file_on_a_bad_sector_is_no_copy_and_stays_until_another_takes_its_pla
 }
 
 #[tokio::test]
+async fn a_damaged_copy_that_cannot_be_set_aside_lets_another_directory_answer() {
+    let disk = new_disk();
+    let store = open_one(&disk).await;
+    let plain = noise(1, 1000);
+    let (hash, block) = raw(&plain);
+    store.write(hash, block).await.unwrap();
+    drop(store);
+    let old = DataDirectory { path: "/a".into(), usage: Usage::ReadOnly };
+    let store = open(&disk, options(vec![old, writable("/b")])).await.unwrap();
+    // The same copy in both directories.
+    let content = disk.read(&path_in("/a", hash)).unwrap();
+    store.lock(hash).await.relocate().await.unwrap();
+    disk.create(&path_in("/a", hash), &[&content], Access::OwnerOnly).unwrap();
+    disk.flip_bit(&path_in("/b", hash), 500);
+    // Linux's EROFS.
+    disk.failing(Some((FailingCall::Rename, 30)));
+    assert_eq!(store.read(hash).await.unwrap(), plain);
+    assert_eq!(store.read_range(hash, 1..9).await.unwrap(), plain.slice(1..9));
+    store.verify(hash).await.unwrap();
+    disk.flip_bit(&path_in("/a", hash), 500);
+    let error = store.read(hash).await.unwrap_err();
+    assert!(matches!(error, BlockError::Io { .. }), "no copy is good, and none could be set aside: {error:?}");
+}
+
+#[tokio::test]
 async fn a_new_copy_takes_the_place_of_one_that_cannot_be_opened() {
     let disk = new_disk();
     let store = open_one(&disk).await;
