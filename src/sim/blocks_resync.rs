@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
+use garage_block::{Compression, StoredBlock};
 use garage_model::put::Preconditions;
 use garage_model::{Garage, ModelError};
 use garage_types::memory_disk::FailingCall;
@@ -344,4 +345,26 @@ async fn the_last_copy_that_can_be_read_is_kept_until_its_new_owner_has_read_its
 #[tokio::test(start_paused = true)]
 async fn an_owner_that_says_that_it_has_what_it_has_not_read_is_noticed() {
     assert!(!is_handed_over(None, Some(Bug::HasItUnread)).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_a_block_no_more_than_the_part_that_is_wanted_is_sent() {
+    let cluster = Cluster::of(2, 2).await;
+    cluster.lay_out(&[0, 1]).await;
+    let bucket = cluster.garage(0).create_bucket("pictures").await.unwrap();
+    let (content, blocks) = body(11, 1);
+    store(cluster.garage(0), bucket, "a", content).await;
+    until_everywhere(&cluster, blocks[0], &[0, 1]).await;
+    for machine in 0..2 {
+        cluster.garage(machine).local().blocks.blocks.remove(blocks[0]).await.unwrap();
+    }
+    // Who receives the whole notices by its hash that it is another; who receives a part cannot, and relies on the sender's checksums.
+    let other = body(12, 1).0;
+    let another = StoredBlock::compress(other.clone().into(), Compression::Off).unwrap();
+    cluster.garage(0).local().blocks.blocks.write(blocks[0], another).await.unwrap();
+    let garage = cluster.garage(1);
+    let object = garage.object(bucket, &ObjectKey::parse("a").unwrap()).await.unwrap();
+    let mut part = garage.read_object(&object, 5..9).await.unwrap();
+    assert_eq!(part.next().await.unwrap().unwrap(), other[5..9]);
+    assert!(matches!(garage.read_object(&object, 0..64).await.map(|_stream| ()), Err(ModelError::BlockUnavailable { .. })));
 }
