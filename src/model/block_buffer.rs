@@ -23,6 +23,8 @@ const SENT_DOCUMENTS_SHARE: usize = 8;
 const RECEIVED_DOCUMENTS_SHARE: usize = 4;
 /// Documents up to this length are not counted.
 const UNCOUNTED_DOCUMENT_BYTES: u64 = 64 << 10;
+/// Lists of blocks read at once, by the whole node, that no reader needs soon.
+const LISTS_IN_TURN: usize = 4;
 
 pub(crate) struct BlockBuffer {
     /// For what is written.
@@ -31,6 +33,7 @@ pub(crate) struct BlockBuffer {
     /// For what is read.
     readers: Arc<Semaphore>,
     readers_max: usize,
+    lists: Arc<Semaphore>,
     sent_documents: Arc<Semaphore>,
     received_documents: Arc<Semaphore>,
 }
@@ -89,6 +92,7 @@ impl BlockBuffer {
             units_max,
             readers: Arc::new(Semaphore::new(readers_max)),
             readers_max,
+            lists: Arc::new(Semaphore::new(LISTS_IN_TURN)),
             sent_documents: share(SENT_DOCUMENTS_SHARE),
             received_documents: share(RECEIVED_DOCUMENTS_SHARE),
         }
@@ -161,6 +165,14 @@ impl BlockBuffer {
         let units = usize::try_from(bytes).unwrap_or(usize::MAX).div_ceil(UNIT).min((self.all() / share).max(1));
         let units = u32::try_from(units).unwrap_or(u32::MAX);
         Some(DocumentRoom(Some(room.clone().try_acquire_many_owned(units).ok()?)))
+    }
+
+    /// The turn to read a list of blocks that is not needed soon. Whoever has it must not wait for a client.
+    ///
+    /// # Errors
+    /// [`ModelError::ShuttingDown`].
+    pub(crate) async fn list_turn(&self) -> Result<OwnedSemaphorePermit, ModelError> {
+        self.lists.clone().acquire_owned().await.map_err(|_closed| ModelError::ShuttingDown)
     }
 
     /// Room for so many bytes, after those who asked before.

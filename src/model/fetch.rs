@@ -21,7 +21,7 @@ use crate::garage::Garage;
 use crate::get::ByteStream;
 
 /// Blocks, or pieces, fetched ahead of the one being sent.
-pub(crate) const PREFETCH: usize = 2;
+const PREFETCH: usize = 2;
 /// Bytes fetched at once when readers have no room left: as many as one checksum of a block's file covers.
 const PIECE_BYTES: u64 = 64 << 10;
 
