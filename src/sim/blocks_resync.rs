@@ -246,8 +246,8 @@ fn file_of(machine: &Machine, block: BlockHash) -> PathBuf {
     machine.disk.files().into_iter().find(is_its).expect("the machine has the block")
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_block_on_a_bad_sector_is_fetched_again_once_a_read_has_met_it() {
+/// Whether blocks on bad sectors are good again once a read has met them.
+async fn are_fetched_again(bug: Option<Bug>) -> bool {
     let (cluster, bucket) = three_nodes().await;
     let (content, blocks) = body(7, 3);
     store(cluster.garage(0), bucket, "a", content.clone()).await;
@@ -257,11 +257,26 @@ async fn a_block_on_a_bad_sector_is_fetched_again_once_a_read_has_met_it() {
     }
     assert_eq!(fetch(cluster.garage(1), bucket, "a").await.unwrap(), content, "the others have it");
     assert_eq!(cluster.garage(1).blocks_to_move().await.unwrap().fetch, 3, "the reads have queued what they could not read");
+    plant(bug);
     cluster.resync(1).await;
-    for block in &blocks {
-        cluster.garage(1).local().blocks.blocks.verify(*block).await.unwrap();
-    }
+    plant(None);
     assert!(cluster.garage(1).failed_blocks().await.unwrap().is_empty());
+    let store = &cluster.garage(1).local().blocks.blocks;
+    let mut good = true;
+    for block in &blocks {
+        good &= store.verify(*block).await.is_ok();
+    }
+    good
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_block_on_a_bad_sector_is_fetched_again_once_a_read_has_met_it() {
+    assert!(are_fetched_again(None).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_that_is_believed_to_be_good_because_it_is_there_is_noticed() {
+    assert!(!are_fetched_again(Some(Bug::UnreadableBelieved)).await);
 }
 
 #[tokio::test(start_paused = true)]

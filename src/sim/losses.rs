@@ -244,6 +244,9 @@ pub async fn regain(world: &World) {
         world.history.violation("what was lost never came back");
     }
     let damaged = std::mem::take(&mut *lock(&world.losses.damaged));
+    if let Some(number) = damaged.first() {
+        spoil_disk(world, &world.cluster.machines[*number]);
+    }
     for machine in damaged.into_iter().map(|number| &world.cluster.machines[number]) {
         let scrub =
             |garage: garage_model::Garage| async move { garage.command_scrub(garage_block::scrub::ScrubCommand::Start).await };
@@ -254,6 +257,15 @@ pub async fn regain(world: &World) {
     }
     if world.losses.lost_queue.swap(false, Ordering::AcqRel) {
         repair_versions(world).await;
+    }
+}
+
+/// A machine's disk goes bad, file by file: what was damaged while clients worked is mostly overwritten by now.
+fn spoil_disk(world: &World, machine: &Machine) {
+    machine.end_disk_errors();
+    for (block, path) in block_files(machine).into_iter().filter(|(block, _path)| has_another(world, machine, *block)) {
+        world.history.note(format!("FAULT bad sectors below {block} of machine {}", machine.number));
+        machine.disk.spoil(&path);
     }
 }
 

@@ -53,7 +53,7 @@ const KNOWN: [Known; 42] = [
     (Flaw::Planted(Bug::ReadBackUnderNewEpoch), "late-reader", 1),
     (Flaw::Planted(Bug::LoserErasesName), "claimed-names", 0),
     (Flaw::Planted(Bug::ClaimOverlooked), "claimed-names", 0),
-    (Flaw::Planted(Bug::UnreadableBelieved), "losses", 0),
+    (Flaw::Planted(Bug::UnreadableBelieved), "losses", 1),
 ];
 
 /// Seeds tried for each flaw before it counts as not found.
