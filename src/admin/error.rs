@@ -148,6 +148,7 @@ fn class_of_model(error: &ModelError) -> Class {
         ModelError::BucketName(_) => INVALID_REQUEST,
         ModelError::Table(_)
         | ModelError::BlockUnavailable { .. }
+        | ModelError::BlockUnreadable { .. }
         | ModelError::BlockNotStored { .. }
         | ModelError::Superseded
         | ModelError::UnknownKeys

@@ -62,6 +62,27 @@ pub enum BlockError {
     },
 }
 
+impl BlockError {
+    /// Whether the disk itself says that it cannot give the bytes back. Any other error (no descriptor, no memory, no permission) says
+    /// nothing about the file, which may be as good as ever.
+    pub fn is_of_disk(&self) -> bool {
+        match self {
+            BlockError::Io { source, .. } => source.source.raw_os_error().is_some_and(|errno| OF_DISK.contains(&errno)),
+            BlockError::Missing { .. }
+            | BlockError::Corrupt { .. }
+            | BlockError::NewerFormat { .. }
+            | BlockError::Full { .. }
+            | BlockError::OutOfRange { .. }
+            | BlockError::Directory { .. }
+            | BlockError::Lost { .. } => false,
+        }
+    }
+}
+
+/// By which Linux says that a medium or a file system cannot give bytes back: EIO, ENODATA, EBADMSG, EILSEQ, EUCLEAN and EREMOTEIO. The
+/// first has the same number everywhere.
+const OF_DISK: [i32; 6] = [5, 61, 74, 84, 117, 121];
+
 /// Why one copy, in one directory, did not answer.
 #[derive(Debug)]
 pub(crate) enum CopyError {

@@ -30,5 +30,5 @@ pub use directories::{DataDirectory, Usage};
 pub use directory::Removed;
 pub use error::{BlockError, Damage};
 pub use open::{Durability, LAYOUT_FILE, MARKER, OpenError, StoreOptions};
-pub use store::{DirectorySpace, LocalStore, LockedBlock, Page, Relocated, Written};
+pub use store::{DirectorySpace, Examined, LocalStore, LockedBlock, Page, Relocated, Written};
 pub use stored::{Compression, ContentError, Encoding, StoredBlock};

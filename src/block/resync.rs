@@ -10,6 +10,9 @@ use garage_types::Timestamp;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnDisk {
     Present,
+    /// There is a file, and the disk does not give back what it holds. It stays until another copy takes its place: the disk may have
+    /// a better day, and it may be the last.
+    Unreadable,
     Absent,
 }
 
@@ -57,14 +60,15 @@ pub enum Decision {
 pub fn decide(disk: OnDisk, refs: Refs, duty: Duty, now: Timestamp) -> Decision {
     match (disk, refs, duty) {
         (OnDisk::Present, Refs::Held, Duty::Replica) => Decision::Nothing,
-        (OnDisk::Absent, Refs::Held, Duty::Replica) => Decision::Fetch,
+        // Bytes that cannot be read are no copy.
+        (OnDisk::Absent | OnDisk::Unreadable, Refs::Held, Duty::Replica) => Decision::Fetch,
         // The references follow their partition to other nodes; fetching would be wasted.
         (OnDisk::Absent, Refs::Held, Duty::NotReplica) => Decision::Nothing,
         // It belongs to others now, who may not have it yet. References that went from here may only have followed their partition.
-        (OnDisk::Present, _, Duty::NotReplica) => Decision::AskOwners,
+        (OnDisk::Present | OnDisk::Unreadable, _, Duty::NotReplica) => Decision::AskOwners,
         (_, Refs::Released { until }, _) if now < until => Decision::WaitUntil(until),
         // Our copy may be one of the last two: only all owners together know that nothing needs it.
-        (OnDisk::Present, Refs::Released { .. }, _) => Decision::AskOwners,
+        (OnDisk::Present | OnDisk::Unreadable, Refs::Released { .. }, _) => Decision::AskOwners,
         (OnDisk::Absent, Refs::Released { .. }, _) => Decision::ForgetCounter,
     }
 }
@@ -72,15 +76,15 @@ pub fn decide(disk: OnDisk, refs: Refs, duty: Duty, now: Timestamp) -> Decision 
 /// What an owner says about a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// It holds references and has no bytes.
+    /// It holds references and has no bytes, or none that its disk gives back.
     Needed,
-    /// It holds references and has the bytes.
+    /// It holds references and has the bytes: it has read them, if the question is that of a node that is no owner.
     HasIt,
     /// It holds no reference, and has not for this long by its own clock.
     NotNeeded {
         released_for_ms: u64,
     },
-    /// It does not know what it should hold: its database is incomplete, or it goes by another layout.
+    /// It does not know what it should hold, its database being incomplete or its layout another one; or whether it can read it.
     CannotSay,
     Unreachable,
 }
@@ -155,6 +159,7 @@ mod tests {
         let fetch = |duty| decide(OnDisk::Absent, Refs::Held, duty, Timestamp::ZERO);
         assert_eq!(fetch(Duty::Replica), Decision::Fetch);
         assert_eq!(fetch(Duty::NotReplica), Decision::Nothing);
+        assert_eq!(decide(OnDisk::Unreadable, Refs::Held, Duty::Replica, Timestamp::ZERO), Decision::Fetch, "it is no copy");
         assert_eq!(decide(OnDisk::Present, Refs::Held, Duty::Replica, Timestamp::ZERO), Decision::Nothing);
         assert_eq!(decide(OnDisk::Present, Refs::Held, Duty::NotReplica, Timestamp::ZERO), Decision::AskOwners);
     }

@@ -15,7 +15,7 @@ use crate::directories::{DirectoryLayout, Slice};
 use crate::directory::{BlockDirectory, Removed, Replaced};
 use crate::error::{BlockError, CopyError};
 use crate::open::{OpenDirectories, OpenError, StoreOptions, open_directories, save_layout};
-use crate::store::{DirectorySpace, Page, Relocated, Written};
+use crate::store::{DirectorySpace, Examined, Page, Relocated, Written};
 use crate::stored::StoredBlock;
 
 /// Directories listed for one page at most, so that a page over a sparse store ends too.
@@ -100,14 +100,27 @@ impl Shelves {
             match extract(directory) {
                 Ok(value) => return Ok(value),
                 Err(CopyError::Absent) => {}
-                Err(CopyError::Damaged(source)) => {
-                    directory.set_aside(hash, &source).map_err(|source| BlockError::Io { hash, source })?;
-                    worst = CopyError::Damaged(source).of_block(hash, directory.path(hash));
+                Err(CopyError::Damaged(damage)) => {
+                    // A file system that lets nothing be renamed any more does not keep another directory from answering.
+                    worst = match directory.set_aside(hash, &damage) {
+                        Ok(()) => CopyError::Damaged(damage).of_block(hash, directory.path(hash)),
+                        Err(source) => BlockError::Io { hash, source },
+                    };
                 }
                 Err(error) => worst = error.of_block(hash, directory.path(hash)),
             }
         }
         Err(worst)
+    }
+
+    /// Reads the block and recomputes its hash, under the block's lock.
+    pub(crate) fn examine(&self, hash: BlockHash) -> Result<Examined, BlockError> {
+        match self.search_setting_aside(hash, |directory| Ok(directory.read(hash)?.verify(hash).map(drop)?)) {
+            Ok(()) => Ok(Examined::Good),
+            Err(BlockError::Missing { .. } | BlockError::Corrupt { .. }) => Ok(Examined::Absent),
+            Err(error) if error.is_of_disk() => Ok(Examined::Unreadable(error)),
+            Err(error) => Err(error),
+        }
     }
 
     /// Stores a block, or keeps the good copy that is there. A copy that cannot be read stays where it is until the new one, whole and
@@ -265,7 +278,8 @@ impl<'a> Places<'a> {
 enum Copy {
     Absent,
     Good(StoredBlock),
-    /// The disk did not answer. The file may be as good as ever: descriptors or memory ran out, or a permission is missing.
+    /// The disk did not answer. The file may be as good as ever: descriptors or memory ran out, or a permission is missing. Or it is
+    /// damaged and cannot be set aside.
     Unreadable(FileError),
 }
 
@@ -274,10 +288,10 @@ fn examine(directory: &BlockDirectory, hash: BlockHash) -> Result<Copy, BlockErr
     match directory.read(hash) {
         Ok(block) => Ok(Copy::Good(block)),
         Err(CopyError::Absent) => Ok(Copy::Absent),
-        Err(CopyError::Damaged(reason)) => {
-            directory.set_aside(hash, &reason).map_err(|source| BlockError::Io { hash, source })?;
-            Ok(Copy::Absent)
-        }
+        Err(CopyError::Damaged(damage)) => Ok(match directory.set_aside(hash, &damage) {
+            Ok(()) => Copy::Absent,
+            Err(reason) => Copy::Unreadable(reason),
+        }),
         Err(CopyError::Io(reason)) => Ok(Copy::Unreadable(reason)),
         Err(error @ (CopyError::NewerFormat { .. } | CopyError::OutOfRange { .. })) => {
             Err(error.of_block(hash, directory.path(hash)))

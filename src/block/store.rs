@@ -43,6 +43,16 @@ pub enum Written {
     AlreadyPresent,
 }
 
+/// What [`LockedBlock::examine`] found.
+#[derive(Debug)]
+pub enum Examined {
+    Good,
+    /// No file, or one that did not match its checksums and is set aside now.
+    Absent,
+    /// There is a file, and the disk does not give back what it holds ([`BlockError::is_of_disk`]). It stays where it is.
+    Unreadable(BlockError),
+}
+
 /// What [`LockedBlock::relocate`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Relocated {
@@ -143,7 +153,7 @@ impl LocalStore {
         self.read_with(hash, move |directory| Ok(directory.read(hash)?.verify(hash).map(drop)?)).await
     }
 
-    /// Whether there is a file for the block; its content is not looked at.
+    /// Whether there is a file for the block; its content is not looked at, so that "yes" does not mean that it can be read.
     ///
     /// # Errors
     /// [`BlockError::Io`].
@@ -251,6 +261,14 @@ impl LockedBlock {
     /// As [`LocalStore::contains`].
     pub async fn contains(&self) -> Result<bool, BlockError> {
         self.run(|shelves, hash| shelves.contains(hash)).await
+    }
+
+    /// Reads the block and recomputes its hash: whether there is a good copy in any directory.
+    ///
+    /// # Errors
+    /// [`BlockError`], when reading fails in a way that says nothing about the file.
+    pub async fn examine(&self) -> Result<Examined, BlockError> {
+        self.run(|shelves, hash| shelves.examine(hash)).await
     }
 
     /// As [`LocalStore::remove`].

@@ -17,7 +17,9 @@ use garage_types::{BlockHash, NodeId, Random};
 use proptest::prelude::{any, prop_assert_eq, proptest};
 
 use crate::directories::{DataDirectory, Usage};
-use crate::{BlockError, Compression, Durability, LocalStore, OpenError, Relocated, Removed, StoreOptions, StoredBlock, Written};
+use crate::{
+    BlockError, Compression, Durability, Examined, LocalStore, OpenError, Relocated, Removed, StoreOptions, StoredBlock, Written,
+};
 
 const NODE: NodeId = NodeId::from_bytes([9; 32]);
 const ZSTD: Compression = Compression::Zstd { level: 1 };
@@ -267,6 +269,52 @@ async fn a_copy_that_cannot_be_read_is_not_damaged() {
             assert_eq!(disk.read(&path_in("/a", hash)).unwrap().len(), 1056, "{call:?} answered {errno}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_file_on_a_bad_sector_is_no_copy_and_stays_until_another_takes_its_place() {
+    let disk = new_disk();
+    let store = open_one(&disk).await;
+    let plain = noise(1, 1000);
+    let (hash, block) = raw(&plain);
+    store.write(hash, block.clone()).await.unwrap();
+    assert!(matches!(store.lock(hash).await.examine().await, Ok(Examined::Good)));
+    disk.failing(Some((FailingCall::Open, 24)));
+    let examined = store.lock(hash).await.examine().await;
+    assert!(matches!(examined, Err(BlockError::Io { .. })), "no descriptor says nothing about the file: {examined:?}");
+    disk.failing(None);
+    disk.spoil(&path_in("/a", hash));
+    assert!(matches!(store.read(hash).await, Err(BlockError::Io { .. })));
+    assert!(matches!(store.lock(hash).await.examine().await, Ok(Examined::Unreadable(_))));
+    assert_eq!(disk.files().iter().filter(|path| path.ends_with(hash.to_string())).count(), 1, "nothing was done to it");
+    assert_eq!(store.write(hash, block).await.unwrap(), Written::New);
+    assert!(matches!(store.lock(hash).await.examine().await, Ok(Examined::Good)));
+    assert_eq!(store.read(hash).await.unwrap(), plain);
+}
+
+#[tokio::test]
+async fn a_damaged_copy_that_cannot_be_set_aside_lets_another_directory_answer() {
+    let disk = new_disk();
+    let store = open_one(&disk).await;
+    let plain = noise(1, 1000);
+    let (hash, block) = raw(&plain);
+    store.write(hash, block).await.unwrap();
+    drop(store);
+    let old = DataDirectory { path: "/a".into(), usage: Usage::ReadOnly };
+    let store = open(&disk, options(vec![old, writable("/b")])).await.unwrap();
+    // The same copy in both directories.
+    let content = disk.read(&path_in("/a", hash)).unwrap();
+    store.lock(hash).await.relocate().await.unwrap();
+    disk.create(&path_in("/a", hash), &[&content], Access::OwnerOnly).unwrap();
+    disk.flip_bit(&path_in("/b", hash), 500);
+    // Linux's EROFS.
+    disk.failing(Some((FailingCall::Rename, 30)));
+    assert_eq!(store.read(hash).await.unwrap(), plain);
+    assert_eq!(store.read_range(hash, 1..9).await.unwrap(), plain.slice(1..9));
+    store.verify(hash).await.unwrap();
+    disk.flip_bit(&path_in("/a", hash), 500);
+    let error = store.read(hash).await.unwrap_err();
+    assert!(matches!(error, BlockError::Io { .. }), "no copy is good, and none could be set aside: {error:?}");
 }
 
 #[tokio::test]

@@ -1,15 +1,16 @@
 //! The room for blocks in memory, shared by all bodies that are being written or read.
 //!
-//! The first half is for whoever comes: for blocks that clients are sending, for several blocks of one body on their way at once, and (at
-//! most half of that half) for blocks that wait to be taken by who reads them. An eighth more is for the blocks of clients who are
-//! sending their only one. The rest is kept for one block of each body at a time, so that clients who send or read slowly never keep
-//! all of it: what is in the rest is on its way to the owners and leaves by itself. A body that finds no room is cut into small blocks.
-//! What must stay true: whoever waits for a turn holds no room, or goes on with what gives it back; nobody waits for what a reader holds.
+//! A quarter is for blocks that wait to be taken by who reads them, however much is being written. The rest is for what is written, and
+//! its first half for whoever comes: for blocks that clients are sending, and for several blocks of one body on their way at once. An
+//! eighth of it more is for the blocks of clients who are sending their only one. What is left is kept for one block of each body at a
+//! time, so that clients who send slowly never keep all of it: what is there is on its way to the owners and leaves by itself. A body
+//! that finds no room is cut into small blocks. What must stay true: whoever waits for a turn holds no room, or goes on with what gives
+//! it back; nobody waits for what a reader holds; neither writers nor readers take what is for the others.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::error::ModelError;
 
@@ -22,15 +23,17 @@ const SENT_DOCUMENTS_SHARE: usize = 8;
 const RECEIVED_DOCUMENTS_SHARE: usize = 4;
 /// Documents up to this length are not counted; longer ones are in steps of it, as they arrive.
 const DOCUMENT_STEP_BYTES: u64 = 64 << 10;
-/// Blocks read at once, each of which has no room and of which a small piece is kept.
-const PIECES_AT_ONCE: usize = 16;
+/// Lists of blocks read at once, by the whole node, that no reader needs soon.
+const LISTS_IN_TURN: usize = 4;
 
 pub(crate) struct BlockBuffer {
+    /// For what is written.
     units: Arc<Semaphore>,
     units_max: usize,
-    /// Of `units`, those that readers may have.
+    /// For what is read.
     readers: Arc<Semaphore>,
-    pieces: Semaphore,
+    readers_max: usize,
+    lists: Arc<Semaphore>,
     sent_documents: Arc<Semaphore>,
     received_documents: Arc<Semaphore>,
 }
@@ -95,11 +98,8 @@ impl AsRef<[u8]> for Counted {
     }
 }
 
-/// Room for a block that waits for its reader.
-pub(crate) struct ReadersRoom {
-    _share: OwnedSemaphorePermit,
-    _room: OwnedSemaphorePermit,
-}
+/// Room for what waits for its reader.
+pub(crate) struct ReadersRoom(#[expect(dead_code, reason = "held")] OwnedSemaphorePermit);
 
 /// Ahead of what a reader's next block is fetched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,14 +112,16 @@ pub(crate) enum Ahead {
 
 impl BlockBuffer {
     pub(crate) fn new(bytes_max: usize) -> Self {
-        let units_max = (bytes_max / UNIT).clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
-        let readers = Arc::new(Semaphore::new(units_max / READERS_SHARE));
-        let share = |share: usize| Arc::new(Semaphore::new((units_max / share).max(1)));
+        let all = (bytes_max / UNIT).clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
+        let readers_max = all / READERS_SHARE;
+        let units_max = all - readers_max;
+        let share = |share: usize| Arc::new(Semaphore::new((all / share).max(1)));
         BlockBuffer {
             units: Arc::new(Semaphore::new(units_max)),
             units_max,
-            readers,
-            pieces: Semaphore::new(PIECES_AT_ONCE),
+            readers: Arc::new(Semaphore::new(readers_max)),
+            readers_max,
+            lists: Arc::new(Semaphore::new(LISTS_IN_TURN)),
             sent_documents: share(SENT_DOCUMENTS_SHARE),
             received_documents: share(RECEIVED_DOCUMENTS_SHARE),
         }
@@ -127,15 +129,21 @@ impl BlockBuffer {
 
     /// Bytes taken, and bytes there are.
     pub(crate) fn used(&self) -> (usize, usize) {
-        (self.units_max.saturating_sub(self.units.available_permits()) * UNIT, self.units_max * UNIT)
+        let written = self.units_max.saturating_sub(self.units.available_permits());
+        let read = self.readers_max.saturating_sub(self.readers.available_permits());
+        ((written + read) * UNIT, self.all() * UNIT)
     }
 
-    /// A block longer than all the room has it for itself.
+    fn all(&self) -> usize {
+        self.units_max + self.readers_max
+    }
+
+    /// A block longer than all the room for what is written has it for itself.
     fn units_of(&self, bytes: usize) -> u32 {
         u32::try_from(bytes.div_ceil(UNIT).min(self.units_max)).unwrap_or(u32::MAX)
     }
 
-    /// Room for so many bytes, if it is left of the first half and nobody waits.
+    /// Room for so many bytes to be written, if it is left of the first half and nobody waits.
     pub(crate) fn spare(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
         self.leaving(self.units_max / 2, bytes)
     }
@@ -163,13 +171,14 @@ impl BlockBuffer {
 
     /// Room for bytes that a reader will take when it likes. Half of the readers' share is kept for those that have nothing yet.
     pub(crate) fn for_reader(&self, bytes: usize, ahead: Ahead) -> Option<ReadersRoom> {
-        let units = self.units_of(bytes);
-        let left_after = self.readers.available_permits().checked_sub(units as usize)?;
-        if ahead == Ahead::OfOthers && left_after < self.units_max / READERS_SHARE / 2 {
+        let units = bytes.div_ceil(UNIT);
+        let left_after = self.readers.available_permits().checked_sub(units)?;
+        if ahead == Ahead::OfOthers && left_after < self.readers_max / 2 {
             return None;
         }
-        let share = self.readers.clone().try_acquire_many_owned(units).ok()?;
-        Some(ReadersRoom { _share: share, _room: self.spare(bytes)? })
+        let units = u32::try_from(units).ok()?;
+        // Taken by another at this moment: as if it had not been there.
+        self.readers.clone().try_acquire_many_owned(units).ok().map(ReadersRoom)
     }
 
     /// Room for a document, of which nothing is there yet.
@@ -178,15 +187,15 @@ impl BlockBuffer {
             Document::SentByClient => (&self.sent_documents, SENT_DOCUMENTS_SHARE),
             Document::ReceivedByClient => (&self.received_documents, RECEIVED_DOCUMENTS_SHARE),
         };
-        DocumentRoom { of: of.clone(), units_max: (self.units_max / share).max(1), taken: None }
+        DocumentRoom { of: of.clone(), units_max: (self.all() / share).max(1), taken: None }
     }
 
-    /// The turn to read a block without room for it, to keep a small piece. Whoever has it must not wait for a client.
+    /// The turn to read a list of blocks that is not needed soon. Whoever has it must not wait for a client.
     ///
     /// # Errors
     /// [`ModelError::ShuttingDown`].
-    pub(crate) async fn piece_turn(&self) -> Result<SemaphorePermit<'_>, ModelError> {
-        self.pieces.acquire().await.map_err(|_closed| ModelError::ShuttingDown)
+    pub(crate) async fn list_turn(&self) -> Result<OwnedSemaphorePermit, ModelError> {
+        self.lists.clone().acquire_owned().await.map_err(|_closed| ModelError::ShuttingDown)
     }
 
     /// Room for so many bytes, after those who asked before.
@@ -208,8 +217,9 @@ mod tests {
     const KIB: usize = 1024;
 
     #[test]
-    fn half_of_the_room_is_spare_and_the_other_half_is_had_in_turn() {
-        let buffer = BlockBuffer::new(8 * KIB);
+    fn of_what_is_for_writers_half_is_spare_and_the_other_half_is_had_in_turn() {
+        // Two are for readers.
+        let buffer = BlockBuffer::new(10 * KIB);
         let spare: Vec<_> = std::iter::from_fn(|| buffer.spare(KIB)).collect();
         assert_eq!(spare.len(), 4);
         let turns: Vec<_> = std::iter::from_fn(|| buffer.turn(KIB).now_or_never()).map(Result::unwrap).collect();
@@ -226,10 +236,24 @@ mod tests {
         assert_eq!(ahead.len(), 2);
         let first: Vec<_> = std::iter::from_fn(|| buffer.for_reader(KIB, Ahead::OfNothing)).collect();
         assert_eq!((first.len(), buffer.used().0), (2, 4 * KIB));
-        assert!(buffer.spare(4 * KIB).is_some(), "the rest is for those who write");
+        assert!(buffer.spare(6 * KIB).is_some(), "the rest is for those who write");
         drop(first);
         ahead.truncate(1);
         assert!(buffer.for_reader(KIB, Ahead::OfOthers).is_some());
+    }
+
+    #[test]
+    fn readers_and_writers_take_nothing_from_each_other() {
+        let buffer = BlockBuffer::new(16 * KIB);
+        let mut written: Vec<_> = std::iter::from_fn(|| buffer.spare(KIB)).collect();
+        written.extend(std::iter::from_fn(|| buffer.for_sender(KIB)));
+        written.extend(std::iter::from_fn(|| buffer.turn(KIB).now_or_never()).map(Result::unwrap));
+        assert_eq!(written.len(), 12, "uploads have all that they can take");
+        let read: Vec<_> = std::iter::from_fn(|| buffer.for_reader(KIB, Ahead::OfNothing)).collect();
+        assert_eq!((read.len(), buffer.used()), (4, (16 * KIB, 16 * KIB)), "and readers have theirs all the same");
+        written.clear();
+        assert!(buffer.for_reader(KIB, Ahead::OfNothing).is_none(), "which is all they get");
+        assert!(buffer.spare(6 * KIB).is_some());
     }
 
     #[test]
@@ -270,6 +294,7 @@ mod tests {
     #[test]
     fn block_longer_than_all_the_room_waits_until_it_is_alone_and_no_longer() {
         let buffer = BlockBuffer::new(4 * KIB);
+        assert!(buffer.for_reader(100 * KIB, Ahead::OfNothing).is_none(), "a reader has it in pieces");
         let other = buffer.spare(1).unwrap();
         assert!(buffer.spare(100 * KIB).is_none());
         let mut turn = Box::pin(buffer.turn(100 * KIB));

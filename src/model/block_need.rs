@@ -1,21 +1,29 @@
 //! How nodes settle where a block should be: asking its owners whether they need it, and giving it to those who do.
 
+use std::time::Duration;
+
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use garage_block::resync::Answer;
-use garage_block::{Encoding, StoredBlock, Written};
+use garage_block::{BlockError, Encoding, StoredBlock, Written};
 use garage_db::{DbError, Snapshot};
 use garage_rpc::endpoint::{Caller, Class, Handler, Message, Request};
 use garage_rpc::error::{ErrorCode, RpcError};
 use garage_table::TableError;
-use garage_types::{BlockHash, Timestamp, offload};
+use garage_types::planted::{Bug, is_planted};
+use garage_types::{BlockHash, NodeId, Placement, Timestamp, chain, offload};
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use crate::block_ref::RefCount;
 use crate::blocks::{BlockService, block_error};
 
 /// Blocks asked about in one call.
 pub const ASKED_MAX: usize = 256;
+/// For how long blocks are read to answer one call, whose sender waits; of the others nothing is said, and they are asked about again.
+const READING_MAX: Duration = Duration::from_secs(3);
+/// Who is told that a block is needed gives it within this time, or not at all.
+const GIVEN_WITHIN_MS: u64 = 2 * 60_000;
 
 /// "Do you need these blocks?"
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -97,6 +105,18 @@ impl Request for GiveBlock {
     type Reply = BlockGiven;
 }
 
+/// As far as there being a file says anything.
+fn said_of_file(block: BlockHash, is_there: Result<bool, BlockError>) -> Need {
+    match is_there {
+        Ok(true) => Need::HasIt,
+        Ok(false) => Need::Needed,
+        Err(error) => {
+            tracing::warn!(%block, error = %chain(&error), "another node asks about a block, and the disk does not answer");
+            Need::CannotSay
+        }
+    }
+}
+
 /// What a count says at `now`.
 pub(crate) fn need_of(count: Option<RefCount>, now: Timestamp) -> Option<Need> {
     match count {
@@ -125,7 +145,7 @@ impl BlockService {
         Ok(self.tables.db().read(read).await?)
     }
 
-    async fn needs(&self, request: AskNeeds) -> Result<Needs, RpcError> {
+    async fn needs(&self, asking: NodeId, request: AskNeeds) -> Result<Needs, RpcError> {
         if request.blocks.len() > ASKED_MAX {
             return Err(RpcError::new(ErrorCode::BadRequest, format!("at most {ASKED_MAX} blocks can be asked about at once")));
         }
@@ -133,16 +153,36 @@ impl BlockService {
             return Ok(Needs { needs: vec![Need::CannotSay; request.blocks.len()] });
         }
         let counts = self.counts(&request.blocks).await?;
-        let now = self.clock.now();
+        let (now, began) = (self.clock.now(), Instant::now());
+        let layout = self.layout.current();
         let mut needs = Vec::with_capacity(counts.len());
         for (block, count) in request.blocks.into_iter().zip(counts) {
             needs.push(match need_of(count, now) {
                 Some(released) => released,
-                None if self.blocks.contains(block).await.map_err(block_error)? => Need::HasIt,
-                None => Need::Needed,
+                // An owner keeps its copy while there are references, whatever is said of the bytes.
+                None if layout.is_owner(asking, Placement::from(block)) || is_planted(Bug::HasItUnread) => {
+                    said_of_file(block, self.blocks.contains(block).await)
+                }
+                None if began.elapsed() > READING_MAX => Need::CannotSay,
+                None => self.need_of_unread(block).await,
             });
         }
         Ok(Needs { needs })
+    }
+
+    /// What to say of a block that is referred to here to a node that deletes its copy once all owners have it. A file is no answer: its
+    /// disk may not give it back.
+    async fn need_of_unread(&self, block: BlockHash) -> Need {
+        match self.blocks.verify(block).await {
+            Ok(()) => Need::HasIt,
+            Err(BlockError::Missing { .. } | BlockError::Corrupt { .. }) => Need::Needed,
+            Err(error) => {
+                tracing::warn!(%block, error = %chain(&error), "another node is told that a block cannot be read here, so that it keeps its copy");
+                // By then it may have been given.
+                self.look_after(block, self.clock.now().plus_millis(GIVEN_WITHIN_MS)).await;
+                if error.is_of_disk() { Need::Needed } else { Need::CannotSay }
+            }
+        }
     }
 
     async fn take(&self, hash: BlockHash, block: StoredBlock) -> Result<BlockGiven, RpcError> {
@@ -162,9 +202,9 @@ impl BlockService {
 }
 
 impl Handler<AskNeeds> for BlockService {
-    fn handle(&self, _caller: Caller, request: Message<AskNeeds>) -> BoxFuture<'static, Result<Message<Needs>, RpcError>> {
+    fn handle(&self, caller: Caller, request: Message<AskNeeds>) -> BoxFuture<'static, Result<Message<Needs>, RpcError>> {
         let service = self.clone();
-        async move { Ok(service.needs(request.body).await?.into()) }.boxed()
+        async move { Ok(service.needs(caller.node, request.body).await?.into()) }.boxed()
     }
 }
 

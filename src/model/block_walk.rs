@@ -122,8 +122,8 @@ async fn worth_a_look(garage: &Garage, block: BlockHash, count: Option<RefCount>
             block,
             Reason::Released,
         )),
-        // A damaged count is queued too, to be listed among the failures.
-        Some(_) | None if owns(garage, block) && !garage.0.local.blocks.blocks.contains(block).await? => {
+        // A damaged count is queued too, to be listed among the failures; as is a file that the disk says nothing of.
+        Some(_) | None if owns(garage, block) && !matches!(garage.0.local.blocks.blocks.contains(block).await, Ok(true)) => {
             Some(Queued::new(now, block, Reason::Fetch))
         }
         Some(_) | None => None,

@@ -16,7 +16,7 @@ use garage_table::wire::{EPOCH_OF_OWNER, Entry, Mode, Verdict, Write};
 use garage_table::{Schema, TableError, TableStore};
 use garage_types::codec;
 use garage_types::planted::{Bug, is_planted};
-use garage_types::{BlockHash, Clock, NodeId, Offload, Placement, VersionId, chain, offload};
+use garage_types::{BlockHash, Clock, NodeId, Offload, Placement, Timestamp, VersionId, chain, offload};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
@@ -73,19 +73,26 @@ impl Request for ReferBlock {
     type Reply = BlockStored;
 }
 
-/// Send a block.
+/// Send a block, or a part of it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct GetBlock {
     #[serde(rename = "h")]
     hash: BlockHash,
+    /// Which bytes of the plain content, if not all. An older node sends the whole block all the same.
+    #[serde(rename = "r", default, skip_serializing_if = "Option::is_none")]
+    wanted: Option<Range<u64>>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct BlockHeader {
     #[serde(rename = "e")]
     encoding: Encoding,
+    /// Of what is attached.
     #[serde(rename = "z")]
     plain_len: u32,
+    /// Only the part that was wanted is attached, checked by the sender against the checksums of its file. It is not compressed.
+    #[serde(rename = "p", default, skip_serializing_if = "std::ops::Not::not")]
+    is_part: bool,
 }
 
 impl Request for GetBlock {
@@ -171,20 +178,31 @@ impl BlockService {
         }
     }
 
-    /// Notes that a block could not be read here.
+    /// Notes that a block could not be read here, also where that says nothing about its file: resync reads it once more.
     async fn missed(&self, hash: BlockHash, error: BlockError) -> RpcError {
-        if matches!(error, BlockError::Missing { .. } | BlockError::Corrupt { .. })
-            && let Err(error) = self.queue_if_referenced(hash).await
-        {
-            tracing::warn!(block = %hash, error = %chain(&error), "a missing block could not be queued to be fetched");
+        match &error {
+            BlockError::Missing { .. } | BlockError::Corrupt { .. } | BlockError::Io { .. } => {
+                self.look_after(hash, self.clock.now()).await;
+            }
+            BlockError::NewerFormat { .. }
+            | BlockError::Full { .. }
+            | BlockError::OutOfRange { .. }
+            | BlockError::Directory { .. }
+            | BlockError::Lost { .. } => {}
         }
         block_error(error)
     }
 
-    async fn queue_if_referenced(&self, hash: BlockHash) -> Result<(), TableError> {
+    /// Has resync look at a block that could not be read here, if anything refers to it.
+    pub(crate) async fn look_after(&self, hash: BlockHash, due: Timestamp) {
+        if let Err(error) = self.queue_if_referenced(hash, due).await {
+            tracing::warn!(block = %hash, error = %chain(&error), "a block that could not be read could not be queued to be looked at");
+        }
+    }
+
+    async fn queue_if_referenced(&self, hash: BlockHash, due: Timestamp) -> Result<(), TableError> {
         // A block that is read over and over is queued once a minute.
-        let now = self.clock.now();
-        let due = now.minus_millis(now.as_millis() % 60_000);
+        let due = due.minus_millis(due.as_millis() % 60_000);
         let trees = self.trees;
         let queue = move |tx: &mut Transaction<'_>| {
             let count = tx.get(trees.counts, hash.as_bytes())?.as_deref().and_then(RefCount::decode);
@@ -261,8 +279,15 @@ impl Handler<GetBlock> for BlockService {
     fn handle(&self, _caller: Caller, request: Message<GetBlock>) -> BoxFuture<'static, Result<Message<BlockHeader>, RpcError>> {
         let service = self.clone();
         async move {
-            let block = service.read_stored(request.body.hash).await?;
-            let header = BlockHeader { encoding: block.encoding(), plain_len: block.plain_len() };
+            let GetBlock { hash, wanted } = request.body;
+            if let Some(wanted) = wanted {
+                let part = service.read_range(hash, wanted).await?;
+                let too_long = |_| RpcError::new(ErrorCode::BadRequest, "a part of a block longer than a block".to_owned());
+                let plain_len = u32::try_from(part.len()).map_err(too_long)?;
+                return Ok(Message { body: BlockHeader { encoding: Encoding::Raw, plain_len, is_part: true }, data: part });
+            }
+            let block = service.read_stored(hash).await?;
+            let header = BlockHeader { encoding: block.encoding(), plain_len: block.plain_len(), is_part: false };
             Ok(Message { body: header, data: block.bytes().clone() })
         }
         .boxed()
@@ -272,6 +297,9 @@ impl Handler<GetBlock> for BlockService {
 /// Blocks being hashed and compressed at once. Each needs a compressor and room for its output, 2 to 3 MiB in all for a block of 1 MiB;
 /// more at once would be of no use to fewer processors.
 const ENCODINGS_MAX: usize = 16;
+/// Blocks of which a small piece is read at once without room for more: of those on this node, and of those on others. The whole block may
+/// have to be read for a piece. Those who wait for another node do not hold up those who need only this one's disk.
+const PIECES_AT_ONCE: usize = 16;
 
 /// The coordinator's side: where blocks go and come from. Cheap to clone.
 #[derive(Clone)]
@@ -281,7 +309,17 @@ pub struct Blocks {
     offload: Arc<dyn Offload>,
     compression: Compression,
     encodings: Arc<Semaphore>,
+    pieces_here: Arc<Semaphore>,
+    pieces_elsewhere: Arc<Semaphore>,
     lingering: Arc<Lingering>,
+}
+
+/// Whether a reader has room in memory for what it reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Room {
+    Held,
+    /// It waits for its turn.
+    None,
 }
 
 /// A block ready to be sent to its owners.
@@ -301,8 +339,10 @@ impl Blocks {
         compression: Compression,
         lingering_max: usize,
     ) -> Self {
-        let (encodings, lingering) = (Arc::new(Semaphore::new(ENCODINGS_MAX)), Lingering::new(lingering_max));
-        Blocks { cluster, local, offload, compression, encodings, lingering }
+        let [encodings, pieces_here, pieces_elsewhere] =
+            [ENCODINGS_MAX, PIECES_AT_ONCE, PIECES_AT_ONCE].map(|at_once| Arc::new(Semaphore::new(at_once)));
+        let lingering = Lingering::new(lingering_max);
+        Blocks { cluster, local, offload, compression, encodings, pieces_here, pieces_elsewhere, lingering }
     }
 
     /// Bytes of blocks on their way to slow owners, and how many there may be.
@@ -390,7 +430,7 @@ impl Blocks {
     /// # Errors
     /// [`ModelError::BlockUnavailable`] with the last node's error.
     pub async fn get(&self, hash: BlockHash) -> Result<Bytes, ModelError> {
-        self.get_wanted(hash, None).await
+        self.get_wanted(hash, None, Room::Held).await
     }
 
     /// A part of the plain content of a block, in memory of its own.
@@ -398,18 +438,32 @@ impl Blocks {
     /// # Errors
     /// As [`Blocks::get`], also when the block has fewer bytes.
     pub async fn get_range(&self, hash: BlockHash, range: Range<u64>) -> Result<Bytes, ModelError> {
-        self.get_wanted(hash, Some(range)).await
+        self.get_wanted(hash, Some(range), Room::Held).await
+    }
+
+    /// As [`Blocks::get_range`], for a reader that has no room for the block: a few at a time.
+    ///
+    /// # Errors
+    /// As [`Blocks::get_range`].
+    pub(crate) async fn get_piece(&self, hash: BlockHash, range: Range<u64>) -> Result<Bytes, ModelError> {
+        self.get_wanted(hash, Some(range), Room::None).await
     }
 
     /// `wanted`: a part, or the whole.
-    async fn get_wanted(&self, hash: BlockHash, wanted: Option<Range<u64>>) -> Result<Bytes, ModelError> {
+    async fn get_wanted(&self, hash: BlockHash, wanted: Option<Range<u64>>, room: Room) -> Result<Bytes, ModelError> {
         let mut last = no_owner();
         for node in self.holders(hash) {
             let is_here = node == self.cluster.node_id();
+            let turns = if is_here { &self.pieces_here } else { &self.pieces_elsewhere };
+            let _turn = match room {
+                Room::Held => None,
+                Room::None => Some(turns.acquire().await.map_err(|_closed| ModelError::ShuttingDown)?),
+            };
             let got = match wanted.clone() {
                 Some(range) if is_here => self.local.read_range(hash, range).await,
                 None if is_here => self.local.read(hash).await,
-                wanted => self.get_from(node, hash).await.and_then(|(_stored, plain)| cut(plain, wanted)),
+                Some(range) => self.get_part_from(node, hash, range).await,
+                None => self.get_from(node, hash).await.map(|(_stored, plain)| plain),
             };
             match got {
                 Ok(plain) => return Ok(plain),
@@ -459,8 +513,28 @@ impl Blocks {
     }
 
     async fn get_from(&self, node: NodeId, hash: BlockHash) -> Result<(StoredBlock, Bytes), RpcError> {
-        let message = Message::from(GetBlock { hash });
+        let message = Message::from(GetBlock { hash, wanted: None });
         let reply = self.cluster.mesh().call(node, message, self.cluster.timeouts().bulk).await?;
+        self.verify(hash, reply).await
+    }
+
+    /// Asks a node for a part of a block. Its hash says nothing about a part: the node that reads it has the checksums.
+    async fn get_part_from(&self, node: NodeId, hash: BlockHash, wanted: Range<u64>) -> Result<Bytes, RpcError> {
+        let message = Message::from(GetBlock { hash, wanted: Some(wanted.clone()) });
+        let reply = self.cluster.mesh().call(node, message, self.cluster.timeouts().bulk).await?;
+        if !reply.body.is_part {
+            let (_stored, plain) = self.verify(hash, reply).await?;
+            return cut(plain, wanted);
+        }
+        let wanted = wanted.end.saturating_sub(wanted.start);
+        if reply.data.len() as u64 == wanted {
+            Ok(reply.data)
+        } else {
+            Err(RpcError::new(ErrorCode::Corrupt, format!("a part of a block has {} bytes, not {wanted}", reply.data.len())))
+        }
+    }
+
+    async fn verify(&self, hash: BlockHash, reply: Message<BlockHeader>) -> Result<(StoredBlock, Bytes), RpcError> {
         let corrupt = |error: garage_block::ContentError| RpcError { code: ErrorCode::Corrupt, message: error.to_string() };
         let block = StoredBlock::new(reply.body.encoding, reply.body.plain_len, reply.data).map_err(corrupt)?;
         let verified = offload::offload(&*self.offload, move || block.verify(hash).map(|plain| (block, plain))).await;
@@ -469,8 +543,8 @@ impl Blocks {
 }
 
 /// What is wanted of a block, without keeping the rest in memory.
-fn cut(plain: Bytes, wanted: Option<Range<u64>>) -> Result<Bytes, RpcError> {
-    let Some(Range { start, end }) = wanted else { return Ok(plain) };
+fn cut(plain: Bytes, wanted: Range<u64>) -> Result<Bytes, RpcError> {
+    let Range { start, end } = wanted;
     let part = usize::try_from(start).ok().zip(usize::try_from(end).ok()).and_then(|(start, end)| plain.get(start..end));
     let too_short = || RpcError::new(ErrorCode::Corrupt, format!("a block has {} bytes, not {end}", plain.len()));
     part.map(Bytes::copy_from_slice).ok_or_else(too_short)

@@ -5,7 +5,7 @@ use garage_rpc::error::{ErrorCode, RpcError};
 use garage_rpc::quorum::QuorumError;
 use garage_table::TableError;
 use garage_types::names::BucketNameError;
-use garage_types::{BlockHash, BucketId, KeyId};
+use garage_types::{BlockHash, BucketId, KeyId, chain};
 
 use crate::complete::CompleteError;
 use crate::digest::{ChecksumAlgorithm, Mismatch};
@@ -79,6 +79,14 @@ pub enum ModelError {
         hash: BlockHash,
         #[source]
         source: Box<QuorumError<RpcError>>,
+    },
+    /// What lies here stays as it is.
+    #[error("the file of block {hash} cannot be read ({}), and no other node has given it", chain(here))]
+    BlockUnreadable {
+        hash: BlockHash,
+        here: Box<BlockError>,
+        #[source]
+        source: Box<ModelError>,
     },
     #[error("a block of this node's own")]
     Block(#[from] BlockError),

@@ -2,7 +2,7 @@
 //!
 //! A block that was fetched stays in memory until its reader has taken it, which may be long. So its bytes are counted in the room for
 //! blocks until then, in a share of it that readers have for themselves. Once slow readers hold that share, everybody goes on with
-//! small pieces, each fetched when the one before has been taken. What must stay true: no reader waits for memory that another
+//! small pieces, each fetched when the one before has been taken, a few at a time in the whole node. What must stay true: no reader waits for memory that another
 //! reader holds; a fetch is polled until it is done ([`detached`]).
 
 use std::ops::Range;
@@ -21,7 +21,7 @@ use crate::garage::Garage;
 use crate::get::ByteStream;
 
 /// Blocks, or pieces, fetched ahead of the one being sent.
-pub(crate) const PREFETCH: usize = 2;
+const PREFETCH: usize = 2;
 /// Bytes fetched at once when readers have no room left: as many as one checksum of a block's file covers.
 const PIECE_BYTES: u64 = 64 << 10;
 
@@ -132,11 +132,7 @@ impl Garage {
                     let bytes = garage.fetch(slice).await?;
                     Ok(Bytes::from_owner(Held { bytes, _room: room, _reader: reader }))
                 }
-                None => {
-                    // The whole block may have to be read for a piece.
-                    let _turn = garage.0.block_buffer.piece_turn().await?;
-                    garage.fetch(slice).await
-                }
+                None => garage.0.blocks.get_piece(slice.hash, slice.bytes).await,
             }
         };
         (Box::pin(detached(&**self.0.cluster.spawn(), "block for a reader", work)), rest)

@@ -2,27 +2,23 @@
 
 use std::future::ready;
 use std::ops::Range;
-use std::task::Poll;
 
 use bytes::Bytes;
 use futures_util::future::join;
 use futures_util::stream::BoxStream;
-use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
+use futures_util::{StreamExt, TryStreamExt, stream};
 use garage_table::table::{Query, Rows};
 use garage_table::wire::{Order, Projection};
 use garage_types::{BlockHash, BucketId, ObjectKey, Timestamp, VersionId, sort_key};
-use tokio::sync::mpsc;
 
-use crate::detached::detached;
 use crate::error::ModelError;
-use crate::fetch::{PREFETCH, Slice};
+use crate::fetch::Slice;
 use crate::garage::Garage;
 use crate::object::{Content, IndexShard, ObjectMeta, ObjectRow, ObjectState, current, key_prefix};
+use crate::part_lists::WantedPart;
 use crate::version::{Piece, Segment, VersionContent, VersionRow};
 
-/// Blocks of parts that are looked up ahead of the one being sent: 16 GiB of an object, in less than a megabyte of memory.
-const BLOCKS_LISTED_AHEAD: u64 = 16 * 1024;
-/// Parts whose blocks are looked up at once.
+/// Parts whose blocks are looked up at once, for all of an object.
 const LISTS_AT_ONCE: usize = 8;
 
 /// The current version of a key.
@@ -75,14 +71,6 @@ fn lay_out<'a>(pieces: impl IntoIterator<Item = &'a Piece>) -> Vec<ObjectPart> {
         start = end;
     }
     parts
-}
-
-/// A part, and which of its bytes are wanted.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct WantedPart {
-    version: VersionId,
-    length: u64,
-    bytes: Range<u64>,
 }
 
 /// Which bytes of which parts a range of the whole covers, in order.
@@ -206,7 +194,7 @@ impl Garage {
             }
             Content::Parts { .. } => {
                 let parts = overlapping(&self.object_parts(object).await?, &range);
-                Ok(self.stream_parts(parts))
+                Ok(self.stream_blocks(None, self.slices_of_parts(parts)))
             }
             Content::NotShown => Err(ModelError::Damaged(format!("the content of {} was not read with it", object.key))),
         }
@@ -260,58 +248,6 @@ impl Garage {
         }
     }
 
-    /// The blocks of parts are looked up ahead of those being sent, however slowly the reader takes them: once the object is overwritten
-    /// the lists go at once, the blocks only after their delay.
-    fn stream_parts(&self, parts: Vec<WantedPart>) -> ByteStream {
-        let longest = parts.iter().map(|part| part.length).max().unwrap_or(0);
-        let blocks_a_part = longest.div_ceil(self.0.settings.block_size.max(1) as u64).max(1);
-        let ahead = usize::try_from(BLOCKS_LISTED_AHEAD / blocks_a_part).unwrap_or(PREFETCH).max(PREFETCH);
-        let (sender, mut receiver) = mpsc::channel::<Result<Vec<Slice>, ModelError>>(ahead);
-        let (garage, mut missing) = (self.clone(), parts.len());
-        let look_up = async move {
-            let list = |part| {
-                let looking = garage.clone();
-                // Polled by nobody while the reader takes nothing and the channel is full.
-                detached(&**garage.0.cluster.spawn(), "list of a part", async move { looking.slices_of_part(part).await })
-            };
-            let mut lists = stream::iter(parts).map(list).buffered(LISTS_AT_ONCE);
-            while let Some(list) = lists.next().await {
-                let failed = list.is_err();
-                // The reader has gone, or is told and goes.
-                if sender.send(list).await.is_err() || failed {
-                    return;
-                }
-            }
-        };
-        self.0.cluster.spawn().spawn("lists of parts", look_up.boxed());
-        let lists = stream::poll_fn(move |context| {
-            let received = std::task::ready!(receiver.poll_recv(context));
-            Poll::Ready(match received {
-                Some(list) => {
-                    missing = missing.saturating_sub(1);
-                    Some(list)
-                }
-                // A body must not end as if it were whole.
-                None if missing > 0 => {
-                    missing = 0;
-                    Some(Err(ModelError::ShuttingDown))
-                }
-                None => None,
-            })
-        });
-        let slices = lists.map_ok(|slices| stream::iter(slices.into_iter().map(Ok::<Slice, ModelError>))).try_flatten();
-        self.stream_blocks(None, slices)
-    }
-
-    async fn slices_of_part(&self, part: WantedPart) -> Result<Vec<Slice>, ModelError> {
-        let blocks = self.blocks_of_length(part.version, part.length).await?;
-        let total = total(&blocks);
-        if total != part.length {
-            return Err(ModelError::Damaged(format!("part {} lists {total} of {} bytes", part.version, part.length)));
-        }
-        Ok(slices(&blocks, &part.bytes))
-    }
-
     /// `opened`: what comes before the slices.
     fn stream_slices(&self, opened: Option<Bytes>, slices: Vec<Slice>) -> ByteStream {
         self.stream_blocks(opened, stream::iter(slices.into_iter().map(Ok)))
@@ -333,7 +269,7 @@ impl Garage {
 
     /// The blocks of a version that is known to have `length` bytes, from this node if it has the whole list: no other bytes can ever
     /// be listed under the same version. They are fewer when the version is released or damaged.
-    async fn blocks_of_length(&self, version: VersionId, length: u64) -> Result<Vec<(BlockHash, u64)>, ModelError> {
+    pub(crate) async fn blocks_of_length(&self, version: VersionId, length: u64) -> Result<Vec<(BlockHash, u64)>, ModelError> {
         if let Some(segments) = self.segments_here(version).await? {
             let blocks = blocks_in(version, &segments)?;
             if total(&blocks) == length {

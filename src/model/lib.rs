@@ -50,6 +50,7 @@ mod naming;
 pub mod object;
 pub mod open_versions;
 pub mod part;
+mod part_lists;
 pub mod pipeline;
 pub mod presence;
 pub mod put;

@@ -9,9 +9,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use garage_block::LockedBlock;
 use garage_block::rate::ByteRate;
 use garage_block::resync::{Answer, Decision, Duty, Judgement, OnDisk, Refs, decide, judge};
+use garage_block::{BlockError, Examined, LockedBlock};
 use garage_db::{DbError, Transaction};
 use garage_rpc::endpoint::Message;
 use garage_rpc::error::RpcError;
@@ -213,7 +213,18 @@ impl Garage {
         let block = queued.block;
         // Held until it is decided and done: a reference that arrives meanwhile waits, and finds the block gone or staying.
         let locked = self.0.local.blocks.blocks.lock(block).await;
-        let facts = self.facts(block).await?;
+        let mut facts = self.facts(block).await?;
+        let mut unreadable = None;
+        if (facts.disk, facts.refs, facts.duty) == (OnDisk::Present, Refs::Held, Duty::Replica)
+            && !is_planted(Bug::UnreadableBelieved)
+        {
+            // Somebody had a reason to queue it: whether there is a file does not settle that.
+            (facts.disk, unreadable) = match locked.examine().await? {
+                Examined::Good => (OnDisk::Present, None),
+                Examined::Absent => (OnDisk::Absent, None),
+                Examined::Unreadable(reason) => (OnDisk::Unreadable, Some(reason)),
+            };
+        }
         let now = self.0.clock.now();
         match (decide(facts.disk, facts.refs, facts.duty, now), answers) {
             (Decision::Nothing, _) => Ok(Outcome::Settled),
@@ -225,8 +236,8 @@ impl Garage {
             (Decision::Fetch, _) => {
                 // Nothing is changed before the bytes are here; the lock is taken again then.
                 drop(locked);
-                tracing::debug!(node = %self.0.cluster.node_id().short(), %block, "a block is missing here");
-                self.fetch_missing(block).await
+                tracing::debug!(node = %self.0.cluster.node_id().short(), %block, disk = ?facts.disk, "a block is missing here");
+                self.fetch_missing(block, unreadable).await
             }
             // The facts changed since the owners were, or were not, asked.
             (Decision::AskOwners, None) => Ok(Outcome::Again(now, queued.reason)),
@@ -362,9 +373,15 @@ impl Garage {
         answers
     }
 
-    /// Gets a block that this node should have.
-    async fn fetch_missing(&self, block: BlockHash) -> Result<Outcome, ModelError> {
-        let stored = self.0.blocks.fetch(block).await?;
+    /// Gets a block that this node should have. `unreadable`: why the file that is here is no copy.
+    async fn fetch_missing(&self, block: BlockHash, unreadable: Option<BlockError>) -> Result<Outcome, ModelError> {
+        let stored = match (self.0.blocks.fetch(block).await, unreadable) {
+            (Ok(stored), _) => stored,
+            (Err(error), None) => return Err(error),
+            (Err(error), Some(here)) => {
+                return Err(ModelError::BlockUnreadable { hash: block, here: Box::new(here), source: Box::new(error) });
+            }
+        };
         let bytes = u64::from(stored.stored_len());
         let locked = self.0.local.blocks.blocks.lock(block).await;
         if self.references(block).await? != Refs::Held {
@@ -373,7 +390,10 @@ impl Garage {
             self.moved(bytes).await;
             return Ok(Outcome::Settled);
         }
-        locked.write(stored).await?;
+        // It may have come, or be readable again, meanwhile. Where another error says nothing about the file, it stays.
+        if !matches!(locked.examine().await?, Examined::Good) {
+            locked.write(stored).await?;
+        }
         drop(locked);
         tracing::debug!(%block, bytes, "fetched a block that was missing here");
         self.moved(bytes).await;

@@ -250,6 +250,7 @@ impl From<ModelError> for S3Error {
             ModelError::Source(source) => source_error(source),
             ModelError::TooLarge { limit } => S3Error::from(Code::EntityTooLarge).with("MaxSizeAllowed", &limit.to_string()),
             ModelError::BlockUnavailable { .. }
+            | ModelError::BlockUnreadable { .. }
             | ModelError::BlockNotStored { .. }
             | ModelError::NoRoom
             | ModelError::UnknownKeys

@@ -1,12 +1,17 @@
 //! Blocks find their way to their owners, and leave only when no owner needs them.
 
+use std::path::PathBuf;
+
 use bytes::Bytes;
 use futures_util::StreamExt;
+use garage_block::{Compression, StoredBlock};
 use garage_model::put::Preconditions;
 use garage_model::{Garage, ModelError};
-use garage_types::{BucketId, ObjectKey};
+use garage_types::memory_disk::FailingCall;
+use garage_types::planted::{Bug, plant};
+use garage_types::{BlockHash, BucketId, ObjectKey};
 
-use crate::blocks_world::{Cluster, body, store, until};
+use crate::blocks_world::{Cluster, Machine, body, store, until};
 
 const HOUR_MS: u64 = 3_600_000;
 /// Blocks that others own come up for handing over within this time.
@@ -48,7 +53,7 @@ async fn three_nodes() -> (Cluster, BucketId) {
 }
 
 /// Also the copy that the background part of the write brings.
-async fn until_everywhere(cluster: &Cluster, block: garage_types::BlockHash, machines: &[usize]) {
+async fn until_everywhere(cluster: &Cluster, block: BlockHash, machines: &[usize]) {
     until(async || cluster.holders(block).await == machines).await;
 }
 
@@ -233,4 +238,148 @@ async fn a_block_that_nobody_has_is_listed_with_its_failures_and_tried_again_lat
     cluster.resync(0).await;
     assert!(cluster.garage(0).failed_blocks().await.unwrap().is_empty());
     assert_eq!(cluster.holders(blocks[0]).await, [0, 1]);
+}
+
+/// Where a machine has the file of a block.
+fn file_of(machine: &Machine, block: BlockHash) -> PathBuf {
+    let is_its = |path: &PathBuf| path.ends_with(block.to_string());
+    machine.disk.files().into_iter().find(is_its).expect("the machine has the block")
+}
+
+/// Whether blocks on bad sectors are good again once a read has met them.
+async fn are_fetched_again(bug: Option<Bug>) -> bool {
+    let (cluster, bucket) = three_nodes().await;
+    let (content, blocks) = body(7, 3);
+    store(cluster.garage(0), bucket, "a", content.clone()).await;
+    for block in &blocks {
+        until_everywhere(&cluster, *block, &[0, 1, 2]).await;
+        cluster.machines[1].disk.spoil(&file_of(&cluster.machines[1], *block));
+    }
+    assert_eq!(fetch(cluster.garage(1), bucket, "a").await.unwrap(), content, "the others have it");
+    assert_eq!(cluster.garage(1).blocks_to_move().await.unwrap().fetch, 3, "the reads have queued what they could not read");
+    plant(bug);
+    cluster.resync(1).await;
+    plant(None);
+    assert!(cluster.garage(1).failed_blocks().await.unwrap().is_empty());
+    let store = &cluster.garage(1).local().blocks.blocks;
+    let mut good = true;
+    for block in &blocks {
+        good &= store.verify(*block).await.is_ok();
+    }
+    good
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_block_on_a_bad_sector_is_fetched_again_once_a_read_has_met_it() {
+    assert!(are_fetched_again(None).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_that_is_believed_to_be_good_because_it_is_there_is_noticed() {
+    assert!(!are_fetched_again(Some(Bug::UnreadableBelieved)).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_only_copy_on_a_bad_sector_is_listed_with_the_reason_and_left_alone() {
+    let cluster = Cluster::of(1, 1).await;
+    cluster.lay_out(&[0]).await;
+    let bucket = cluster.garage(0).create_bucket("pictures").await.unwrap();
+    let (content, blocks) = body(8, 1);
+    store(cluster.garage(0), bucket, "a", content).await;
+    let file = file_of(&cluster.machines[0], blocks[0]);
+    cluster.machines[0].disk.spoil(&file);
+    fetch(cluster.garage(0), bucket, "a").await.unwrap_err();
+    cluster.resync(0).await;
+    let failed = cluster.garage(0).failed_blocks().await.unwrap();
+    assert_eq!((failed.len(), failed[0].block), (1, blocks[0]));
+    assert!(failed[0].failure.message.contains("os error 5"), "{}", failed[0].failure.message);
+    assert_eq!(file_of(&cluster.machines[0], blocks[0]), file);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_block_that_cannot_be_opened_for_want_of_descriptors_is_neither_fetched_nor_rewritten() {
+    let (cluster, bucket) = three_nodes().await;
+    let (content, blocks) = body(9, 1);
+    store(cluster.garage(0), bucket, "a", content.clone()).await;
+    until_everywhere(&cluster, blocks[0], &[0, 1, 2]).await;
+    let (disk, syncs) = (&cluster.machines[1].disk, cluster.machines[1].disk.syncs());
+    // Linux's EMFILE.
+    disk.failing(Some((FailingCall::Open, 24)));
+    assert_eq!(fetch(cluster.garage(1), bucket, "a").await.unwrap(), content, "the others have it");
+    cluster.resync(1).await;
+    let failed = cluster.garage(1).failed_blocks().await.unwrap();
+    assert!(failed.len() == 1 && failed[0].failure.message.contains("os error 24"), "{failed:?}");
+    disk.failing(None);
+    cluster.garage(1).retry_blocks(None).await.unwrap();
+    cluster.resync(1).await;
+    assert!(cluster.garage(1).failed_blocks().await.unwrap().is_empty());
+    assert_eq!((cluster.garage(1).blocks_to_move().await.unwrap().moved.blocks, disk.syncs()), (0, syncs));
+}
+
+/// A node hands a block over to one that has a file of it from earlier: on a bad sector, or (`failing`) on a disk that is out of order for a
+/// while. Whether the new owner has a good copy once the other has let go.
+async fn is_handed_over(failing: Option<(FailingCall, i32)>, bug: Option<Bug>) -> bool {
+    let cluster = Cluster::of(2, 1).await;
+    cluster.lay_out(&[0]).await;
+    let bucket = cluster.garage(0).create_bucket("pictures").await.unwrap();
+    let (content, blocks) = body(10, 1);
+    store(cluster.garage(0), bucket, "a", content).await;
+    let stored = cluster.garage(0).local().blocks.blocks.read_stored(blocks[0]).await.unwrap();
+    let new_owner = &cluster.garage(1).local().blocks.blocks;
+    new_owner.write(blocks[0], stored).await.unwrap();
+    cluster.lay_out(&[1]).await;
+    cluster.copy_references(0, 1).await;
+    cluster.finish_layout_change().await;
+    cluster.garage(0).queue_misplaced_blocks().await.unwrap();
+    let disk = &cluster.machines[1].disk;
+    match failing {
+        None => disk.spoil(&file_of(&cluster.machines[1], blocks[0])),
+        failing => disk.failing(failing),
+    }
+    plant(bug);
+    cluster.clock.advance_millis(SPREAD_MS);
+    cluster.resync(0).await;
+    if failing.is_some() {
+        assert_eq!(cluster.holders(blocks[0]).await, [0, 1], "the new owner cannot say whether it has the block");
+        disk.failing(None);
+        cluster.clock.advance_millis(HOUR_MS);
+        cluster.resync(0).await;
+    }
+    plant(None);
+    assert_eq!(cluster.holders(blocks[0]).await, [1]);
+    new_owner.verify(blocks[0]).await.is_ok()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_copy_that_can_be_read_is_kept_until_its_new_owner_has_read_its_own() {
+    assert!(is_handed_over(None, None).await);
+    // Linux's ENOMEM.
+    assert!(is_handed_over(Some((FailingCall::Read, 12)), None).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_owner_that_says_that_it_has_what_it_has_not_read_is_noticed() {
+    assert!(!is_handed_over(None, Some(Bug::HasItUnread)).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_a_block_no_more_than_the_part_that_is_wanted_is_sent() {
+    let cluster = Cluster::of(2, 2).await;
+    cluster.lay_out(&[0, 1]).await;
+    let bucket = cluster.garage(0).create_bucket("pictures").await.unwrap();
+    let (content, blocks) = body(11, 1);
+    store(cluster.garage(0), bucket, "a", content).await;
+    until_everywhere(&cluster, blocks[0], &[0, 1]).await;
+    for machine in 0..2 {
+        cluster.garage(machine).local().blocks.blocks.remove(blocks[0]).await.unwrap();
+    }
+    // Who receives the whole notices by its hash that it is another; who receives a part cannot, and relies on the sender's checksums.
+    let other = body(12, 1).0;
+    let another = StoredBlock::compress(other.clone().into(), Compression::Off).unwrap();
+    cluster.garage(0).local().blocks.blocks.write(blocks[0], another).await.unwrap();
+    let garage = cluster.garage(1);
+    let object = garage.object(bucket, &ObjectKey::parse("a").unwrap()).await.unwrap();
+    let mut part = garage.read_object(&object, 5..9).await.unwrap();
+    assert_eq!(part.next().await.unwrap().unwrap(), other[5..9]);
+    assert!(matches!(garage.read_object(&object, 0..64).await.map(|_stream| ()), Err(ModelError::BlockUnavailable { .. })));
 }

@@ -35,7 +35,7 @@ pub enum Loss {
     DatabaseSince,
     /// It comes back without its blocks; its operator says that the directory is meant to be empty, and orders a repair.
     Data,
-    /// A byte of one stored block changes, or its file is cut short.
+    /// A byte of one stored block changes, its file is cut short, or it lies on a bad sector: no read of it ever succeeds.
     Block,
     /// A bit of one stored row changes.
     Row,
@@ -154,12 +154,15 @@ fn empty_directory(machine: &Machine) {
     }
 }
 
-/// Changes a byte, or cuts the file short.
+/// Changes a byte, spoils the sector below it, or cuts the file short.
 fn damage(machine: &Machine, path: &Path, random: &SeededRandom) {
-    let content = machine.disk.read(path).unwrap();
+    // It lies on a bad sector already.
+    let Ok(content) = machine.disk.read(path) else { return };
     let byte = random.below(content.len().max(1) as u64) as usize;
-    if random.below(3) > 0 {
-        return machine.disk.flip_bit(path, byte);
+    match random.below(3) {
+        0 => {}
+        1 => return machine.disk.flip_bit(path, byte),
+        _ => return machine.disk.spoil(path),
     }
     machine.disk.remove_file(path).unwrap();
     // A full disk does not keep a file from being cut.
@@ -203,8 +206,8 @@ pub fn block_files(machine: &Machine) -> Vec<(BlockHash, PathBuf)> {
 
 /// Whether what a file holds is the block's content.
 fn is_good(machine: &Machine, block: BlockHash, path: &Path) -> bool {
-    let content = machine.disk.read(path).unwrap();
-    file::decode(content.into(), block).is_ok_and(|stored| stored.verify(block).is_ok())
+    let content = machine.disk.read(path);
+    content.is_ok_and(|content| file::decode(content.into(), block).is_ok_and(|stored| stored.verify(block).is_ok()))
 }
 
 /// Whether another machine has a good copy of the block.
@@ -243,6 +246,9 @@ pub async fn regain(world: &World) {
         world.history.violation("what was lost never came back");
     }
     let damaged = std::mem::take(&mut *lock(&world.losses.damaged));
+    if let Some(number) = damaged.first() {
+        spoil_disk(world, &world.cluster.machines[*number]);
+    }
     for machine in damaged.into_iter().map(|number| &world.cluster.machines[number]) {
         let scrub =
             |garage: garage_model::Garage| async move { garage.command_scrub(garage_block::scrub::ScrubCommand::Start).await };
@@ -253,6 +259,15 @@ pub async fn regain(world: &World) {
     }
     if world.losses.lost_queue.swap(false, Ordering::AcqRel) {
         repair_versions(world).await;
+    }
+}
+
+/// A machine's disk goes bad, file by file: what was damaged while clients worked is mostly overwritten by now.
+fn spoil_disk(world: &World, machine: &Machine) {
+    machine.end_disk_errors();
+    for (block, path) in block_files(machine).into_iter().filter(|(block, _path)| has_another(world, machine, *block)) {
+        world.history.note(format!("FAULT bad sectors below {block} of machine {}", machine.number));
+        machine.disk.spoil(&path);
     }
 }
 

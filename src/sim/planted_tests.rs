@@ -11,7 +11,7 @@ use crate::scenario::Flaw;
 /// A flaw, the scenario or story that shows it, and a seed from which it shows soon.
 type Known = (Flaw, &'static str, u64);
 
-const KNOWN: [Known; 43] = [
+const KNOWN: [Known; 44] = [
     (Flaw::Planted(Bug::WriteQuorumOfOne), "everything", 1),
     (Flaw::Planted(Bug::NoReadBack), "crowd", 31),
     (Flaw::Planted(Bug::LostQueueRow), "calm", 0),
@@ -55,6 +55,7 @@ const KNOWN: [Known; 43] = [
     (Flaw::Planted(Bug::ClaimOverlooked), "claimed-names", 0),
     (Flaw::Planted(Bug::FinalMarkKeptBack), "half-deleted", 0),
     (Flaw::Planted(Bug::PageCutTooLate), "uneven-pages", 0),
+    (Flaw::Planted(Bug::UnreadableBelieved), "losses", 1),
 ];
 
 /// Seeds tried for each flaw before it counts as not found.

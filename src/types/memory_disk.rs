@@ -4,8 +4,9 @@
 //! synced since the name came to be. Rename is atomic; a removed name comes back unless the directory was synced. Real disks may keep
 //! more than they must: after [`MemoryDisk::crash_keeping`] some of what was not synced is there all the same. With a [`Power`] of its
 //! own, a disk stops before any of its steps. While it is [`MemoryDisk::failing`], one kind of call answers an error and changes nothing.
+//! A file with a bad sector ([`MemoryDisk::spoil`]) can be opened and never be read again; another file that takes its name can.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,9 @@ use crate::power::Power;
 use crate::random::Random;
 
 type FileNumber = u64;
+
+/// "Input/output error".
+const EIO: i32 = 5;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Name {
@@ -68,6 +72,7 @@ struct State {
     next_file: FileNumber,
     power: Power,
     failing: Option<(FailingCall, i32)>,
+    spoilt: BTreeSet<FileNumber>,
     capacity: Option<u64>,
     syncs: u64,
 }
@@ -151,6 +156,16 @@ impl MemoryDisk {
         }
     }
 
+    /// From now on reading what this file holds answers an I/O error, for ever: a bad sector.
+    ///
+    /// # Panics
+    /// When there is no such file.
+    pub fn spoil(&self, path: &Path) {
+        let mut state = self.state();
+        let number = state.file(path).expect("the file exists");
+        state.spoilt.insert(number);
+    }
+
     /// How often a file or directory was synced, to count what an operation costs.
     pub fn syncs(&self) -> u64 {
         self.state().syncs
@@ -189,6 +204,10 @@ impl State {
             Some((failing, errno)) if failing == call => Err(io::Error::from_raw_os_error(errno)),
             _ => Ok(()),
         }
+    }
+
+    fn check_sectors(&self, number: FileNumber) -> io::Result<()> {
+        if self.spoilt.contains(&number) { Err(io::Error::from_raw_os_error(EIO)) } else { Ok(()) }
     }
 
     fn file(&self, path: &Path) -> io::Result<FileNumber> {
@@ -241,13 +260,16 @@ fn is_directly_in(path: &Path, directory: &Path) -> bool {
 impl Disk for MemoryDisk {
     fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
         let state = self.powered(FailingCall::Open)?;
-        Ok(state.contents[&state.file(path)?].written.to_vec())
+        let number = state.file(path)?;
+        state.check_sectors(number)?;
+        Ok(state.contents[&number].written.to_vec())
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
         let state = self.powered(FailingCall::Open)?;
-        let content = state.contents[&state.file(path)?].written.clone();
-        Ok(Box::new(OpenFile { disk: self.clone(), content }))
+        let number = state.file(path)?;
+        let content = state.contents[&number].written.clone();
+        Ok(Box::new(OpenFile { disk: self.clone(), number, content }))
     }
 
     fn create(&self, path: &Path, parts: &[&[u8]], _access: Access) -> io::Result<()> {
@@ -370,6 +392,7 @@ impl Disk for MemoryDisk {
 
 struct OpenFile {
     disk: MemoryDisk,
+    number: FileNumber,
     content: Arc<Vec<u8>>,
 }
 
@@ -379,7 +402,10 @@ impl DiskFile for OpenFile {
     }
 
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        self.disk.state().check(FailingCall::Read)?;
+        let state = self.disk.state();
+        state.check(FailingCall::Read)?;
+        state.check_sectors(self.number)?;
+        drop(state);
         let start = usize::try_from(offset).ok();
         let source = start.and_then(|start| self.content.get(start..start.checked_add(buffer.len())?));
         buffer.copy_from_slice(source.ok_or(io::ErrorKind::UnexpectedEof)?);

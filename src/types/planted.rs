@@ -98,6 +98,10 @@ pub enum Bug {
     CopiesPassMark,
     /// Who compares its rows with an owner's is not told that the deletion of a bucket was decided there.
     FinalMarkKeptBack,
+    /// A block file that is there is held to be good although it cannot be read.
+    UnreadableBelieved,
+    /// An owner says that it has a block because there is a file, and another deletes its copy on that word.
+    HasItUnread,
 }
 
 #[cfg(all(feature = "planted", not(debug_assertions)))]
