@@ -94,7 +94,7 @@ pub(super) fn one_alone_has_decided(stage: Stage) -> BoxFuture<'static, ()> {
             look(&stage, stage.some(&[alone, stays, new]), bucket, key).await;
         }
         if !put(&stage, stage.some(&[alone, stays, new]), bucket, "d").await {
-            stage.world.history.violation("half takes no objects, though nobody deletes it".to_owned());
+            stage.world.history.violation("half takes no objects, though nobody deletes it");
         }
     }
     .boxed()
