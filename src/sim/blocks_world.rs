@@ -56,6 +56,7 @@ pub struct Cluster {
     pub clock: Arc<ManualClock>,
     pub machines: Vec<Machine>,
     pub replication_factor: usize,
+    consistency: ConsistencyMode,
 }
 
 fn identity(number: u64) -> Identity {
@@ -69,8 +70,14 @@ fn address(number: u64) -> PeerAddress {
 impl Cluster {
     /// Machines `0..count`, all connected, without a layout.
     pub async fn of(count: u64, replication_factor: usize) -> Self {
+        Cluster::in_mode(ConsistencyMode::Consistent, count, replication_factor).await
+    }
+
+    /// As [`Cluster::of`], in a consistency mode.
+    pub async fn in_mode(consistency: ConsistencyMode, count: u64, replication_factor: usize) -> Self {
         let clock = Arc::new(ManualClock::at(Timestamp::from_millis(1_700_000_000_000)));
-        let mut cluster = Cluster { network: MemoryNetwork::default(), clock, machines: Vec::new(), replication_factor };
+        let (network, machines) = (MemoryNetwork::default(), Vec::new());
+        let mut cluster = Cluster { network, clock, machines, replication_factor, consistency };
         for number in 0..count {
             let (disk, engine) = (MemoryDisk::new(), MemoryEngine::new());
             let node = cluster.build(number, &disk, &engine).await;
@@ -101,7 +108,7 @@ impl Cluster {
             settings: NodeSettings {
                 metadata_dir: meta.clone(),
                 replication_factor: self.replication_factor,
-                consistency: ConsistencyMode::Consistent,
+                consistency: self.consistency,
                 timeouts: Timeouts::default(),
                 blocks: StoreOptions {
                     node: id,

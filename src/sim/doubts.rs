@@ -12,9 +12,11 @@ use garage_model::pipeline::InMemory;
 use garage_model::put::{Preconditions, PutObject};
 use garage_model::upload::{Claim, Completion, MultipartUpload, Purpose, SimpleUpload, UploadRow, UploadState, UploadTable};
 use garage_model::version::{Backlink, Piece, Segment, VersionContent, VersionRow, VersionTable};
+use garage_rpc::quorum::ConsistencyMode;
 use garage_table::Schema;
 use garage_table::wire::{EPOCH_OF_OWNER, Entry, Mode, Projection, Verdict, Write};
 use garage_types::codec::{self, Unknown};
+use garage_types::planted::{Bug, plant};
 use garage_types::{BlockHash, BucketId, NodeId, ObjectKey, Timestamp, UploadId, VersionId};
 
 use crate::blocks_world::Cluster;
@@ -187,6 +189,30 @@ async fn a_reference_that_nothing_leads_to_is_released_once_its_write_is_over() 
             assert_eq!(references(&cluster, machine).await, 0, "{part:?}, machine {machine}");
         }
     }
+}
+
+/// Whether a reference stays whose object this node alone has not heard of, where reads ask one copy.
+async fn what_the_others_know_of_stays(bug: Option<Bug>) -> bool {
+    let cluster = Cluster::in_mode(ConsistencyMode::Degraded, 3, 3).await;
+    cluster.lay_out(&[0, 1, 2]).await;
+    let bucket = cluster.garage(0).create_bucket("pictures").await.unwrap();
+    let origin = Origin { coordinator: cluster.machines[0].id(), backlink: Backlink { bucket, key: key() }, part: None };
+    refer(&cluster, &origin).await;
+    let stored = ObjectTable::entry(&object(bucket, cluster.garage(0).clock().now()), Mode::Replicate);
+    for machine in [0, 2] {
+        assert_eq!(send(&cluster, machine, vec![stored.clone()]).await, Verdict::Won);
+    }
+    cluster.clock.advance_millis(20 * 60_000);
+    plant(bug);
+    cluster.garage(1).look_at_fresh_references().await.unwrap();
+    plant(None);
+    references(&cluster, 1).await == 1
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_released_by_the_word_of_one_copy_is_noticed() {
+    assert!(what_the_others_know_of_stays(None).await);
+    assert!(!what_the_others_know_of_stays(Some(Bug::ReleasedByOneCopy)).await);
 }
 
 #[tokio::test(start_paused = true)]

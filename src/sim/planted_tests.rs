@@ -11,7 +11,7 @@ use crate::scenario::Flaw;
 /// A flaw, the scenario or story that shows it, and a seed from which it shows soon.
 type Known = (Flaw, &'static str, u64);
 
-const KNOWN: [Known; 44] = [
+const KNOWN: [Known; 43] = [
     (Flaw::Planted(Bug::WriteQuorumOfOne), "everything", 1),
     (Flaw::Planted(Bug::NoReadBack), "crowd", 31),
     (Flaw::Planted(Bug::LostQueueRow), "calm", 0),
@@ -43,7 +43,6 @@ const KNOWN: [Known; 44] = [
     (Flaw::Planted(Bug::AcknowledgedWhileWriting), "writes-under-way", 5),
     (Flaw::Planted(Bug::StrangersAdmitted), "stranger-writes", 1),
     (Flaw::Planted(Bug::ReleasedTooEarly), "one-knows", 0),
-    (Flaw::Planted(Bug::ReleasedByOneCopy), "degraded", 69),
     (Flaw::Planted(Bug::ReleasedOnArrival), "overtaken", 1),
     (Flaw::Planted(Bug::UncountedFilesForgotten), "everything", 0),
     (Flaw::Planted(Bug::QueueRowTakenOffUnsent), "unsent-deletions", 0),
