@@ -61,6 +61,10 @@ pub enum AdminError {
     NoSuchSetAside { id: String, found: usize },
     #[error("this node is rebuilding its database: what was set aside is all there is, should the others be lost")]
     StillRebuilding,
+    #[error(
+        "there are {copies} copies of each row: damaged ones are repaired from the others, once enough of their nodes answer"
+    )]
+    OthersHaveIt { copies: usize },
     #[error(transparent)]
     Accept(#[from] AcceptRefusal),
     #[error(transparent)]
@@ -128,7 +132,7 @@ impl AdminError {
             | AdminError::Variable(_)
             | AdminError::Scrub(_) => INVALID_REQUEST,
             AdminError::NoSuchSetAside { .. } => Class("NoSuchRow", 404),
-            AdminError::StillRebuilding | AdminError::Accept(_) => CONFLICT,
+            AdminError::StillRebuilding | AdminError::OthersHaveIt { .. } | AdminError::Accept(_) => CONFLICT,
             AdminError::NoSuchWorker { .. } => Class("NoSuchWorker", 404),
             AdminError::NoSuchBlock { .. } => Class("NoSuchBlock", 404),
             AdminError::Elsewhere(_) => INTERNAL,

@@ -28,6 +28,8 @@ pub enum SetAsideReason {
     Returned,
     /// It was in an old database that was rebuilt from the other owners, who do not have it, or have another.
     Restored,
+    /// It did not match its checksum, nobody else had it, and it was given up.
+    Damaged,
     Unknown,
 }
 
@@ -89,7 +91,7 @@ pub struct SetAsideSettled {
     pub merged: u64,
     /// The owners know all they say, or have something that supersedes them for certain: they are gone.
     pub superseded: u64,
-    /// What they need, or what would use them, is not there: they stay set aside.
+    /// They are damaged, or what they need, or what would use them, is not there: they stay set aside.
     #[serde(default)]
     pub unused: u64,
     /// They are gone.
@@ -112,6 +114,7 @@ fn shown(service: &AdminService, aside: &SetAside) -> (SetAsideRow, String) {
             Reason::Left => SetAsideReason::Left,
             Reason::Returned => SetAsideReason::Returned,
             Reason::Restored => SetAsideReason::Restored,
+            Reason::Damaged => SetAsideReason::Damaged,
             Reason::Unknown => SetAsideReason::Unknown,
         },
         set_aside_at: (aside.at.as_millis() > 0).then_some(Date(aside.at)),

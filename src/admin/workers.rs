@@ -294,6 +294,8 @@ pub enum RepairType {
     BlockRc,
     /// Gives up the blocks of a database that was lost, where nobody else has its rows.
     LostBlocks,
+    /// Gives up the rows that do not match their checksums, where nobody else is to have them.
+    DamagedRows,
     Rebalance,
     Aliases,
     Scrub(ScrubCommand),
@@ -343,6 +345,18 @@ impl Operation for OwnRepair {
                     tracing::warn!("the operator gives up the blocks of the database that was lost");
                 }
                 Repair::Blocks
+            }
+            RepairType::DamagedRows => {
+                let copies = service.garage.cluster().layout().replication_factor();
+                if copies > 1 {
+                    return Err(AdminError::OthersHaveIt { copies });
+                }
+                let rows = service.garage.local().tables.give_up_damaged_rows().await?;
+                tracing::warn!(
+                    rows,
+                    "the operator gives up damaged rows: what they said is lost, what is stored in their places is set aside"
+                );
+                return Ok(());
             }
             RepairType::Tables => {
                 service.garage.sync().request();

@@ -169,8 +169,9 @@ impl LocalStore {
         self.lock(hash).await.remove().await
     }
 
-    /// Blocks on disk from `from` on, in the order of their hashes; blocks that come or go meanwhile may be in it or not.
-    /// A page ends after the prefix directory (of two hash bytes) with which it has `limit` hashes, or after many directories. The position in the hash space tells the progress.
+    /// Blocks on disk from `from` on, in the order of their hashes; blocks that come or go meanwhile may be in it or not. A page ends after
+    /// the prefix directory (of two hash bytes) with which it has `limit` hashes, or after many directories. The position in the hash space
+    /// tells the progress.
     ///
     /// # Errors
     /// [`BlockError::Directory`].

@@ -22,14 +22,40 @@ fn instant(timestamp: Timestamp) -> jiff::Timestamp {
     jiff::Timestamp::from_millisecond(millis as i64).unwrap_or(jiff::Timestamp::MAX)
 }
 
+/// A date in parts. Each request writes one or more, a listing a thousand: digit by digit is much faster than by a pattern.
+struct Written(String);
+
+impl Written {
+    /// The last `digits` decimal digits of a number that is not negative.
+    fn number(mut self, value: impl Into<i32>, digits: u32) -> Self {
+        let value = value.into();
+        for place in (0..digits).rev() {
+            let digit = (value / 10_i32.pow(place)).rem_euclid(10) as u8;
+            self.0.push(char::from(b'0' + digit));
+        }
+        self
+    }
+
+    fn text(mut self, text: char) -> Self {
+        self.0.push(text);
+        self
+    }
+}
+
 /// `2009-10-12T17:50:30.000Z`, the form of every date in an S3 XML document.
 pub fn iso8601_millis(timestamp: Timestamp) -> String {
-    instant(timestamp).strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string()
+    let at = TimeZone::UTC.to_datetime(instant(timestamp));
+    let day =
+        Written(String::with_capacity(24)).number(at.year(), 4).text('-').number(at.month(), 2).text('-').number(at.day(), 2);
+    let minute = day.text('T').number(at.hour(), 2).text(':').number(at.minute(), 2);
+    minute.text(':').number(at.second(), 2).text('.').number(at.millisecond(), 3).text('Z').0
 }
 
 /// `20130524T000000Z`, the form of `x-amz-date`. Parts of a second are dropped.
 pub fn amz_basic(timestamp: Timestamp) -> String {
-    instant(timestamp).strftime("%Y%m%dT%H%M%SZ").to_string()
+    let at = TimeZone::UTC.to_datetime(instant(timestamp));
+    let day = Written(String::with_capacity(16)).number(at.year(), 4).number(at.month(), 2).number(at.day(), 2);
+    day.text('T').number(at.hour(), 2).number(at.minute(), 2).number(at.second(), 2).text('Z').0
 }
 
 /// `Wed, 12 Oct 2009 17:50:00 GMT`, the form of `Date` and `Last-Modified`. Parts of a second are dropped.

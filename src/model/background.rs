@@ -13,9 +13,14 @@ use crate::state_file::{StateDirectory, StateFile, StateFileError};
 /// Most resync workers at once; as many are listed, those above the setting idle.
 pub const RESYNC_WORKERS_MAX: u32 = 8;
 
-/// Whether this node knows enough to delete blocks: one whose database is new or incomplete does not.
+/// What this node's database is good for, where blocks are concerned.
 pub trait MayDelete: Send + Sync + 'static {
+    /// Whether it may delete a copy that all owners of the block say they need no more. A node that may itself have to hold it must know
+    /// what refers to it.
     fn may_delete_blocks(&self) -> bool;
+
+    /// Whether what its database does not refer to is referred to nowhere, as far as this node is concerned: others act on its word.
+    fn knows_references(&self) -> bool;
 }
 
 /// A node whose database is complete.
@@ -24,6 +29,10 @@ pub struct AlwaysMayDelete;
 
 impl MayDelete for AlwaysMayDelete {
     fn may_delete_blocks(&self) -> bool {
+        true
+    }
+
+    fn knows_references(&self) -> bool {
         true
     }
 }

@@ -149,7 +149,7 @@ impl BlockService {
         if request.blocks.len() > ASKED_MAX {
             return Err(RpcError::new(ErrorCode::BadRequest, format!("at most {ASKED_MAX} blocks can be asked about at once")));
         }
-        if !self.may_delete.may_delete_blocks() || request.layout != self.layout.current().version() {
+        if !self.may_delete.knows_references() || request.layout != self.layout.current().version() {
             return Ok(Needs { needs: vec![Need::CannotSay; request.blocks.len()] });
         }
         let counts = self.counts(&request.blocks).await?;

@@ -1,9 +1,9 @@
 //! Blocks on their way to readers: whole and ahead while there is room, in small pieces when there is not.
 //!
 //! A block that was fetched stays in memory until its reader has taken it, which may be long. So its bytes are counted in the room for
-//! blocks until then, in a share of it that readers have for themselves. Once slow readers hold that share, everybody goes on with
-//! small pieces, each fetched when the one before has been taken, a few at a time in the whole node. What must stay true: no reader waits for memory that another
-//! reader holds; a fetch is polled until it is done ([`detached`]).
+//! blocks until then, in a share of it that readers have for themselves. Once slow readers hold that share, everybody goes on with small
+//! pieces, each fetched when the one before has been taken, a few at a time in the whole node. What must stay true: no reader waits for
+//! memory that another reader holds; a fetch is polled until it is done ([`detached`]).
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -1,9 +1,11 @@
 //! Access keys that this node does not have: when a quorum is asked about one, so that strangers cannot make every request a call to half
 //! of all nodes.
 //!
-//! Pure but for the waiters: the time is an argument, and not that of the day, which somebody may set back. What must stay true: a key is refused only after a quorum said that there is none,
-//! at most [`ABSENT`] ago; one question about an id is asked at a time; questions about ids that turn out to be unknown are limited
-//! per second; what is remembered of unknown ids is bounded, and kept apart from what is remembered of good ones.
+//! Pure but for the waiters: the time is an argument, and not that of the day, which somebody may set back.
+//!
+//! Must stay true: a key is refused only after a quorum said that there is none, at most [`ABSENT`] ago; one question about an id is
+//! asked at a time; questions about ids that turn out to be unknown are limited per second; what is remembered of unknown ids is
+//! bounded, and kept apart from what is remembered of good ones.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};

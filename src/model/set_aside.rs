@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use garage_table::set_aside::SetAside;
+use garage_table::set_aside::{Reason, SetAside};
 use garage_table::wire::Verdict;
 use garage_table::{Schema, Table};
 use garage_types::codec::encode;
@@ -35,7 +35,7 @@ pub struct MergedBack {
     pub merged: u64,
     /// The owners know all they say, or have something that supersedes them with certainty: they are not set aside any more.
     pub superseded: u64,
-    /// What they need, or what would use them, is not there: they stay set aside.
+    /// They are damaged, or what they need, or what would use them, is not there: they stay set aside.
     pub unused: u64,
 }
 
@@ -75,6 +75,10 @@ struct Offer {
 pub fn describe(aside: &SetAside) -> Result<Described, ModelError> {
     let bytes = &aside.row;
     let described = |subject: String, content: String| Ok(Described { subject, content });
+    if aside.reason == Reason::Damaged {
+        let content = format!("Bytes as they were stored, which do not match their checksum:\n{}", bytes.escape_ascii());
+        return described(format!("row {}", garage_table::rows::name_of(&aside.key)), content);
+    }
     match aside.table {
         table_ids::BUCKET => {
             let row = BucketTable::decode(bytes)?;
@@ -127,7 +131,8 @@ impl Garage {
     }
 
     async fn merge_set_aside_here(&self, rows: Vec<SetAside>) -> Result<MergedBack, ModelError> {
-        let mut done = MergedBack::default();
+        let (damaged, rows): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.reason == Reason::Damaged);
+        let mut done = MergedBack { unused: damaged.len() as u64, ..MergedBack::default() };
         let (objects, others): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.table == table_ids::OBJECT);
         let (versions, others): (Vec<_>, Vec<_>) = others.into_iter().partition(|row| row.table == table_ids::VERSION);
         let offer = self.offer(objects, &mut done).await?;

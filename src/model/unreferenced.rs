@@ -163,7 +163,7 @@ impl UncountedFiles {
             self.found += queued?;
             return Ok(Step::Busy);
         }
-        // A node whose rows are not all there, or that knows no owners, cannot tell.
+        // A node that may lack rows it has to have, or that knows no owners, cannot tell.
         let may_begin = self.garage.0.background.may_delete.may_delete_blocks() && !self.garage.0.cluster.layout().is_empty();
         if self.is_compared || !may_begin {
             return Ok(Step::Idle);

@@ -145,12 +145,26 @@ impl LiveLayouts for Live {
     }
 }
 
-/// Blocks are deleted by a node that knows what refers to them.
-struct WhenWhole(SharedStanding);
+/// Blocks are deleted by a node that knows what refers to them, or that no layout counts on: that one goes by its owners' word alone.
+struct AsStanding {
+    layout: Arc<LayoutManager>,
+    me: NodeId,
+}
 
-impl MayDelete for WhenWhole {
+impl MayDelete for AsStanding {
     fn may_delete_blocks(&self) -> bool {
-        self.0.get() == Standing::Whole
+        match self.layout.standing().get() {
+            Standing::Whole => true,
+            Standing::Fresh => {
+                let layout = self.layout.current();
+                !layout.is_empty() && !layout.all_nodes().contains(&self.me)
+            }
+            Standing::Rebuilding | Standing::Accepted => false,
+        }
+    }
+
+    fn knows_references(&self) -> bool {
+        self.layout.standing().get() == Standing::Whole
     }
 }
 
@@ -185,7 +199,7 @@ impl Node {
         let layout = Arc::new(LayoutManager::open(setup).await?);
         let blocks = LocalStore::open(disk.clone(), offload.clone(), settings.blocks).await?;
         let live = Arc::new(Live(layout.clone()));
-        let may_delete: Arc<dyn MayDelete> = Arc::new(WhenWhole(layout.standing().clone()));
+        let may_delete: Arc<dyn MayDelete> = Arc::new(AsStanding { layout: layout.clone(), me: identity.id() });
         let local = LocalModel::open(LocalParts {
             db: &db,
             blocks,

@@ -1,15 +1,18 @@
 //! A node whose database is another than the one that its blocks were written under keeps those it does not know, where nobody else has
-//! its rows.
+//! its rows; and a damaged row stays, until an operator says otherwise.
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
 use garage_db::MemoryEngine;
-use garage_model::Garage;
 use garage_model::digest::ChecksumAlgorithm;
+use garage_model::list::ListQuery;
 use garage_model::pipeline::InMemory;
 use garage_model::put::{Preconditions, PutObject};
+use garage_model::set_aside::describe;
+use garage_model::{Garage, ModelError};
+use garage_table::set_aside::Reason;
 use garage_types::disk::Disk;
 use garage_types::random::SeededRandom;
 use garage_types::{BucketId, ObjectKey, Random};
@@ -140,4 +143,44 @@ async fn a_lost_database_that_turns_up_finds_its_blocks() {
     world.engine.become_copy_of(&lost.engine);
     let node = world.start().await;
     assert_eq!(fetch(&node.garage, lost.bucket, "old").await, lost.body);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_row_that_nobody_else_has_is_an_error_until_an_operator_gives_it_up() {
+    let world = World::new(1);
+    let garage = world.start().await.garage;
+    let tables = garage.local().tables.clone();
+    let bucket = garage.create_bucket("pictures").await.unwrap();
+    store(&garage, bucket, "a", 1).await;
+    let whole = store(&garage, bucket, "b", 2).await;
+    // Behind the frame of the first of them.
+    world.engine.flip_bit("object:rows", 0, 24).unwrap();
+    let all = ListQuery { limit: 10, ..ListQuery::default() };
+    assert!(garage.object(bucket, &key("a")).await.is_err());
+    assert!(garage.list_objects(bucket, &all).await.is_err());
+    assert_eq!(tables.damaged_rows(), 1);
+
+    assert_eq!(tables.give_up_damaged_rows().await.unwrap(), 1);
+    assert_eq!(tables.damaged_rows(), 0);
+    garage.settle_counters().await.unwrap();
+    let listed = garage.list_objects(bucket, &all).await.unwrap();
+    assert_eq!(listed.items.len(), 1, "{listed:?}");
+    assert_eq!(fetch(&garage, bucket, "b").await, whole);
+    assert_eq!(garage.bucket_counts(bucket).await.unwrap().objects, 1);
+    assert!(matches!(garage.object(bucket, &key("a")).await, Err(ModelError::NoSuchKey)));
+    assert_eq!(tables.check_some_rows(None).await.unwrap().damaged, 0);
+
+    // What is left of it is not taken for a row.
+    let aside = tables.set_aside_page(None, 10).await.unwrap();
+    assert_eq!((aside.len(), aside[0].reason), (1, Reason::Damaged));
+    let described = describe(&aside[0]).unwrap();
+    assert!(described.subject.contains("/a"), "{}", described.subject);
+    let merged = garage.merge_set_aside(aside.clone()).await.unwrap();
+    assert_eq!((merged.merged, merged.unused), (0, 1));
+    assert_eq!(tables.set_aside_page(None, 10).await.unwrap(), aside);
+    tables.forget_set_aside(vec![aside[0].position()]).await.unwrap();
+    assert_eq!(tables.set_aside_count().await.unwrap(), 0);
+    // The key takes the next object like any other.
+    let again = store(&garage, bucket, "a", 3).await;
+    assert_eq!(fetch(&garage, bucket, "a").await, again);
 }

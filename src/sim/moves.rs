@@ -27,6 +27,7 @@ use crate::checks::rows;
 use crate::cluster::Cluster;
 use crate::cluster::machine::{Machine, Setup, Sizes, data_dir};
 use crate::cluster::network::Death;
+use crate::losses::block_files;
 
 fn in_virtual_time<F: Future<Output = ()>>(test: F) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
@@ -177,6 +178,32 @@ fn a_node_that_left_is_needed_until_all_owners_have_every_block_that_it_held() {
         assert_eq!(garage(&cluster, 0).moving().await.unwrap().stray_blocks, Stray::NotLookedFor);
         cluster.machines[2].crash(Death::Reset);
         is_all_there(&cluster, &[0, 1, 3], bucket, 0..20).await;
+        cluster.machines[0].crash(Death::Reset);
+        is_all_there(&cluster, &[1, 3], bucket, 0..20).await;
+    });
+}
+
+#[test]
+fn a_node_that_left_and_lost_its_database_then_still_hands_its_blocks_over() {
+    in_virtual_time(async {
+        let (cluster, bucket) = three_of(4, 6).await;
+        fill(&cluster, 0, bucket, 0..20).await;
+        let layout = cluster.machines[1].node().unwrap().layout;
+        layout.stage_role(cluster.machines[3].id, role(3)).await.unwrap();
+        layout.stage_removal(cluster.machines[2].id).await.unwrap();
+        layout.apply(2).await.unwrap();
+        cluster.until("the old layout is retired", |cluster| is_settled(cluster, 2)).await;
+        // Without this owner nothing may go.
+        cluster.machines[1].crash(Death::Reset);
+        let left = &cluster.machines[2];
+        left.crash(Death::Reset);
+        left.engine.become_copy_of(&MemoryEngine::new());
+        left.restart().await;
+        tokio::time::sleep(Duration::from_secs(300)).await;
+        assert!(!block_files(left).is_empty(), "an owner that does not answer may lack them");
+        cluster.machines[1].restart().await;
+        cluster.until("its blocks are handed over", |_| block_files(left).is_empty()).await;
+        left.crash(Death::Reset);
         cluster.machines[0].crash(Death::Reset);
         is_all_there(&cluster, &[1, 3], bucket, 0..20).await;
     });

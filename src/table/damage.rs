@@ -2,7 +2,8 @@
 //!
 //! Must stay true: a damaged row counts as lost here, so nothing is read from it, merged into it or judged by it. Another copy takes its
 //! place if it is, byte for byte, what this node had: the digest of the segment around the row still knows that. Otherwise as many other
-//! owners as a consistent read needs have to say what they have. While neither is so, the row stays damaged, and is an error by its name.
+//! owners as a consistent read needs have to say what they have. While neither is so, the row stays damaged, and is an error by its name;
+//! where nobody else is to have it, until the operator gives it up.
 
 use std::collections::BTreeSet;
 use std::ops::{Bound, ControlFlow};
@@ -22,6 +23,7 @@ use crate::error::TableError;
 use crate::rows::{Frame, Unreadable, name_of, unseal};
 use crate::schema::{ReplacedBy, Replication};
 use crate::segments::{KeyRange, Rows, Segments};
+use crate::set_aside::Reason;
 use crate::store::TableStore;
 use crate::transaction::RowTransaction;
 use crate::wire::{Entry, Found, Mode, Read, TableId};
@@ -155,17 +157,34 @@ impl TableStore {
         self.0.damaged.len() as u64
     }
 
-    /// Puts another copy in the place of a damaged row. `needed`: how many other owners must have answered, unless one of them has just
-    /// what this node had.
-    async fn repair_row(&self, damaged: Asked, replies: Vec<Option<Vec<u8>>>, needed: usize) -> Result<Repaired, TableError> {
+    /// Removes the rows known to be damaged, and sets aside what is stored in their places. Only for a node of whose rows nobody else is to
+    /// have a copy. Returns how many there were.
+    ///
+    /// # Errors
+    /// [`TableError`]; those that were removed before stay so.
+    pub async fn give_up_damaged_rows(&self) -> Result<u64, TableError> {
+        let (mut given_up, mut at) = (0, None);
+        while let Some((table, key)) = self.0.damaged.next(at.as_ref()) {
+            let placement = placement_of(table, &key)?;
+            let damaged = Asked { table, placement, epoch: self.known_epoch(table, &placement), key: key.clone() };
+            self.repair_row(damaged, Vec::new(), Needed::GivenUp).await?;
+            given_up += 1;
+            at = Some((table, key));
+        }
+        Ok(given_up)
+    }
+
+    /// Puts another copy in the place of a damaged row.
+    async fn repair_row(&self, damaged: Asked, replies: Vec<Option<Vec<u8>>>, needed: Needed) -> Result<Repaired, TableError> {
         let segments = self.segments(damaged.table)?;
         let (table, key) = (damaged.table, damaged.key.clone());
+        let at = self.0.clock.now();
         let repaired = self
             .transact(move |tx| {
-                let is_damaged = |stored: Vec<u8>| unseal(&damaged.key, &stored) == Err(Unreadable::Mismatch);
-                if !tx.raw().get(segments.rows.raw(), &damaged.key)?.is_some_and(is_damaged) {
+                let stored: Option<Vec<u8>> = tx.raw().get(segments.rows.raw(), &damaged.key)?;
+                let Some(stored) = stored.filter(|stored| unseal(&damaged.key, stored) == Err(Unreadable::Mismatch)) else {
                     return Ok::<_, TableError>(Repaired::Done);
-                }
+                };
                 let around = examine(&segments, tx.raw(), &damaged.key)?;
                 let original = around.digest_of_damaged(&damaged.key);
                 let is_original = |copy: &&Vec<u8>| Some(RowDigest::of(&damaged.key, copy)) == original;
@@ -179,13 +198,19 @@ impl TableStore {
                         segments.rows.insert(tx.raw(), &damaged.key, row)?;
                         tx.derive_anew(table, &damaged.key, ReplacedBy::Itself)?;
                     }
-                    (None, _) if replies.len() < needed => return Ok(Repaired::NotYet),
+                    (None, _) if needed.is_more_than(replies.len()) => return Ok(Repaired::NotYet),
                     // Other rows of the segment are damaged too; all owners that were asked have the same.
                     (None, Some(row)) if original.is_none() => {
                         segments.rows.insert(tx.raw(), &damaged.key, row)?;
                         tx.derive_anew(table, &damaged.key, ReplacedBy::Others)?;
                     }
-                    (None, _) => tx.replace_damaged(&segments, &damaged.key, &copies)?,
+                    (None, _) => {
+                        if needed == Needed::GivenUp {
+                            let aside = tx.inner.set_aside;
+                            aside.keep(tx.raw(), (at, Reason::Damaged), table, &damaged.key, &stored)?;
+                        }
+                        tx.replace_damaged(&segments, &damaged.key, &copies)?;
+                    }
                 }
                 let now = examine(&segments, tx.raw(), &damaged.key)?;
                 if now.damaged.is_empty() {
@@ -265,6 +290,21 @@ impl Asked {
     }
 }
 
+/// What must be known before a row that nobody has as it was is replaced.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Needed {
+    /// The answers of so many other owners.
+    Answers(usize),
+    /// Nothing: it is the operator's word.
+    GivenUp,
+}
+
+impl Needed {
+    fn is_more_than(self, answers: usize) -> bool {
+        matches!(self, Needed::Answers(needed) if answers < needed)
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Repaired {
     Done,
@@ -326,7 +366,7 @@ impl RowRepair {
         let answers = join_all(others.iter().map(|node| self.cluster.call(*node, read.clone()))).await;
         let copy = |answer: Result<Found, RpcError>| answer.ok().map(|found| found.row.map(ByteBuf::into_vec));
         let replies = answers.into_iter().filter_map(copy).collect();
-        self.store.repair_row(asked, replies, quorum).await
+        self.store.repair_row(asked, replies, Needed::Answers(quorum)).await
     }
 
     /// Who should have the row, and how many of them a consistent read asks.

@@ -91,7 +91,7 @@ fn checksum(key: &[u8], row: &[u8]) -> [u8; CHECKSUM_LENGTH] {
 }
 
 /// A row as people find it: its placement in hexadecimal digits, then its sort key with what is not printable escaped.
-pub(crate) fn name_of(key: &[u8]) -> String {
+pub fn name_of(key: &[u8]) -> String {
     let (placement, sort_key) = key.split_at_checked(32).unwrap_or((key, &[]));
     format!("{}/{}", hex::encode(placement), sort_key.escape_ascii())
 }

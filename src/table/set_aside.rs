@@ -31,6 +31,9 @@ pub enum Reason {
     Returned,
     /// The database was older than the node's files, and was rebuilt from the other owners.
     Restored,
+    /// It did not match its checksum, nobody else had it, and the operator gave it up: the row is what was stored, frame and all, and is
+    /// not to be taken for one.
+    Damaged,
     /// Set aside by a version that did not say why.
     Unknown,
 }
@@ -41,6 +44,7 @@ impl Reason {
             Reason::Left => b'l',
             Reason::Returned => b'b',
             Reason::Restored => b'r',
+            Reason::Damaged => b'd',
             Reason::Unknown => b'u',
         }
     }
@@ -50,6 +54,7 @@ impl Reason {
             b'l' => Reason::Left,
             b'b' => Reason::Returned,
             b'r' => Reason::Restored,
+            b'd' => Reason::Damaged,
             _ => Reason::Unknown,
         }
     }
@@ -189,7 +194,7 @@ impl TableStore {
         let sort_out = move |tx: &mut RowTransaction<'_, '_>| {
             let (mut known, mut superseded) = (Vec::new(), Vec::new());
             for aside in &page {
-                let Some(rules) = rules.get(&aside.table) else { continue };
+                let Some(rules) = rules.get(&aside.table).filter(|_| aside.reason != Reason::Damaged) else { continue };
                 if rules.is_collectable(&aside.row).is_err() {
                     // Of another version: it stays for the operator.
                     continue;
@@ -305,7 +310,7 @@ mod tests {
 
     #[test]
     fn what_is_set_aside_is_found_by_its_position_and_keeps_when_and_why() {
-        for reason in [Reason::Left, Reason::Returned, Reason::Restored, Reason::Unknown] {
+        for reason in [Reason::Left, Reason::Returned, Reason::Restored, Reason::Damaged, Reason::Unknown] {
             let aside =
                 SetAside { at: Timestamp::from_millis(7), reason, table: TableId(3), key: b"key".to_vec(), row: b"row".to_vec() };
             assert_eq!(SetAside::decode(&aside.position(), b"row"), Some(aside.clone()));

@@ -160,7 +160,8 @@ impl<S: Schema> Table<S> {
         row.map(|row| S::decode(&row)).transpose()
     }
 
-    /// Rows of one placement as this node alone knows them; `None` when it is no owner of them, or has not all it should have as it was stored.
+    /// Rows of one placement as this node alone knows them; `None` when it is no owner of them, or has not all it should have as it was
+    /// stored.
     ///
     /// For rows that never change once they are complete, where the caller can tell whether they are.
     ///
@@ -416,8 +417,8 @@ impl<S: Schema> Table<S> {
         Ok(Some(Rows { rows, last, floor }))
     }
 
-    /// Joins the owners' pages with those of other live versions' owners, unless these are only about to receive their rows: what many rows lack
-    /// there comes with the layout change, and a page is not the place to bring it.
+    /// Joins the owners' pages with those of other live versions' owners, unless these are only about to receive their rows: what many rows
+    /// lack there comes with the layout change, and a page is not the place to bring it.
     async fn merge_with_other_versions(
         &self,
         placement: Placement,
@@ -457,8 +458,8 @@ impl<S: Schema> Table<S> {
     /// While several layout versions are live, what owners of the others say, until a write quorum of each has answered.
     ///
     /// Equal replies of the version that reads go by do not show that a row is at a write quorum of the next one: a write that broke off
-    /// may have reached the former only. A reader that answers with it unseen there would see it vanish once reads go by the latter. Where too few of
-    /// a version's owners are connected, reads go on without them.
+    /// may have reached the former only. A reader that answers with it unseen there would see it vanish once reads go by the latter. Where
+    /// too few of a version's owners are connected, reads go on without them.
     async fn ask_other_versions<T, F>(
         &self,
         placement: Placement,

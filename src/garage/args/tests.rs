@@ -204,6 +204,7 @@ fn repairs_take_their_flags_before_or_after_what_is_repaired() {
         "block-rc",
         "block_rc",
         "lost-blocks",
+        "damaged-rows",
         "rebalance",
         "tables",
         "aliases",

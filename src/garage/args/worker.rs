@@ -74,6 +74,8 @@ pub enum RepairWhat {
     BlockRc,
     /// Give up the blocks of a database that was lost, where no other node has its rows, and remove them
     LostBlocks,
+    /// Give up the rows of the metadata that are damaged, where there are no other copies, and set aside what is left of them
+    DamagedRows,
     /// Move blocks to their primary data directory
     Rebalance,
     /// Set right names of buckets that contradict each other

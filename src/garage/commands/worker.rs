@@ -75,6 +75,7 @@ pub(super) async fn repair(daemon: &Daemon, args: RepairArgs, output: Output) ->
         RepairWhat::BlockRefs => RepairType::BlockRefs,
         RepairWhat::BlockRc => RepairType::BlockRc,
         RepairWhat::LostBlocks => RepairType::LostBlocks,
+        RepairWhat::DamagedRows => RepairType::DamagedRows,
         RepairWhat::Rebalance => RepairType::Rebalance,
         RepairWhat::Aliases => RepairType::Aliases,
         RepairWhat::Scrub { command: ScrubWhat::SetTranquility { tranquility } } => {

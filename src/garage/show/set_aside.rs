@@ -37,6 +37,7 @@ fn why(aside: &SetAsideRow) -> &'static str {
         SetAsideReason::Left => "left",
         SetAsideReason::Returned => "returned",
         SetAsideReason::Restored => "restored",
+        SetAsideReason::Damaged => "damaged",
         SetAsideReason::Unknown => "unknown",
     }
 }

@@ -109,6 +109,7 @@ pub fn launched(multi: &Multi<()>, repair: RepairType) -> String {
         | RepairType::BlockRefs
         | RepairType::BlockRc
         | RepairType::LostBlocks
+        | RepairType::DamagedRows
         | RepairType::Rebalance
         | RepairType::Aliases => "Repair launched",
     };

@@ -10,8 +10,9 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Either, select};
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::header::{CONNECTION, EXPECT, HeaderValue};
 use hyper::server::conn::http1;
@@ -42,16 +43,25 @@ pub(super) async fn run<S: Service + ?Sized>(
     let (place, first_head_timeout) = (Arc::new(place), shared.limits.first_head_timeout);
     let (documents, watch) = documents(shared.limits.write_idle);
     let serving = pin!(serve(stream, peer, shared, on_close, (place.clone(), documents)));
-    let must_leave = pin!(async {
+    let must_leave = pin!(seldom(async {
         tokio::select! {
             () = place.cut() => "its place was needed by another",
             () = silent_from_the_start(&place, first_head_timeout) => "no request came",
             () = watch.overdue() => "the client takes a document too slowly",
         }
-    });
+    }));
     // Dropping the connection closes it: there is nothing to say to who has said nothing, or does not listen.
     if let Either::Right((reason, _serving)) = select(serving, must_leave).await {
         tracing::debug!(%peer, reason, "connection ended");
+    }
+}
+
+/// A future that is polled only when it was woken itself, and not whenever the task is for the sake of a busier one.
+async fn seldom<F: Future>(future: F) -> F::Output {
+    let mut alone = FuturesUnordered::from_iter([future]);
+    match alone.next().await {
+        Some(output) => output,
+        None => std::future::pending().await,
     }
 }
 
@@ -92,7 +102,7 @@ async fn serve<S: Service + ?Sized>(
     // A scope of its own: afterwards the connection is taken apart.
     let ended = {
         let serving = pin!(poll_fn(|cx| connection.poll_without_shutdown(cx)));
-        match select(serving, pin!(closed(on_close))).await {
+        match select(serving, pin!(seldom(closed(on_close)))).await {
             Either::Left((ended, _)) => Some(ended),
             Either::Right(_) => None,
         }

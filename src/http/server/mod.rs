@@ -1,10 +1,10 @@
 //! The HTTP/1.1 server every frontend runs on, over TCP or a Unix socket.
 //!
-//! Invariants: connections, headers and waiting times are bounded ([`ServerLimits`]); every reply has `x-amz-request-id`, but for
-//! those that hyper gives by itself to what is no request (400, 414, 431), where it has no place for ours; a panic in a handler is a
-//! 500 and costs one request; a body that breaks off aborts its connection, so that the client sees a truncated reply; a reply given
-//! before the request's body was read says that the connection ends, and reaches a client that is still sending ([`linger`]). Bodies of requests are bounded by who reads them
-//! ([`crate::body::BodyLimits`]).
+//! Invariants: connections, headers and waiting times are bounded ([`ServerLimits`]); every reply has `x-amz-request-id`, but for those
+//! that hyper gives by itself to what is no request (400, 414, 431), where it has no place for ours; a panic in a handler is a 500 and
+//! costs one request; a body that breaks off aborts its connection, so that the client sees a truncated reply; a reply given before the
+//! request's body was read says that the connection ends, and reaches a client that is still sending ([`linger`]). Bodies of requests are
+//! bounded by who reads them ([`crate::body::BodyLimits`]).
 
 mod connection;
 mod linger;

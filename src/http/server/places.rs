@@ -78,8 +78,14 @@ struct State {
     now: u64,
     connected: HashMap<u64, Connected>,
     silent: BTreeMap<Turn, u64>,
-    silent_of: HashMap<Origin, BTreeSet<Turn>>,
-    count_of: HashMap<Origin, usize>,
+    origins: HashMap<Origin, OfOrigin>,
+}
+
+/// The connections of one origin, of which there is at least one.
+#[derive(Default)]
+struct OfOrigin {
+    count: usize,
+    silent: BTreeSet<Turn>,
 }
 
 /// All places of one server. Clones are the same.
@@ -142,7 +148,7 @@ impl Places {
     pub(super) fn take(&self, peer: Peer) -> Result<Place, NoPlace> {
         let origin = origin(peer);
         let mut state = self.state();
-        let own = state.count_of.get(&origin).copied().unwrap_or(0);
+        let own = state.origins.get(&origin).map_or(0, |own| own.count);
         let makes_way = if origin != Origin::NoAddress && own >= self.0.origin_max {
             Some(state.first_silent(Some(origin)).ok_or(NoPlace::OfThisAddress)?)
         } else if state.connected.len() >= self.0.places_max {
@@ -178,7 +184,7 @@ impl State {
     fn add(&mut self, origin: Origin, signals: Arc<Signals>) -> u64 {
         let id = self.tick();
         self.connected.insert(id, Connected { origin, came: Instant::now(), turn: None, signals });
-        *self.count_of.entry(origin).or_default() += 1;
+        self.origins.entry(origin).or_default().count += 1;
         self.fall_silent(id, Acquaintance::Stranger);
         id
     }
@@ -190,7 +196,9 @@ impl State {
         let turn = Turn { acquaintance, since };
         connected.turn = Some(turn);
         self.silent.insert(turn, id);
-        self.silent_of.entry(connected.origin).or_default().insert(turn);
+        if let Some(own) = self.origins.get_mut(&connected.origin) {
+            own.silent.insert(turn);
+        }
     }
 
     fn speak(&mut self, id: u64) {
@@ -203,11 +211,8 @@ impl State {
 
     fn forget_turn(&mut self, origin: Origin, turn: Turn) {
         self.silent.remove(&turn);
-        if let Some(turns) = self.silent_of.get_mut(&origin) {
-            turns.remove(&turn);
-            if turns.is_empty() {
-                self.silent_of.remove(&origin);
-            }
+        if let Some(own) = self.origins.get_mut(&origin) {
+            own.silent.remove(&turn);
         }
     }
 
@@ -226,7 +231,7 @@ impl State {
                 silent.map(|(_turn, id)| *id).find(|id| self.has_taken_all(*id))
             }
             Some(origin) => {
-                let turns = self.silent_of.get(&origin)?.range(from).take_while(|turn| of_acquaintance(turn));
+                let turns = self.origins.get(&origin)?.silent.range(from).take_while(|turn| of_acquaintance(turn));
                 turns.filter_map(|turn| self.silent.get(turn)).copied().find(|id| self.has_taken_all(*id))
             }
         }
@@ -245,10 +250,10 @@ impl State {
         if let Some(turn) = connected.turn.take() {
             self.forget_turn(connected.origin, turn);
         }
-        if let Some(count) = self.count_of.get_mut(&connected.origin) {
-            *count -= 1;
-            if *count == 0 {
-                self.count_of.remove(&connected.origin);
+        if let Some(own) = self.origins.get_mut(&connected.origin) {
+            own.count -= 1;
+            if own.count == 0 {
+                self.origins.remove(&connected.origin);
             }
         }
         Some(connected)

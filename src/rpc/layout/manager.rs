@@ -1,7 +1,8 @@
 //! Keeps the layout of one node: on disk, and published to everyone who places something.
 //!
-//! Invariants: what is published was saved before; this node acknowledges a version only when no write that ignores it is running
-//! (writes hold a [`WritePermit`]), and when no row is left here from an earlier role in what the version gives it. All changes run one after another on the blocking pool, as they compute and sync files.
+//! Invariants: what is published was saved before; this node acknowledges a version only when no write that ignores it is running (writes
+//! hold a [`WritePermit`]), and when no row is left here from an earlier role in what the version gives it. All changes run one after
+//! another on the blocking pool, as they compute and sync files.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
