@@ -101,11 +101,18 @@ pub struct SetAsideSettled {
 }
 
 fn shown(service: &AdminService, aside: &SetAside) -> (SetAsideRow, String) {
-    let Described { subject, content } = describe(aside).unwrap_or_else(|error| Described {
-        subject: "cannot be read".to_owned(),
-        content: crate::error::with_causes(&AdminError::from(error)),
-    });
-    let table = service.garage.local().tables.name_of(aside.table).map_or_else(|| aside.table.0.to_string(), str::to_owned);
+    let tables = &service.garage.local().tables;
+    let Described { subject, content } = match aside.reason {
+        Reason::Damaged => Described {
+            subject: tables.name_of_row(aside.table, &aside.key),
+            content: format!("The bytes in its place, which do not match their checksum:\n{}", aside.row.escape_ascii()),
+        },
+        _ => describe(aside).unwrap_or_else(|error| Described {
+            subject: "cannot be read".to_owned(),
+            content: crate::error::with_causes(&AdminError::from(error)),
+        }),
+    };
+    let table = tables.name_of(aside.table).map_or_else(|| aside.table.0.to_string(), str::to_owned);
     let row = SetAsideRow {
         id: aside.id(),
         table,

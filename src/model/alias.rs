@@ -80,6 +80,17 @@ impl Schema for AliasTable {
         key_of(&row.scope, &row.name).1
     }
 
+    fn shown(sort_key: &[u8]) -> String {
+        match sort_key.split_first() {
+            Some((b'g', name)) => sort_key::shown(name),
+            Some((b'l', rest)) => match sort_key::split_text(rest) {
+                Some((key, name)) => format!("{} of key {key}", sort_key::shown(name)),
+                None => rest.escape_ascii().to_string(),
+            },
+            _ => sort_key.escape_ascii().to_string(),
+        }
+    }
+
     fn admit(&self, tx: &mut RowTransaction<'_, '_>, row: &mut AliasRow, how: Admit<'_>) -> Result<Admission, TableError> {
         if how.mode == Mode::Replicate {
             return Ok(Admission::Merge);

@@ -381,6 +381,10 @@ impl Schema for ObjectTable {
         key
     }
 
+    fn shown(sort_key: &[u8]) -> String {
+        sort_key::shown(sort_key)
+    }
+
     fn grows(row: &ObjectRow) -> bool {
         matches!(row.state, ObjectState::Live(_))
     }

@@ -75,10 +75,6 @@ struct Offer {
 pub fn describe(aside: &SetAside) -> Result<Described, ModelError> {
     let bytes = &aside.row;
     let described = |subject: String, content: String| Ok(Described { subject, content });
-    if aside.reason == Reason::Damaged {
-        let content = format!("Bytes as they were stored, which do not match their checksum:\n{}", bytes.escape_ascii());
-        return described(format!("row {}", garage_table::rows::name_of(&aside.key)), content);
-    }
     match aside.table {
         table_ids::BUCKET => {
             let row = BucketTable::decode(bytes)?;

@@ -321,6 +321,10 @@ impl Schema for UploadTable {
         Self::key_of(&row.key, &row.id)
     }
 
+    fn shown(sort_key: &[u8]) -> String {
+        sort_key::shown(sort_key)
+    }
+
     fn grows(row: &UploadRow) -> bool {
         row.is_new()
     }

@@ -20,7 +20,7 @@ use serde_bytes::ByteBuf;
 
 use crate::digest::{RowDigest, SetDigest};
 use crate::error::TableError;
-use crate::rows::{Frame, Unreadable, name_of, unseal};
+use crate::rows::{Frame, Unreadable, unseal};
 use crate::schema::{ReplacedBy, Replication};
 use crate::segments::{KeyRange, Rows, Segments};
 use crate::set_aside::Reason;
@@ -129,7 +129,7 @@ impl TableStore {
             let name = self.name_of(table).unwrap_or_default();
             tracing::error!(
                 table = name,
-                from = name_of(&examined.bound),
+                from = self.name_of_row(table, &examined.bound),
                 rows = examined.actual.rows,
                 "rows of an earlier version do not add up to their digest: one of them, without a checksum, has changed on the disk"
             );
@@ -240,7 +240,7 @@ impl RowTransaction<'_, '_> {
         let rules = self.inner.table(table)?.rules.clone();
         tracing::error!(
             table = rules.name(),
-            row = name_of(key),
+            row = segments.rows.name_of(key),
             copies = copies.len(),
             "a damaged row was replaced by what the other owners have, which is not what this node had: what was counted of it is counted anew"
         );
@@ -334,19 +334,23 @@ impl RowRepair {
         match self.repair(table, key.clone()).await {
             Ok(Repaired::Done) => {
                 self.repaired += 1;
-                tracing::info!(table = self.store.name_of(table), row = name_of(&key), "a damaged row is repaired");
+                tracing::info!(
+                    table = self.store.name_of(table),
+                    row = self.store.name_of_row(table, &key),
+                    "a damaged row is repaired"
+                );
             }
             Ok(Repaired::NotYet) => {
                 tracing::warn!(
                     table = self.store.name_of(table),
-                    row = name_of(&key),
+                    row = self.store.name_of_row(table, &key),
                     "a damaged row cannot be repaired yet: too few other owners of it answer"
                 );
             }
             Err(error) => {
                 tracing::warn!(
                     table = self.store.name_of(table),
-                    row = name_of(&key),
+                    row = self.store.name_of_row(table, &key),
                     error = %chain(&error),
                     "a damaged row cannot be repaired yet"
                 );

@@ -77,6 +77,11 @@ pub trait Schema: Send + Sync + 'static {
     /// Order-preserving; no sort key of a placement is a prefix of another's.
     fn sort_key(row: &Self::Row) -> Vec<u8>;
 
+    /// A sort key, or the beginning of one, as logs and errors show it.
+    fn shown(sort_key: &[u8]) -> String {
+        sort_key.escape_ascii().to_string()
+    }
+
     /// Whether storing the row needs room that a nearly full disk keeps for deletions. Asked of new writes only.
     fn grows(_row: &Self::Row) -> bool {
         false

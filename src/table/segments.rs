@@ -400,7 +400,7 @@ mod tests {
 
     fn open() -> (Db, Segments) {
         let db = Db::open_memory(MemoryEngine::new()).unwrap();
-        let rows = RowTree::new(db.open_tree("rows").unwrap(), TableId(3), "rows", Damaged::default());
+        let rows = RowTree::new(db.open_tree("rows").unwrap(), TableId(3), ("rows", |key| hex::encode(key)), Damaged::default());
         let segments = Segments { table: TableId(3), rows, digests: db.open_tree("digests").unwrap() };
         (db, segments)
     }

@@ -440,6 +440,11 @@ impl TableStore {
         self.0.tables.get(&table).map(|local| local.rules.name())
     }
 
+    /// A row by its local key, as people find it.
+    pub fn name_of_row(&self, table: TableId, key: &[u8]) -> String {
+        self.0.tables.get(&table).map_or_else(|| hex::encode(key), |local| local.rows.name_of(key))
+    }
+
     pub(crate) fn check_layout(&self, caller: u64) -> Result<(), TableError> {
         let oldest = self.0.layouts.oldest_live();
         if caller < oldest { Err(TableError::StaleLayout { caller, oldest }) } else { Ok(()) }

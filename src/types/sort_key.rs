@@ -24,6 +24,15 @@ pub fn split_text(bytes: &[u8]) -> Option<(String, &[u8])> {
     Some((String::from_utf8(text).ok()?, &bytes[end + 1..]))
 }
 
+/// An encoded text and what comes behind it, for people: the text with control characters escaped, the rest in hexadecimal digits.
+pub fn shown(bytes: &[u8]) -> String {
+    match split_text(bytes) {
+        Some((text, [])) => text.escape_debug().to_string(),
+        Some((text, rest)) => format!("{} ({})", text.escape_debug(), hex::encode(rest)),
+        None => bytes.escape_ascii().to_string(),
+    }
+}
+
 /// Appends a timestamp so that the newest sorts first.
 pub fn push_newest_first(out: &mut Vec<u8>, time: Timestamp) {
     out.extend((!time.as_millis()).to_be_bytes());
@@ -45,7 +54,7 @@ pub fn after_prefix(prefix: &[u8]) -> Option<Vec<u8>> {
 mod tests {
     use proptest::prelude::{any, proptest};
 
-    use super::{after_prefix, push_newest_first, push_text, split_text};
+    use super::{after_prefix, push_newest_first, push_text, shown, split_text};
     use crate::Timestamp;
 
     fn encoded(text: &str) -> Vec<u8> {
@@ -76,6 +85,13 @@ mod tests {
             longer.extend(rest);
             assert!(after_prefix(&prefix).is_none_or(|bound| bound > longer && bound > prefix));
         }
+    }
+
+    #[test]
+    fn people_see_the_text_and_not_its_encoding() {
+        assert_eq!(shown(&encoded("a/b\n")), "a/b\\n");
+        assert_eq!(shown(&[encoded("é"), vec![1, 0xFF]].concat()), "é (01ff)");
+        assert_eq!(shown(b"\xFF\x02"), "\\xff\\x02");
     }
 
     #[test]

@@ -39,7 +39,7 @@ impl Builder {
     /// When two tables have one id.
     pub fn with<S: Schema>(mut self, schema: Arc<S>) -> Result<Self, DbError> {
         let tree = self.db.open_tree(&format!("{}:rows", S::NAME))?;
-        let rows = RowTree::new(tree, S::ID, S::NAME, self.damaged.clone());
+        let rows = RowTree::new(tree, S::ID, (S::NAME, S::shown), self.damaged.clone());
         let table = LocalTable { rules: Arc::new(Typed(schema)), rows, generation: Arc::default() };
         assert!(self.tables.insert(S::ID, table).is_none(), "table id {:?} is used twice", S::ID);
         Ok(self)
