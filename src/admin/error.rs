@@ -65,6 +65,13 @@ pub enum AdminError {
         "there are {copies} copies of each row: damaged ones are repaired from the others, once enough of their nodes answer"
     )]
     OthersHaveIt { copies: usize },
+    #[error("no damaged row is known on this node: a scrub looks at all of them (garage repair --yes scrub start)")]
+    NoDamagedRows,
+    #[error(
+        "{rows} damaged rows of objects were given up; {kept} rows of other kinds stay as they are, since more than themselves would be lost \
+         with them. The log names them. Put a snapshot of the database back"
+    )]
+    DamagedRowsKept { rows: u64, kept: u64 },
     #[error(transparent)]
     Accept(#[from] AcceptRefusal),
     #[error(transparent)]
@@ -132,7 +139,11 @@ impl AdminError {
             | AdminError::Variable(_)
             | AdminError::Scrub(_) => INVALID_REQUEST,
             AdminError::NoSuchSetAside { .. } => Class("NoSuchRow", 404),
-            AdminError::StillRebuilding | AdminError::OthersHaveIt { .. } | AdminError::Accept(_) => CONFLICT,
+            AdminError::StillRebuilding
+            | AdminError::OthersHaveIt { .. }
+            | AdminError::NoDamagedRows
+            | AdminError::DamagedRowsKept { .. }
+            | AdminError::Accept(_) => CONFLICT,
             AdminError::NoSuchWorker { .. } => Class("NoSuchWorker", 404),
             AdminError::NoSuchBlock { .. } => Class("NoSuchBlock", 404),
             AdminError::Elsewhere(_) => INTERNAL,

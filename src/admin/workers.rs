@@ -8,6 +8,7 @@ use garage_model::ModelError;
 use garage_model::background::{RESYNC_WORKERS_MAX, Variables};
 use garage_model::repair::Repair;
 use garage_model::scrub::ScrubError;
+use garage_table::damage::GivenUp;
 use garage_worker::registry::State;
 use garage_worker::{WorkerId, WorkerInfo as Listed};
 use serde::{Deserialize, Serialize};
@@ -294,7 +295,7 @@ pub enum RepairType {
     BlockRc,
     /// Gives up the blocks of a database that was lost, where nobody else has its rows.
     LostBlocks,
-    /// Gives up the rows that do not match their checksums, where nobody else is to have them.
+    /// Gives up objects whose rows do not match their checksums, where nobody else is to have them.
     DamagedRows,
     Rebalance,
     Aliases,
@@ -351,12 +352,12 @@ impl Operation for OwnRepair {
                 if copies > 1 {
                     return Err(AdminError::OthersHaveIt { copies });
                 }
-                let rows = service.garage.local().tables.give_up_damaged_rows().await?;
-                tracing::warn!(
-                    rows,
-                    "the operator gives up damaged rows: what they said is lost, what is stored in their places is set aside"
-                );
-                return Ok(());
+                let GivenUp { rows, kept } = service.garage.local().tables.give_up_damaged_rows().await?;
+                return match (rows, kept) {
+                    (0, 0) => Err(AdminError::NoDamagedRows),
+                    (_, 0) => Ok(()),
+                    _ => Err(AdminError::DamagedRowsKept { rows, kept }),
+                };
             }
             RepairType::Tables => {
                 service.garage.sync().request();

@@ -365,6 +365,7 @@ impl ObjectTable {
 
 impl Schema for ObjectTable {
     const ID: TableId = table_ids::OBJECT;
+    const MAY_BE_GIVEN_UP: bool = true;
     const NAME: &'static str = "object";
     const REPLICATION: Replication = Replication::Sharded;
     type Row = ObjectRow;

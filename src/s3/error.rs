@@ -258,7 +258,14 @@ impl From<ModelError> for S3Error {
             | ModelError::BucketClosing
             | ModelError::Overtaken
             | ModelError::ShuttingDown => unavailable(&error),
-            ModelError::Table(_) | ModelError::NodeSilent(_) | ModelError::Superseded => unavailable(&error),
+            ModelError::Table(ref table) => match table.damage() {
+                Some(damage) => {
+                    tracing::error!(error = %chain(&error), "request failed on damaged metadata");
+                    S3Error::new(Code::InternalError, sentence(&format!("{damage}, and no good copy of it answers")))
+                }
+                None => unavailable(&error),
+            },
+            ModelError::NodeSilent(_) | ModelError::Superseded => unavailable(&error),
             ModelError::Block(_) | ModelError::State(_) | ModelError::Damaged(_) => internal(&error),
         }
     }

@@ -11,6 +11,7 @@ use garage_model::list::ListQuery;
 use garage_model::pipeline::InMemory;
 use garage_model::put::{Preconditions, PutObject};
 use garage_model::{Garage, ModelError};
+use garage_table::damage::GivenUp;
 use garage_table::set_aside::Reason;
 use garage_types::disk::Disk;
 use garage_types::random::SeededRandom;
@@ -159,7 +160,7 @@ async fn a_damaged_row_that_nobody_else_has_is_an_error_until_an_operator_gives_
     assert!(garage.list_objects(bucket, &all).await.is_err());
     assert_eq!(tables.damaged_rows(), 1);
 
-    assert_eq!(tables.give_up_damaged_rows().await.unwrap(), 1);
+    assert_eq!(tables.give_up_damaged_rows().await.unwrap(), GivenUp { rows: 1, kept: 0 });
     assert_eq!(tables.damaged_rows(), 0);
     garage.settle_counters().await.unwrap();
     let listed = garage.list_objects(bucket, &all).await.unwrap();
@@ -182,4 +183,27 @@ async fn a_damaged_row_that_nobody_else_has_is_an_error_until_an_operator_gives_
     // The key takes the next object like any other.
     let again = store(&garage, bucket, "a", 3).await;
     assert_eq!(fetch(&garage, bucket, "a").await, again);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_row_that_keeps_blocks_is_not_given_up() {
+    let world = World::new(1);
+    let garage = world.start().await.garage;
+    let tables = garage.local().tables.clone();
+    let bucket = garage.create_bucket("pictures").await.unwrap();
+    let body = store(&garage, bucket, "a", 1).await;
+    world.engine.flip_bit("block_ref:rows", 0, 24).unwrap();
+    let (mut next, mut damaged) = (None, 0);
+    loop {
+        let checked = tables.check_some_rows(next).await.unwrap();
+        damaged += checked.damaged;
+        next = checked.next;
+        if next.is_none() {
+            break;
+        }
+    }
+    assert_eq!(damaged, 1);
+    assert_eq!(tables.give_up_damaged_rows().await.unwrap(), GivenUp { rows: 0, kept: 1 });
+    look_at_all_files(&world, &garage).await;
+    assert_eq!(fetch(&garage, bucket, "a").await, body);
 }

@@ -31,6 +31,14 @@ use crate::wire::{Entry, Found, Mode, Read, TableId};
 /// How long a row that cannot be repaired yet waits for the next try.
 const RETRY_PERIOD: Duration = Duration::from_secs(60);
 
+/// What came of giving damaged rows up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct GivenUp {
+    pub rows: u64,
+    /// Of tables that do not bear it.
+    pub kept: u64,
+}
+
 /// Where the check of all rows goes on.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct CheckPlace {
@@ -157,21 +165,25 @@ impl TableStore {
         self.0.damaged.len() as u64
     }
 
-    /// Removes the rows known to be damaged, and sets aside what is stored in their places. Only for a node of whose rows nobody else is to
-    /// have a copy. Returns how many there were.
+    /// Removes the rows known to be damaged of tables that bear it, and sets aside what is stored in their places. Only for a node of whose
+    /// rows nobody else is to have a copy.
     ///
     /// # Errors
     /// [`TableError`]; those that were removed before stay so.
-    pub async fn give_up_damaged_rows(&self) -> Result<u64, TableError> {
-        let (mut given_up, mut at) = (0, None);
+    pub async fn give_up_damaged_rows(&self) -> Result<GivenUp, TableError> {
+        let (mut done, mut at) = (GivenUp::default(), None);
         while let Some((table, key)) = self.0.damaged.next(at.as_ref()) {
-            let placement = placement_of(table, &key)?;
-            let damaged = Asked { table, placement, epoch: self.known_epoch(table, &placement), key: key.clone() };
-            self.repair_row(damaged, Vec::new(), Needed::GivenUp).await?;
-            given_up += 1;
+            if self.0.table(table)?.rules.may_be_given_up() {
+                let placement = placement_of(table, &key)?;
+                let damaged = Asked { table, placement, epoch: self.known_epoch(table, &placement), key: key.clone() };
+                self.repair_row(damaged, Vec::new(), Needed::GivenUp).await?;
+                done.rows += 1;
+            } else {
+                done.kept += 1;
+            }
             at = Some((table, key));
         }
-        Ok(given_up)
+        Ok(done)
     }
 
     /// Puts another copy in the place of a damaged row.
@@ -206,7 +218,11 @@ impl TableStore {
                     }
                     (None, _) => {
                         if needed == Needed::GivenUp {
-                            let aside = tx.inner.set_aside;
+                            let (aside, row) = (tx.inner.set_aside, segments.rows.name_of(&damaged.key));
+                            tracing::warn!(
+                                row,
+                                "a damaged row is given up at the operator's word; what is stored in its place is set aside"
+                            );
                             aside.keep(tx.raw(), (at, Reason::Damaged), table, &damaged.key, &stored)?;
                         }
                         tx.replace_damaged(&segments, &damaged.key, &copies)?;
@@ -242,7 +258,7 @@ impl RowTransaction<'_, '_> {
             table = rules.name(),
             row = segments.rows.name_of(key),
             copies = copies.len(),
-            "a damaged row was replaced by what the other owners have, which is not what this node had: what was counted of it is counted anew"
+            "a damaged row was replaced by what others have of it, which is not what this node had: what was counted of it is counted anew"
         );
         let mut copies = copies.iter();
         match copies.next() {
@@ -340,6 +356,13 @@ impl RowRepair {
                     "a damaged row is repaired"
                 );
             }
+            Ok(Repaired::NotYet) if self.cluster.layout().replication_factor() == 1 => {
+                tracing::warn!(
+                    table = self.store.name_of(table),
+                    row = self.store.name_of_row(table, &key),
+                    "a damaged row has no other copy: it is an error until a snapshot is put back, or, if it is an object's, until it is given up (garage repair --yes damaged-rows)"
+                );
+            }
             Ok(Repaired::NotYet) => {
                 tracing::warn!(
                     table = self.store.name_of(table),
@@ -415,10 +438,15 @@ impl Worker for RowRepair {
     fn wait(&mut self) -> BoxFuture<'_, ()> {
         let damaged = self.store.0.damaged.clone();
         Box::pin(async move {
-            if damaged.len() > 0 {
+            let retry = async {
+                if damaged.len() == 0 {
+                    std::future::pending::<()>().await;
+                }
                 tokio::time::sleep(RETRY_PERIOD).await;
-            } else {
-                damaged.added().await;
+            };
+            tokio::select! {
+                () = damaged.changed() => {}
+                () = retry => {}
             }
         })
     }

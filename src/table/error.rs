@@ -76,6 +76,17 @@ pub enum TableError {
 }
 
 impl TableError {
+    /// What was damaged, where a damaged row is why there is no answer.
+    pub fn damage(&self) -> Option<String> {
+        let of_peer = |error: &RpcError| (error.code == ErrorCode::Corrupt).then(|| error.message.clone());
+        match self {
+            TableError::DamagedRow { .. } => Some(self.to_string()),
+            TableError::Peer { source, .. } => of_peer(source),
+            TableError::Quorum(quorum) => quorum.errors.iter().find_map(|failed| of_peer(&failed.error)),
+            _ => None,
+        }
+    }
+
     /// Whether a node could not be asked at all.
     pub fn is_unreachable(&self) -> bool {
         let unreachable = |code| matches!(code, ErrorCode::Unavailable | ErrorCode::Timeout);

@@ -177,7 +177,7 @@ pub(crate) struct Damaged(Arc<Remembered>);
 #[derive(Default, Debug)]
 struct Remembered {
     rows: Mutex<BTreeSet<(TableId, Vec<u8>)>>,
-    added: Notify,
+    changed: Notify,
 }
 
 impl Damaged {
@@ -187,13 +187,14 @@ impl Damaged {
         let is_new = rows.len() < REMEMBERED_MAX && rows.insert((table, key.to_vec()));
         drop(rows);
         if is_new {
-            self.0.added.notify_one();
+            self.0.changed.notify_one();
         }
         is_new
     }
 
     pub(crate) fn forget(&self, table: TableId, key: &[u8]) {
         self.rows().remove(&(table, key.to_vec()));
+        self.0.changed.notify_one();
     }
 
     /// The first damaged row behind `after`.
@@ -206,9 +207,9 @@ impl Damaged {
         self.rows().len()
     }
 
-    /// Resolves when a row was added since the last time.
-    pub(crate) async fn added(&self) {
-        self.0.added.notified().await;
+    /// Resolves when a row was added or forgotten since the last time.
+    pub(crate) async fn changed(&self) {
+        self.0.changed.notified().await;
     }
 
     fn rows(&self) -> MutexGuard<'_, BTreeSet<(TableId, Vec<u8>)>> {

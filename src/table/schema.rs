@@ -70,6 +70,9 @@ pub trait Schema: Send + Sync + 'static {
     const ID: TableId;
     const NAME: &'static str;
     const REPLICATION: Replication;
+    /// Whether a damaged row of which there is no copy may be removed at an operator's word. False where something else would follow from
+    /// its absence: blocks of whole objects would be deleted, names or keys given away.
+    const MAY_BE_GIVEN_UP: bool = false;
     type Row: Format + Crdt + Serialize + DeserializeOwned + Clone + Send + Sync + 'static;
 
     fn placement(row: &Self::Row) -> Placement;
@@ -216,6 +219,7 @@ pub enum Origin {
 /// A schema without its type, as the store holds it.
 pub(crate) trait Rules: Send + Sync {
     fn name(&self) -> &'static str;
+    fn may_be_given_up(&self) -> bool;
     fn apply(&self, tx: &mut RowTransaction<'_, '_>, entry: &Entry) -> Result<Verdict, TableError>;
     fn project(&self, row: &[u8], projection: Projection) -> Result<Vec<u8>, TableError>;
     fn dropped(&self, tx: &mut RowTransaction<'_, '_>, row: &[u8]) -> Result<(), TableError>;
@@ -237,6 +241,10 @@ pub(crate) struct Typed<S>(pub Arc<S>);
 impl<S: Schema> Rules for Typed<S> {
     fn name(&self) -> &'static str {
         S::NAME
+    }
+
+    fn may_be_given_up(&self) -> bool {
+        S::MAY_BE_GIVEN_UP
     }
 
     fn apply(&self, tx: &mut RowTransaction<'_, '_>, entry: &Entry) -> Result<Verdict, TableError> {

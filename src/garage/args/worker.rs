@@ -74,7 +74,7 @@ pub enum RepairWhat {
     BlockRc,
     /// Give up the blocks of a database that was lost, where no other node has its rows, and remove them
     LostBlocks,
-    /// Give up the rows of the metadata that are damaged, where there are no other copies, and set aside what is left of them
+    /// Give up the objects whose rows in the metadata are damaged, where there are no other copies; what is left of the rows is set aside
     DamagedRows,
     /// Move blocks to their primary data directory
     Rebalance,

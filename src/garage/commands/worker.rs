@@ -87,6 +87,9 @@ pub(super) async fn repair(daemon: &Daemon, args: RepairArgs, output: Output) ->
         RepairWhat::Scrub { command: ScrubWhat::Resume } => RepairType::Scrub(ScrubCommand::Resume),
         RepairWhat::Scrub { command: ScrubWhat::Cancel } => RepairType::Scrub(ScrubCommand::Cancel),
     };
+    if repair_type == RepairType::DamagedRows {
+        confirmed(yes, "The objects whose rows are damaged are lost for good; the log of the node names them")?;
+    }
     confirmed(yes, "A repair reads much of what the node stores and may remove what is superfluous")?;
     let launched = daemon.call(LaunchRepairOperation { node: nodes(all_nodes), repair_type }).await?;
     each(output, &launched, |multi| show::launched(multi, repair_type))

@@ -44,8 +44,9 @@ fn node(id: NodeId, statistics: &NodeStatistics) -> String {
     text += &table(&rows);
     text += &format!("\nInsert queue length: {}\n", statistics.insert_queue_length);
     if let Some(damaged) = statistics.damaged_rows.filter(|damaged| *damaged > 0) {
-        text +=
-            &format!("Damaged rows: {damaged} (they are repaired from the other owners once these answer; the log names them)\n");
+        text += &format!(
+            "Damaged rows: {damaged} (the log names them; they are repaired from their other copies, once those answer)\n"
+        );
     }
     if let Some(BlockStatistics { rc_entries, resync_queue_length, resync_errors, unreferenced }) = statistics.blocks {
         text += "\nBlock manager stats:\n";
