@@ -24,7 +24,7 @@ use tokio::sync::watch;
 
 use super::linger::Client;
 use super::overdue::{Documents, documents};
-use super::patient::Patient;
+use super::patient::{BodyWanted, Patient};
 use super::places::{Answering, Place};
 use super::request_body::RequestBody;
 use super::{Peer, Service, Shared};
@@ -80,13 +80,14 @@ async fn serve<S: Service + ?Sized>(
     on_close: watch::Receiver<()>,
     (place, documents): (Arc<Place>, Documents),
 ) {
-    let io = TokioIo::new(Patient::new(stream, shared.limits.write_idle, place.clone()));
+    let body_wanted = BodyWanted::default();
+    let io = TokioIo::new(Patient::new(stream, shared.limits.write_idle, place.clone(), body_wanted.clone()));
     let stopping = on_close.clone();
     let unread = Arc::new(AtomicBool::new(false));
     let handler = service_fn(|request| {
         let answering = place.answer();
         let documents = documents.clone();
-        let answered = answer(request, peer, shared.clone(), unread.clone());
+        let answered = answer(request, peer, shared.clone(), (unread.clone(), body_wanted.clone()));
         let reply: BoxFuture<'static, Result<Response<AnsweringBody>, Infallible>> = answered
             .map(move |reply| Ok(reply.map(|body| AnsweringBody { body: documents.watch(body), _answering: answering })))
             .boxed();
@@ -156,18 +157,19 @@ fn asks_to_continue(value: &HeaderValue) -> bool {
     value.as_bytes().eq_ignore_ascii_case(b"100-continue")
 }
 
-/// Runs the handler, and makes a reply of whatever becomes of it. `unread`: set when it is given before the body was read to its end.
+/// Runs the handler, and makes a reply of whatever becomes of it. `unread`: set when it is given before the body was read to its end;
+/// `wanted`: while it is read.
 async fn answer<S: Service + ?Sized>(
     request: Request<Incoming>,
     peer: Peer,
     shared: Arc<Shared<S>>,
-    unread: Arc<AtomicBool>,
+    (unread, wanted): (Arc<AtomicBool>, BodyWanted),
 ) -> Response<ReplyBody> {
     let started = Instant::now();
     let request_id = RequestId::random(&*shared.random);
     let (parts, incoming) = request.into_parts();
     let continues_nothing = incoming.is_end_stream() && parts.headers.get(EXPECT).is_some_and(asks_to_continue);
-    let (body, read_to_end) = RequestBody::new(incoming);
+    let (body, read_to_end) = RequestBody::new(incoming, wanted.clone());
     let mut request = Request::from_parts(parts, body);
     request.extensions_mut().insert(request_id);
     let method = request.method().clone();
@@ -187,6 +189,7 @@ async fn answer<S: Service + ?Sized>(
     }
     // botocore announces even an empty body with `Expect: 100-continue`. HTTP lets us answer at once, but botocore then takes the
     // next reply on this connection for a part of this one, and waits for its time-out; on a new connection it does not.
+    wanted.set(false);
     unread.store(!read_to_end.get(), Ordering::Release);
     if !read_to_end.get() || continues_nothing {
         reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));

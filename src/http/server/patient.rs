@@ -1,20 +1,37 @@
-//! A connection that waits for its client only so long: the time-out for writing that hyper does not have.
+//! A connection that waits for its client only so long, and takes in only so much that nobody has asked for: the limits that hyper does not
+//! have.
 
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf, Take};
 use tokio::time::{Sleep, sleep};
 
 use super::places::{Place, Taking};
 
-/// Fails a write with `TimedOut` once the client has accepted nothing for `write_idle`. Reads are left alone.
+/// Bytes read at once while no handler takes a body in. hyper reads ever more at once from a client that keeps it filled, up to the size
+/// of its buffer, so one that sends request upon request would fill that on each of its connections.
+const READ_UNASKED: u64 = 16 << 10;
+
+/// Whether a handler takes in the body of the request: it sets this, and whoever begins and ends a request takes it back.
+#[derive(Clone, Debug, Default)]
+pub(super) struct BodyWanted(Arc<AtomicBool>);
+
+impl BodyWanted {
+    pub(super) fn set(&self, wanted: bool) {
+        self.0.store(wanted, Ordering::Relaxed);
+    }
+}
+
+/// Fails a write with `TimedOut` once the client has accepted nothing for `write_idle`.
 pub(super) struct Patient<IO> {
-    io: IO,
+    io: Take<IO>,
+    body_wanted: BodyWanted,
     write_idle: Duration,
     /// Told whether the client still has something to accept.
     place: Arc<Place>,
@@ -22,10 +39,13 @@ pub(super) struct Patient<IO> {
     stuck: Option<Pin<Box<Sleep>>>,
 }
 
-impl<IO> Patient<IO> {
-    pub(super) fn new(io: IO, write_idle: Duration, place: Arc<Place>) -> Self {
-        Patient { io, write_idle, place, stuck: None }
+impl<IO: AsyncRead> Patient<IO> {
+    pub(super) fn new(io: IO, write_idle: Duration, place: Arc<Place>, body_wanted: BodyWanted) -> Self {
+        Patient { io: io.take(READ_UNASKED), body_wanted, write_idle, place, stuck: None }
     }
+}
+
+impl<IO> Patient<IO> {
 
     fn judge<T>(&mut self, cx: &mut Context<'_>, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if outcome.is_ready() {
@@ -46,36 +66,39 @@ impl<IO> Patient<IO> {
 
 impl<IO: AsyncRead + Unpin> AsyncRead for Patient<IO> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_read(cx, buffer)
+        let this = self.get_mut();
+        let is_wanted = this.body_wanted.0.load(Ordering::Relaxed);
+        this.io.set_limit(if is_wanted { u64::MAX } else { READ_UNASKED });
+        Pin::new(&mut this.io).poll_read(cx, buffer)
     }
 }
 
-impl<IO: AsyncWrite + Unpin> AsyncWrite for Patient<IO> {
+impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Patient<IO> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let outcome = Pin::new(&mut this.io).poll_write(cx, bytes);
+        let outcome = Pin::new(this.io.get_mut()).poll_write(cx, bytes);
         this.judge(cx, outcome)
     }
 
     fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, parts: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let outcome = Pin::new(&mut this.io).poll_write_vectored(cx, parts);
+        let outcome = Pin::new(this.io.get_mut()).poll_write_vectored(cx, parts);
         this.judge(cx, outcome)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
+        self.io.get_ref().is_write_vectored()
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let outcome = Pin::new(&mut this.io).poll_flush(cx);
+        let outcome = Pin::new(this.io.get_mut()).poll_flush(cx);
         this.judge(cx, outcome)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let outcome = Pin::new(&mut this.io).poll_shutdown(cx);
+        let outcome = Pin::new(this.io.get_mut()).poll_shutdown(cx);
         this.judge(cx, outcome)
     }
 }

@@ -11,10 +11,13 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
+use super::patient::BodyWanted;
+
 /// What a [`super::Service`] reads a request's body from.
 #[derive(Debug)]
 pub struct RequestBody {
     incoming: Incoming,
+    wanted: BodyWanted,
     read_to_end: Arc<AtomicBool>,
 }
 
@@ -29,9 +32,10 @@ impl ReadToEnd {
 }
 
 impl RequestBody {
-    pub(super) fn new(incoming: Incoming) -> (Self, ReadToEnd) {
+    /// `wanted`: told that the body is read, once it is.
+    pub(super) fn new(incoming: Incoming, wanted: BodyWanted) -> (Self, ReadToEnd) {
         let read_to_end = Arc::new(AtomicBool::new(incoming.is_end_stream()));
-        (RequestBody { incoming, read_to_end: read_to_end.clone() }, ReadToEnd(read_to_end))
+        (RequestBody { incoming, wanted, read_to_end: read_to_end.clone() }, ReadToEnd(read_to_end))
     }
 }
 
@@ -41,6 +45,7 @@ impl Body for RequestBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let this = self.get_mut();
+        this.wanted.set(true);
         let frame = ready!(Pin::new(&mut this.incoming).poll_frame(cx));
         if frame.is_none() || this.incoming.is_end_stream() {
             this.read_to_end.store(true, Ordering::Release);
