@@ -160,6 +160,8 @@ struct StopSignals {
     interrupt: Signal,
     terminate: Signal,
     hangup: Signal,
+    /// A file has reached the limit of the process (`ulimit -f`): that is the error of the write, and no reason to die.
+    _file_too_large: Signal,
 }
 
 fn stop_signals() -> Result<StopSignals, CliError> {
@@ -168,6 +170,7 @@ fn stop_signals() -> Result<StopSignals, CliError> {
         interrupt: listen(SignalKind::interrupt())?,
         terminate: listen(SignalKind::terminate())?,
         hangup: listen(SignalKind::hangup())?,
+        _file_too_large: listen(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?,
     })
 }
 

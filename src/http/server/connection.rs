@@ -41,7 +41,7 @@ pub(super) async fn run<S: Service + ?Sized>(
     place: Place,
 ) {
     let (place, first_head_timeout) = (Arc::new(place), shared.limits.first_head_timeout);
-    let (documents, watch) = documents(shared.limits.write_idle);
+    let (documents, watch) = documents(shared.limits.write_idle, shared.documents.clone());
     let serving = pin!(serve(stream, peer, shared, on_close, (place.clone(), documents)));
     let must_leave = pin!(seldom(async {
         tokio::select! {

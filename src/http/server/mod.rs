@@ -103,6 +103,13 @@ struct Shared<S: ?Sized> {
     limits: ServerLimits,
     random: Arc<dyn Random>,
     lingering: linger::Places,
+    documents: overdue::Shelf,
+}
+
+impl<S: ?Sized> Shared<S> {
+    fn new(service: Arc<S>, limits: ServerLimits, random: Arc<dyn Random>) -> Self {
+        Shared { service, limits, random, lingering: linger::Places::default(), documents: overdue::Shelf::default() }
+    }
 }
 
 /// Serves until `stop` is ready; then accepts no more, lets requests in flight finish, and closes.
@@ -115,7 +122,7 @@ pub async fn serve<S: Service + ?Sized>(
     random: Arc<dyn Random>,
     stop: impl Future<Output = ()>,
 ) -> Drained {
-    let shared = Arc::new(Shared { service, limits, random, lingering: linger::Places::default() });
+    let shared = Arc::new(Shared::new(service, limits, random));
     let places = Places::new(limits.connections_max, limits.connections_of_one_address_max);
     let (closing, on_close) = watch::channel(());
     let mut connections = JoinSet::new();
@@ -144,7 +151,7 @@ pub async fn serve_connection<S: Service + ?Sized>(
     // Held to the end: nobody stops this server.
     let (_closing, on_close) = watch::channel(());
     let Ok(place) = Places::new(1, 1).take(peer) else { return };
-    let shared = Arc::new(Shared { service, limits, random, lingering: linger::Places::default() });
+    let shared = Arc::new(Shared::new(service, limits, random));
     connection::run(stream, peer, shared, on_close, place).await;
 }
 

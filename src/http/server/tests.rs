@@ -76,12 +76,7 @@ fn wire(capacity: usize, limits: ServerLimits) -> Wire {
 
 fn wire_over(client: DuplexStream, server: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, limits: ServerLimits) -> Wire {
     let tester = Arc::new(Tester::default());
-    let shared = Arc::new(Shared {
-        service: tester.clone(),
-        limits,
-        random: Arc::new(SeededRandom::new(1)),
-        lingering: super::linger::Places::default(),
-    });
+    let shared = Arc::new(Shared::new(tester.clone(), limits, Arc::new(SeededRandom::new(1))));
     let (close, on_close) = watch::channel(());
     let peer = Peer::Unix;
     let place = Places::new(1, 1).take(peer).expect("a free place");
