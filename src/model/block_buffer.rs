@@ -9,7 +9,6 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::error::ModelError;
@@ -18,13 +17,14 @@ use crate::error::ModelError;
 const UNIT: usize = 1024;
 /// The part of all room that blocks may have which wait for their readers.
 const READERS_SHARE: usize = 4;
-/// The parts of all room that documents may have beside it: those that clients send, and those that they receive.
-const SENT_DOCUMENTS_SHARE: usize = 8;
-const RECEIVED_DOCUMENTS_SHARE: usize = 4;
+/// The part of all room that the documents which clients send may have beside it.
+const DOCUMENTS_SHARE: usize = 8;
 /// Documents up to this length are not counted; longer ones are in steps of it, as they arrive.
 const DOCUMENT_STEP_BYTES: u64 = 64 << 10;
 /// Lists of blocks read at once, by the whole node, that no reader needs soon.
 const LISTS_IN_TURN: usize = 4;
+/// Pages of listings made at once: a thousand rows with the longest keys are some megabytes, as rows, as items and as text.
+const PAGES_IN_TURN: usize = 32;
 
 pub(crate) struct BlockBuffer {
     /// For what is written.
@@ -34,18 +34,11 @@ pub(crate) struct BlockBuffer {
     readers: Arc<Semaphore>,
     readers_max: usize,
     lists: Arc<Semaphore>,
-    sent_documents: Arc<Semaphore>,
-    received_documents: Arc<Semaphore>,
+    documents: Arc<Semaphore>,
+    pages: Arc<Semaphore>,
 }
 
-/// Who has a document, such as a list of keys, and may take any time to pass it on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Document {
-    SentByClient,
-    ReceivedByClient,
-}
-
-/// Room for a document, until it is dropped. It grows with the document, so that who only announces a long one keeps nobody out.
+/// Room for a document that a client sends, such as a list of keys, until it is dropped. It grows with the document, so that who only announces a long one keeps nobody out.
 pub struct DocumentRoom {
     of: Arc<Semaphore>,
     /// All there is.
@@ -77,26 +70,10 @@ impl DocumentRoom {
         }
         Ok(())
     }
-
-    /// The document, which keeps its room until the last of it is taken.
-    pub fn holding(self, document: Bytes) -> Bytes {
-        match self.taken {
-            Some(permit) => Bytes::from_owner(Counted { document, _permit: permit }),
-            None => document,
-        }
-    }
 }
 
-struct Counted {
-    document: Bytes,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl AsRef<[u8]> for Counted {
-    fn as_ref(&self) -> &[u8] {
-        &self.document
-    }
-}
+/// The turn to make one page of a listing, until it is dropped.
+pub struct PageTurn(#[expect(dead_code, reason = "held")] OwnedSemaphorePermit);
 
 /// Room for what waits for its reader.
 pub(crate) struct ReadersRoom(#[expect(dead_code, reason = "held")] OwnedSemaphorePermit);
@@ -115,15 +92,14 @@ impl BlockBuffer {
         let all = (bytes_max / UNIT).clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
         let readers_max = all / READERS_SHARE;
         let units_max = all - readers_max;
-        let share = |share: usize| Arc::new(Semaphore::new((all / share).max(1)));
         BlockBuffer {
             units: Arc::new(Semaphore::new(units_max)),
             units_max,
             readers: Arc::new(Semaphore::new(readers_max)),
             readers_max,
             lists: Arc::new(Semaphore::new(LISTS_IN_TURN)),
-            sent_documents: share(SENT_DOCUMENTS_SHARE),
-            received_documents: share(RECEIVED_DOCUMENTS_SHARE),
+            documents: Arc::new(Semaphore::new((all / DOCUMENTS_SHARE).max(1))),
+            pages: Arc::new(Semaphore::new(PAGES_IN_TURN)),
         }
     }
 
@@ -182,12 +158,16 @@ impl BlockBuffer {
     }
 
     /// Room for a document, of which nothing is there yet.
-    pub(crate) fn for_document(&self, document: Document) -> DocumentRoom {
-        let (of, share) = match document {
-            Document::SentByClient => (&self.sent_documents, SENT_DOCUMENTS_SHARE),
-            Document::ReceivedByClient => (&self.received_documents, RECEIVED_DOCUMENTS_SHARE),
-        };
-        DocumentRoom { of: of.clone(), units_max: (self.all() / share).max(1), taken: None }
+    pub(crate) fn for_document(&self) -> DocumentRoom {
+        DocumentRoom { of: self.documents.clone(), units_max: (self.all() / DOCUMENTS_SHARE).max(1), taken: None }
+    }
+
+    /// The turn to make one page of a listing. Whoever has it must not wait for a client.
+    ///
+    /// # Errors
+    /// [`ModelError::ShuttingDown`].
+    pub(crate) async fn page_turn(&self) -> Result<PageTurn, ModelError> {
+        self.pages.clone().acquire_owned().await.map(PageTurn).map_err(|_closed| ModelError::ShuttingDown)
     }
 
     /// The turn to read a list of blocks that is not needed soon. Whoever has it must not wait for a client.
@@ -212,7 +192,7 @@ impl BlockBuffer {
 mod tests {
     use futures_util::FutureExt;
 
-    use super::{Ahead, BlockBuffer, Document};
+    use super::{Ahead, BlockBuffer};
 
     const KIB: usize = 1024;
 
@@ -259,19 +239,15 @@ mod tests {
     #[test]
     fn documents_have_room_of_their_own_and_the_longest_always_fits_alone() {
         let buffer = BlockBuffer::new(1024 * KIB);
-        let room = |document: Document, bytes: usize| {
-            let mut room = buffer.for_document(document);
+        let sent = |bytes: usize| {
+            let mut room = buffer.for_document();
             room.grow_to(bytes as u64).map(|()| room).ok()
         };
-        let sent = |bytes: usize| room(Document::SentByClient, bytes);
         let all = sent(2000 * KIB).unwrap();
         assert!(sent(65 * KIB).is_none());
         assert!(sent(64 * KIB).is_some(), "small ones are not counted");
-        assert!(room(Document::ReceivedByClient, 256 << 10).is_some());
         assert_eq!(buffer.used().0, 0);
-        let held = all.holding(vec![7; 2000 * KIB].into()).slice(5..6);
-        assert!(sent(65 * KIB).is_none(), "a part of it is still to be taken");
-        drop(held);
+        drop(all);
         assert!(sent(65 * KIB).is_some());
     }
 
@@ -279,9 +255,9 @@ mod tests {
     fn a_document_has_room_for_what_has_come_of_it() {
         // 1024 KiB for documents that are sent.
         let buffer = BlockBuffer::new(8192 * KIB);
-        let mut slow: Vec<_> = (0..100).map(|_| buffer.for_document(Document::SentByClient)).collect();
+        let mut slow: Vec<_> = (0..100).map(|_| buffer.for_document()).collect();
         assert!(slow.iter_mut().all(|room| room.grow_to(64 << 10).is_ok()));
-        let mut other = buffer.for_document(Document::SentByClient);
+        let mut other = buffer.for_document();
         for length in (0..=896).step_by(10) {
             other.grow_to(length << 10).unwrap();
         }

@@ -17,7 +17,7 @@ use garage_worker::Workers;
 
 use crate::alias::{AliasRow, AliasScope, AliasTable};
 use crate::background::{Background, MayDelete};
-use crate::block_buffer::{BlockBuffer, Document, DocumentRoom};
+use crate::block_buffer::{BlockBuffer, DocumentRoom, PageTurn};
 use crate::block_ref::{Arriving, BlockRefTable, BlockTrees};
 use crate::blocks::{BlockService, Blocks};
 use crate::bucket::{BucketRow, BucketTable};
@@ -25,6 +25,7 @@ use crate::cache::RowCache;
 use crate::closing::{ClosingMarks, ClosingService};
 use crate::count::CountService;
 use crate::counters::BucketCounters;
+use crate::error::ModelError;
 use crate::fresh_refs::FreshReferences;
 use crate::key::{KeyRow, KeyTable};
 use crate::misses::Misses;
@@ -285,9 +286,17 @@ impl Garage {
         BlockMemory { in_flight, in_flight_max, lingering, lingering_max }
     }
 
-    /// Room in memory for a document, of which nothing is there yet.
-    pub fn document_room(&self, document: Document) -> DocumentRoom {
-        self.0.block_buffer.for_document(document)
+    /// Room in memory for a document that a client sends, of which nothing is there yet.
+    pub fn document_room(&self) -> DocumentRoom {
+        self.0.block_buffer.for_document()
+    }
+
+    /// The turn to make one page of a listing. Whoever has it must not wait for a client.
+    ///
+    /// # Errors
+    /// [`ModelError::ShuttingDown`].
+    pub async fn page_turn(&self) -> Result<PageTurn, ModelError> {
+        self.0.block_buffer.page_turn().await
     }
 
     pub fn cluster(&self) -> &Cluster {

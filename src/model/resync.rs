@@ -9,6 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt};
 use garage_block::rate::ByteRate;
 use garage_block::resync::{Answer, Decision, Duty, Judgement, OnDisk, Refs, decide, judge};
 use garage_block::{BlockError, Examined, LockedBlock};
@@ -33,9 +34,12 @@ pub(crate) const RESYNC_BATCH: usize = 100;
 /// No block is moved after this in one go; the others wait for the next. Short, because other owners fetch what they need by themselves
 /// meanwhile: what was asked about them longer ago would be moved twice.
 const MOVING_MAX: Duration = Duration::from_millis(250);
-/// When a block is looked at again that had to stay because an owner was silent or could not say.
-const SILENT_MS: u64 = 10 * 60 * 1000;
-/// The same when all owners answered and one does not know yet what another does: a few blocks for a short while.
+/// Blocks that nothing needs, removed at once: each of them waits for the disk and the database, and those of one time are synced together.
+const REMOVED_AT_ONCE: usize = 16;
+/// The longest time after which a block is looked at again that had to stay because an owner was silent or could not say.
+const SILENT_MS_MAX: u64 = 10 * 60 * 1000;
+/// The shortest such time; and the time when all owners answered and one does not know yet what another does: a few blocks for a short
+/// while.
 const DISAGREED_MS: u64 = 20 * 1000;
 
 /// What resync keeps in memory.
@@ -178,19 +182,33 @@ impl Garage {
             }
         }
         let answers = self.ask_owners(&to_ask).await;
+        // A block with answers moves only if somebody needs it.
+        let only_leaves = |block: &BlockHash| {
+            answers.get(block).is_some_and(|said| said.iter().all(|(_owner, answer)| *answer != Answer::Needed))
+        };
+        let leaving: Vec<Queued> = queued.iter().copied().filter(|queued| only_leaves(&queued.block)).collect();
+        let answers = &answers;
+        let removals = leaving.into_iter().map(|queued| async move { (queued.block, self.settled(queued, answers).await) });
+        let mut removed: BTreeMap<BlockHash, Outcome> = stream::iter(removals).buffered(REMOVED_AT_ONCE).collect().await;
         let began = Instant::now();
         let mut outcomes = Vec::with_capacity(queued.len());
         for queued in queued {
-            outcomes.push(if waiting.contains(&queued.block) {
+            outcomes.push(if let Some(outcome) = removed.remove(&queued.block) {
+                outcome
+            } else if waiting.contains(&queued.block) {
                 Outcome::NotYet
             } else if began.elapsed() > MOVING_MAX {
                 Outcome::Untouched
             } else {
-                let settled = self.settle_block(queued, answers.get(&queued.block).map(Vec::as_slice)).await;
-                settled.unwrap_or_else(Outcome::Failed)
+                self.settled(*queued, answers).await
             });
         }
         Ok(outcomes)
+    }
+
+    async fn settled(&self, queued: Queued, answers: &BTreeMap<BlockHash, Vec<(NodeId, Answer)>>) -> Outcome {
+        let answers = answers.get(&queued.block).map(Vec::as_slice);
+        self.settle_block(&queued, answers).await.unwrap_or_else(Outcome::Failed)
     }
 
     /// Blocks that failed and whose next try has not come.
@@ -258,7 +276,7 @@ impl Garage {
         let unneeded = if queued_for == Reason::Unreferenced { Reason::Unreferenced } else { Reason::Released };
         let reason = if facts.duty == Duty::NotReplica { Reason::HandOver } else { unneeded };
         let is_silent = said.iter().any(|answer| matches!(answer, Answer::CannotSay | Answer::Unreachable));
-        let kept = Outcome::Again(now.plus_millis(if is_silent { SILENT_MS } else { DISAGREED_MS }), reason);
+        let kept = Outcome::Again(now.plus_millis(if is_silent { silent_ms(facts.refs, now) } else { DISAGREED_MS }), reason);
         let release_delay_ms = self.0.local.block_trees.release_delay_ms;
         // Nobody is to have it, so there is nothing to be moved. A node that has left is not empty before it is gone all the same.
         let is_member = self.0.cluster.layout().all_nodes().contains(&self.0.cluster.node_id());
@@ -495,6 +513,13 @@ impl Garage {
     }
 }
 
+/// When a block is asked about again whose owner was silent or could not say: soon at first, then after as long again as it has waited to
+/// be removed.
+fn silent_ms(refs: Refs, now: Timestamp) -> u64 {
+    let waited_ms = refs.released_until().map(|until| now.as_millis().saturating_sub(until.as_millis()));
+    waited_ms.unwrap_or(SILENT_MS_MAX).clamp(DISAGREED_MS, SILENT_MS_MAX)
+}
+
 /// One answer a block, whatever came back.
 fn answers_of(owner: NodeId, blocks: usize, reply: Result<Vec<Need>, RpcError>) -> Vec<Answer> {
     match reply {
@@ -510,4 +535,21 @@ fn answers_of(owner: NodeId, blocks: usize, reply: Result<Vec<Need>, RpcError>) 
 /// Every change under these locks is one assignment or insertion.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use garage_block::resync::Refs;
+    use garage_types::Timestamp;
+
+    use super::silent_ms;
+
+    #[test]
+    fn an_owner_that_was_silent_is_asked_again_soon_and_one_that_stays_silent_ever_more_seldom() {
+        let until = Timestamp::from_millis(1_000_000);
+        let asked_after = |waited_ms| silent_ms(Refs::Released { until }, until.plus_millis(waited_ms));
+        assert_eq!([0, 20_000, 40_000, 80_000].map(asked_after), [20_000, 20_000, 40_000, 80_000]);
+        assert_eq!([599_999, 700_000, u64::MAX / 2].map(asked_after), [599_999, 600_000, 600_000]);
+        assert_eq!(silent_ms(Refs::Held, until), 600_000, "nobody counts how long it has waited to be handed over");
+    }
 }

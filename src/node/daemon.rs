@@ -36,6 +36,9 @@ use crate::single::{self, Credentials, DefaultBucket, SingleError};
 use crate::snapshots::{SnapshotParts, Snapshots, take_regularly};
 use crate::state::{self, StateError};
 
+/// The part of the room for blocks that replies may take beside it.
+const REPLIES_SHARE: u64 = 4;
+
 /// What a daemon is started with.
 pub struct DaemonOptions {
     pub config: Config,
@@ -214,7 +217,7 @@ pub async fn run(
     let stop = CancellationToken::new();
     let s3 = match &config.s3_api.api_bind_addr {
         Some(listen) => {
-            let limits = ServerLimits::default().for_descriptors(descriptors);
+            let limits = s3_limits(&config, descriptors);
             tracing::info!(descriptors, connections_max = limits.connections_max, "limits");
             Some(serve_s3(&node, &config, listen, limits, stop.clone()).await?)
         }
@@ -237,6 +240,12 @@ pub async fn run(
     closed.map_err(|_elapsed| DaemonError::CloseTimeout)?.map_err(DaemonError::Close)?;
     drop(lock);
     Ok(())
+}
+
+/// Replies that wait for their clients have a part of the room for blocks, beside it.
+fn s3_limits(config: &Config, descriptors: u64) -> ServerLimits {
+    let document_bytes_max = usize::try_from(config.block_ram_buffer_max / REPLIES_SHARE).unwrap_or(usize::MAX);
+    ServerLimits { document_bytes_max, ..ServerLimits::default() }.for_descriptors(descriptors)
 }
 
 /// Waits until the requests in flight have ended, or `hurry` resolves.

@@ -9,7 +9,6 @@ use garage_http::body::{BodyLimits, Payload};
 use garage_http::server::{Peer, RequestBody, Service};
 use garage_http::sigv4::{self, PathEncoding, RegionPolicy, Rules, SigningKeys};
 use garage_http::{ReplyBody, ReplyContext, RequestHead, RequestId, Target};
-use garage_model::block_buffer::Document;
 use garage_model::{Garage, ModelError};
 use garage_types::{KeyId, ObjectKey};
 use hyper::header::{HeaderName, HeaderValue};
@@ -38,8 +37,8 @@ use crate::ops::list_parts::ListParts;
 use crate::ops::put_object::PutObject;
 use crate::ops::upload_part::UploadPart;
 use crate::ops::upload_part_copy::UploadPartCopy;
-use crate::ops::{Access, BucketCtx, Caller, Operation};
-use crate::reply::{Reply, ReplyContent};
+use crate::ops::{Access, BucketCtx, Caller, Operation, ReplySize};
+use crate::reply::Reply;
 use crate::route::{Route, route};
 
 /// What the operator configured of the S3 frontend.
@@ -98,18 +97,7 @@ impl S3Service {
             return Err(Code::InvalidToken.into());
         }
         let payload = Payload::new(body, payload, &head, &BodyLimits::default())?;
-        let reply = self.dispatch(&head, target, caller, payload).await.and_then(|reply| self.counted(reply));
-        reply.map_err(|error| self.with_region(error, &head))
-    }
-
-    /// A reply whose document has room in memory until the client has taken it.
-    fn counted(&self, mut reply: Reply) -> Result<Reply, S3Error> {
-        if let ReplyContent::Bytes(document) = &mut reply.content {
-            let mut room = self.0.garage.document_room(Document::ReceivedByClient);
-            room.grow_to(document.len() as u64)?;
-            *document = room.holding(std::mem::take(document));
-        }
-        Ok(reply)
+        self.dispatch(&head, target, caller, payload).await.map_err(|error| self.with_region(error, &head))
     }
 
     /// HeadBucket tells the bucket's region even when it refuses, and a signature for another region is told the right one: clients
@@ -148,6 +136,7 @@ impl S3Service {
         let (bucket, key) = match target {
             Target::Service => {
                 refuse_unimplemented(head)?;
+                let _turn = caller.garage.page_turn().await?;
                 return list_buckets::run(&caller, head).await;
             }
             Target::Bucket { bucket } => (bucket, None),
@@ -235,6 +224,10 @@ impl Found<'_> {
         let head = self.head;
         let (ctx, body) = self.admitted_with_body(O::ACCESS).await?;
         refuse_unimplemented(head)?;
+        let _turn = match O::REPLY {
+            ReplySize::Short => None,
+            ReplySize::Page => Some(ctx.garage().page_turn().await?),
+        };
         match O::parse(head, key)?.run(&ctx, body).await {
             Err(error) if error.code == Code::NoSuchBucket => Err(moved_or(&ctx, error).await),
             answer => answer,

@@ -55,6 +55,9 @@ pub struct ServerLimits {
     pub connections_of_one_address_max: usize,
     /// Bytes a connection buffers in each direction; grows with the traffic.
     pub buffer_bytes_max: usize,
+    /// Replies that are whole in memory and that clients have not taken, in all; for more, the client that has had one for the longest
+    /// time is cut off.
+    pub document_bytes_max: usize,
     /// How long requests in flight may still take once the server is told to stop.
     pub drain: Duration,
 }
@@ -85,6 +88,7 @@ impl Default for ServerLimits {
             connections_max: CONNECTIONS_MAX,
             connections_of_one_address_max: CONNECTIONS_MAX - CONNECTIONS_MAX / KEPT_FROM_ONE_ADDRESS,
             buffer_bytes_max: 128 * 1024,
+            document_bytes_max: 64 << 20,
             drain: Duration::from_secs(30),
         }
     }
@@ -108,7 +112,13 @@ struct Shared<S: ?Sized> {
 
 impl<S: ?Sized> Shared<S> {
     fn new(service: Arc<S>, limits: ServerLimits, random: Arc<dyn Random>) -> Self {
-        Shared { service, limits, random, lingering: linger::Places::default(), documents: overdue::Shelf::default() }
+        Shared {
+            service,
+            limits,
+            random,
+            lingering: linger::Places::default(),
+            documents: overdue::Shelf::new(limits.document_bytes_max),
+        }
     }
 }
 

@@ -46,7 +46,6 @@ impl<IO: AsyncRead> Patient<IO> {
 }
 
 impl<IO> Patient<IO> {
-
     fn judge<T>(&mut self, cx: &mut Context<'_>, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if outcome.is_ready() {
             if self.stuck.take().is_some() {

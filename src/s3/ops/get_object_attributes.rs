@@ -12,7 +12,7 @@ use garage_types::ObjectKey;
 use crate::error::{Code, S3Error};
 use crate::headers::header;
 use crate::ops::uploads::{PAGE_MAX, checksum_element, write_checksum};
-use crate::ops::{Access, BucketCtx, Operation, object_key};
+use crate::ops::{Access, BucketCtx, Operation, ReplySize, object_key};
 use crate::reply::Reply;
 
 const KNOWN: [&str; 5] = ["ETag", "Checksum", "ObjectParts", "StorageClass", "ObjectSize"];
@@ -26,6 +26,7 @@ pub struct GetObjectAttributes {
 
 impl Operation for GetObjectAttributes {
     const ACCESS: Access = Access::Read;
+    const REPLY: ReplySize = ReplySize::Page;
 
     fn parse(head: &RequestHead, key: Option<ObjectKey>) -> Result<Self, S3Error> {
         match head.parameter("versionId") {

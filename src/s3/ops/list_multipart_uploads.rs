@@ -13,7 +13,7 @@ use crate::error::S3Error;
 use crate::ops::get_object::checksum_type;
 use crate::ops::list_objects::Encoding;
 use crate::ops::uploads::{PAGE_MAX, limit};
-use crate::ops::{Access, BucketCtx, Operation};
+use crate::ops::{Access, BucketCtx, Operation, ReplySize};
 use crate::reply::Reply;
 
 pub struct ListMultipartUploads {
@@ -27,6 +27,7 @@ pub struct ListMultipartUploads {
 
 impl Operation for ListMultipartUploads {
     const ACCESS: Access = Access::Read;
+    const REPLY: ReplySize = ReplySize::Page;
 
     fn parse(head: &RequestHead, _key: Option<ObjectKey>) -> Result<Self, S3Error> {
         let text = |name: &str| head.parameter(name).unwrap_or_default().to_owned();

@@ -10,7 +10,7 @@ use garage_types::ObjectKey;
 
 use crate::error::S3Error;
 use crate::ops::list_objects::{Common, Owner, marker_start};
-use crate::ops::{Access, BucketCtx, Operation};
+use crate::ops::{Access, BucketCtx, Operation, ReplySize};
 use crate::reply::Reply;
 
 pub struct ListObjectVersions {
@@ -21,6 +21,7 @@ pub struct ListObjectVersions {
 
 impl Operation for ListObjectVersions {
     const ACCESS: Access = Access::Read;
+    const REPLY: ReplySize = ReplySize::Page;
 
     fn parse(head: &RequestHead, _key: Option<ObjectKey>) -> Result<Self, S3Error> {
         let key_marker = head.parameter("key-marker").unwrap_or("").to_owned();

@@ -13,7 +13,7 @@ use garage_types::ObjectKey;
 
 use crate::error::S3Error;
 use crate::ops::get_object::checksum_type;
-use crate::ops::{Access, BucketCtx, Operation};
+use crate::ops::{Access, BucketCtx, Operation, ReplySize};
 use crate::reply::Reply;
 
 /// Keys and common prefixes of one page, whatever is asked for.
@@ -140,6 +140,7 @@ pub struct ListObjects {
 
 impl Operation for ListObjects {
     const ACCESS: Access = Access::Read;
+    const REPLY: ReplySize = ReplySize::Page;
 
     fn parse(head: &RequestHead, _key: Option<ObjectKey>) -> Result<Self, S3Error> {
         Ok(ListObjects { common: Common::parse(head)?, marker: head.parameter("marker").unwrap_or("").to_owned() })
@@ -192,6 +193,7 @@ pub struct ListObjectsV2 {
 
 impl Operation for ListObjectsV2 {
     const ACCESS: Access = Access::Read;
+    const REPLY: ReplySize = ReplySize::Page;
 
     fn parse(head: &RequestHead, _key: Option<ObjectKey>) -> Result<Self, S3Error> {
         let start_after = head.parameter("start-after").filter(|text| !text.is_empty()).map(str::to_owned);

@@ -9,7 +9,7 @@ use garage_types::{ObjectKey, UploadId};
 use crate::error::S3Error;
 use crate::ops::get_object::checksum_type;
 use crate::ops::uploads::{PAGE_MAX, checksum_element, limit, upload_id};
-use crate::ops::{Access, BucketCtx, Operation, object_key, uploads};
+use crate::ops::{Access, BucketCtx, Operation, ReplySize, object_key, uploads};
 use crate::reply::Reply;
 
 pub struct ListParts {
@@ -21,6 +21,7 @@ pub struct ListParts {
 
 impl Operation for ListParts {
     const ACCESS: Access = Access::Read;
+    const REPLY: ReplySize = ReplySize::Page;
 
     fn parse(head: &RequestHead, key: Option<ObjectKey>) -> Result<Self, S3Error> {
         let marker = head.parameter("part-number-marker").filter(|text| !text.is_empty()).unwrap_or("0");

@@ -93,9 +93,19 @@ impl BucketCtx {
     }
 }
 
+/// How long the document of a reply may become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReplySize {
+    Short,
+    /// A thousand keys or parts: only so many are made at once.
+    Page,
+}
+
 /// An operation on a bucket or on an object in it.
 pub trait Operation: Sized + Send {
     const ACCESS: Access;
+    /// Whose is a [`ReplySize::Page`] reads no body: nobody waits for a client while others wait for their turn.
+    const REPLY: ReplySize = ReplySize::Short;
 
     /// Reads the request; `key` is there for operations on objects.
     ///

@@ -5,7 +5,7 @@ use garage_http::body::Payload;
 use garage_http::head::RequestHead;
 use garage_http::xml::XmlWriter;
 use garage_model::Garage;
-use garage_model::block_buffer::{Document, DocumentRoom};
+use garage_model::block_buffer::DocumentRoom;
 use garage_model::combine;
 use garage_model::digest::{Checksum, ChecksumAlgorithm, ChecksumKind, Digests};
 use garage_model::multipart::UploadName;
@@ -148,7 +148,7 @@ pub async fn document(
     facts: BodyFacts,
     length_max: usize,
 ) -> Result<(Bytes, DocumentRoom), S3Error> {
-    let mut room = garage.document_room(Document::SentByClient);
+    let mut room = garage.document_room();
     let document = body.read_to_limit(length_max as u64, |length| room.grow_to(length).map_err(S3Error::from)).await?;
     let mut digests = Digests::new(facts.algorithm());
     digests.update(&document);
