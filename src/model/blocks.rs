@@ -127,7 +127,8 @@ impl BlockService {
         let writing = self.uncounted.writing(request.hash);
         match locked.write(block).await {
             Ok(_written) => {}
-            Err(error @ BlockError::Full { .. }) => {
+            // Nothing was begun.
+            Err(error @ (BlockError::Full { .. } | BlockError::Exchanged(_))) => {
                 writing.seen_to();
                 return Err(block_error(error));
             }
@@ -184,7 +185,9 @@ impl BlockService {
             BlockError::Missing { .. } | BlockError::Corrupt { .. } | BlockError::Io { .. } => {
                 self.look_after(hash, self.clock.now()).await;
             }
-            BlockError::NewerFormat { .. }
+            // Resync can do nothing before the directory is back, and then there may be nothing to do.
+            BlockError::Exchanged(_)
+            | BlockError::NewerFormat { .. }
             | BlockError::Full { .. }
             | BlockError::OutOfRange { .. }
             | BlockError::Directory { .. }
@@ -242,7 +245,12 @@ pub fn block_error(error: BlockError) -> RpcError {
         BlockError::Missing { .. } => ErrorCode::NotFound,
         BlockError::Corrupt { .. } => ErrorCode::Corrupt,
         BlockError::Full { .. } => ErrorCode::Full,
-        _ => ErrorCode::Internal,
+        BlockError::Exchanged(_) => ErrorCode::Unavailable,
+        BlockError::NewerFormat { .. }
+        | BlockError::OutOfRange { .. }
+        | BlockError::Io { .. }
+        | BlockError::Directory { .. }
+        | BlockError::Lost { .. } => ErrorCode::Internal,
     };
     RpcError { code, message: error.to_string() }
 }

@@ -123,6 +123,8 @@ impl ScrubWorker {
                 Ok(()) => blocks += 1,
                 // It went since it was listed.
                 Err(BlockError::Missing { .. }) => {}
+                // The page is looked at again once the directory is back.
+                Err(error @ BlockError::Exchanged(_)) => return Err(error.into()),
                 Err(error) => {
                     blocks += 1;
                     corrupt += u64::from(matches!(error, BlockError::Corrupt { .. }));
