@@ -6,10 +6,11 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use garage_block::{Compression, StoredBlock};
 use garage_model::put::Preconditions;
+use garage_model::resync_queue::{Queued, Reason};
 use garage_model::{Garage, ModelError};
 use garage_types::memory_disk::FailingCall;
 use garage_types::planted::{Bug, plant};
-use garage_types::{BlockHash, BucketId, ObjectKey};
+use garage_types::{BlockHash, BucketId, Clock, ObjectKey};
 
 use crate::blocks_world::{Cluster, Machine, body, store, try_store, until};
 
@@ -238,6 +239,36 @@ async fn a_block_that_nobody_has_is_listed_with_its_failures_and_tried_again_lat
     cluster.resync(0).await;
     assert!(cluster.garage(0).failed_blocks().await.unwrap().is_empty());
     assert_eq!(cluster.holders(blocks[0]).await, [0, 1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_block_that_failed_is_not_listed_any_more_once_it_was_read_or_written_here() {
+    let (cluster, bucket) = three_nodes().await;
+    let (content, blocks) = body(25, 2);
+    store(cluster.garage(0), bucket, "a", content.clone()).await;
+    let local = &cluster.garage(0).local().blocks.blocks;
+    let mut removed = Vec::new();
+    for block in &blocks {
+        until_everywhere(&cluster, *block, &[0, 1, 2]).await;
+        removed.push(local.read_stored(*block).await.unwrap());
+        for machine in 0..3 {
+            cluster.garage(machine).local().blocks.blocks.remove(*block).await.unwrap();
+        }
+        fetch(cluster.garage(0), bucket, "a").await.unwrap_err();
+        cluster.garage(0).queue_blocks(vec![Queued::new(cluster.clock.now(), *block, Reason::Fetch)]).await.unwrap();
+    }
+    cluster.resync(0).await;
+    assert_eq!(cluster.garage(0).failed_blocks().await.unwrap().len(), 2);
+    // As a disk that comes back.
+    local.write(blocks[0], removed[0].clone()).await.unwrap();
+    fetch(cluster.garage(0), bucket, "a").await.unwrap_err();
+    let failed = cluster.garage(0).failed_blocks().await.unwrap();
+    assert!(failed.len() == 1 && failed[0].block == blocks[1], "{failed:?}");
+    store(cluster.garage(1), bucket, "again", content).await;
+    until(async || cluster.garage(0).failed_blocks().await.unwrap().is_empty()).await;
+    cluster.resync(0).await;
+    let left = cluster.garage(0).blocks_to_move().await.unwrap();
+    assert_eq!((left.fetch, left.failed), (0, 0), "and resync has nothing to do");
 }
 
 /// Where a machine has the file of a block.
