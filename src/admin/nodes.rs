@@ -185,6 +185,9 @@ pub struct NodeStatistics {
     /// `None` from a node whose version does not tell.
     #[serde(default)]
     pub blocks: Option<BlockStatistics>,
+    /// Data directories whose disk was unmounted, or exchanged, while the node runs.
+    #[serde(default)]
+    pub exchanged_directories: Vec<String>,
     /// `None` from a node whose version does not tell.
     #[serde(default)]
     pub moves: Option<NodeMoves>,
@@ -261,8 +264,19 @@ impl Operation for OwnStatistics {
                 resync_errors: moves.blocks_failed,
                 unreferenced: service.garage.unreferenced_blocks().await?,
             }),
+            exchanged_directories: exchanged_directories(service).await,
             moves: Some(moves),
         })
+    }
+}
+
+async fn exchanged_directories(service: &AdminService) -> Vec<String> {
+    match service.garage.local().blocks.blocks.exchanged().await {
+        Ok(exchanged) => exchanged.into_iter().map(|path| path.display().to_string()).collect(),
+        Err(error) => {
+            tracing::warn!(error = with_causes(&error), "cannot tell whether the data directories are those that were opened");
+            Vec::new()
+        }
     }
 }
 

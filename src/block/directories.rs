@@ -130,6 +130,32 @@ impl DirectoryLayout {
         self.directories().any(|known| known == path.as_ref())
     }
 
+    /// The layout in which blocks may also be in any directory of `writable`, for the slices whose primary is `absent`. The first of its
+    /// own is another one from slice to slice, so that all share what `absent` would have taken.
+    #[must_use]
+    pub fn with_stand_ins(&self, absent: u16, writable: &[u16]) -> Self {
+        let others: Vec<u16> = writable.iter().copied().filter(|&place| place != absent).collect();
+        let mut turn = 0;
+        let slices = self.slices.iter().map(|slice| {
+            let mut slice = slice.clone();
+            if slice.primary == absent {
+                let (last, first) = others.split_at(turn % others.len().max(1));
+                let missing = first.iter().chain(last).filter(|place| !slice.secondaries.contains(place));
+                let missing: Vec<u16> = missing.copied().collect();
+                slice.secondaries.extend(missing);
+                turn += 1;
+            }
+            slice
+        });
+        DirectoryLayout { slices: slices.collect(), directories: self.directories.clone() }
+    }
+
+    /// Whether [`DirectoryLayout::with_stand_ins`] would add nothing for a block, whose primary is absent.
+    pub fn has_stand_ins(&self, hash: BlockHash, writable: &[u16]) -> bool {
+        let slice = self.slice(hash);
+        writable.iter().all(|place| slice.places().any(|other| other == *place))
+    }
+
     /// The layout once every block has been moved to its primary directory.
     #[must_use]
     pub fn forget_secondaries(&self) -> Self {
@@ -331,6 +357,28 @@ mod tests {
         for (slice, before) in back.slices.iter().zip(&old.slices) {
             assert!(slice.places().any(|place| place == before.primary));
         }
+    }
+
+    #[test]
+    fn writable_directories_stand_in_for_an_absent_one_in_equal_parts() {
+        let layout = update(None, &[writable("/a", 1), writable("/b", 1), writable("/c", 1), read_only("/d")]).unwrap();
+        let with = layout.with_stand_ins(0, &[0, 1, 2]);
+        let mut first = [0_usize; 4];
+        for (slice, before) in with.slices.iter().zip(&layout.slices) {
+            assert_eq!(slice.primary, before.primary);
+            match slice.secondaries.as_slice() {
+                [] => assert_ne!(slice.primary, 0),
+                [one, other] => {
+                    assert_eq!((slice.primary, one + other), (0, 3));
+                    first[usize::from(*one)] += 1;
+                }
+                places => panic!("{places:?}"),
+            }
+        }
+        assert_eq!((first[1] + first[2], first[1].abs_diff(first[2]) <= 1), (primaries(&layout, 0..SLICES)[0], true));
+        assert_eq!(with.with_stand_ins(0, &[0, 1, 2]), with, "once is enough");
+        let alone = update(None, &[writable("/a", 1)]).unwrap();
+        assert_eq!(alone.with_stand_ins(0, &[0]), alone);
     }
 
     #[test]

@@ -15,9 +15,10 @@ use bytes::Bytes;
 use garage_types::disk::{Access, DiskFile, DiskSpace, FileError, FileKind};
 use garage_types::{BlockHash, Disk};
 
-use crate::error::{BlockError, CopyError, Damage, is_full};
+use crate::error::{BlockError, CopyError, Damage, PlaceError, is_full};
 use crate::file::{self, Header};
 use crate::open::Durability;
+use crate::opened::Opened;
 use crate::prefixes::{Prefixes, byte_of, leaf};
 use crate::space::{Admission, Space};
 use crate::stored::{Encoding, StoredBlock};
@@ -28,6 +29,7 @@ pub(crate) const TEMPORARY: &str = "tmp";
 pub(crate) struct BlockDirectory {
     disk: Arc<dyn Disk>,
     root: PathBuf,
+    opened: Opened,
     durability: Durability,
     reserve_bytes: u64,
     prefixes: Prefixes,
@@ -51,9 +53,32 @@ pub(crate) enum Replaced {
 }
 
 impl BlockDirectory {
-    pub(crate) fn new(disk: Arc<dyn Disk>, root: PathBuf, durability: Durability, reserve_bytes: u64) -> Self {
+    /// A directory that was prepared.
+    pub(crate) fn open(
+        disk: Arc<dyn Disk>,
+        root: PathBuf,
+        durability: Durability,
+        reserve_bytes: u64,
+    ) -> Result<Self, FileError> {
+        let opened = Opened::of(&*disk, &root)?;
         let (prefixes, space, next_temporary) = (Prefixes::new(), Space::default(), AtomicU64::new(0));
-        BlockDirectory { disk, root, durability, reserve_bytes, prefixes, space, next_temporary }
+        Ok(BlockDirectory { disk, root, opened, durability, reserve_bytes, prefixes, space, next_temporary })
+    }
+
+    /// Whether this is still the directory that was opened.
+    pub(crate) fn check(&self) -> Result<(), PlaceError> {
+        self.opened.check(&*self.disk)
+    }
+
+    /// What `extract` says, unless it has no answer and this is not the directory that was opened: that says nothing about the block.
+    pub(crate) fn ask<T>(&self, extract: impl Fn(&BlockDirectory) -> Result<T, CopyError>) -> Result<T, CopyError> {
+        match extract(self) {
+            Ok(answer) => Ok(answer),
+            Err(error) => {
+                self.check()?;
+                Err(error)
+            }
+        }
     }
 
     pub(crate) fn root(&self) -> &Path {
@@ -71,16 +96,22 @@ impl BlockDirectory {
 
     /// The whole block, checked against its checksums.
     pub(crate) fn read(&self, hash: BlockHash) -> Result<StoredBlock, CopyError> {
-        let (path, opened, file_len) = self.open(hash)?;
+        let (path, opened, file_len) = self.open_block(hash)?;
         // Before anything of that size is allocated.
         file::header_len(file_len)?;
         let content = read_at(&*opened, &path, 0..file_len)?;
         Ok(file::decode(content.into(), hash)?)
     }
 
+    /// Recomputes the block's hash. Also whether it is of this directory, for who goes by there being a copy.
+    pub(crate) fn verify(&self, hash: BlockHash) -> Result<(), CopyError> {
+        self.read(hash)?.verify(hash)?;
+        Ok(self.check()?)
+    }
+
     /// A range of the plain content, checked against the checksums of what had to be read for it.
     pub(crate) fn read_range(&self, hash: BlockHash, range: &Range<u64>) -> Result<Bytes, CopyError> {
-        let (path, opened, file_len) = self.open(hash)?;
+        let (path, opened, file_len) = self.open_block(hash)?;
         let header = read_at(&*opened, &path, 0..file::header_len(file_len)? as u64)?;
         let header = file::parse_header(&header, file_len, hash)?;
         let wanted = within(range, header.plain_len)?;
@@ -95,7 +126,8 @@ impl BlockDirectory {
         }
     }
 
-    /// Stores a block under its name. The caller holds the block's lock and has found no good copy here. A failure leaves what was there.
+    /// Stores a block under its name. The caller holds the block's lock, has found no good copy here, and has checked the directory. A
+    /// failure leaves what was there.
     pub(crate) fn write(&self, hash: BlockHash, block: &StoredBlock, replaced: Replaced) -> Result<(), BlockError> {
         let header = file::encode_header(hash, block);
         self.admit(hash, (header.len() + block.bytes().len()) as u64)?;
@@ -108,7 +140,8 @@ impl BlockDirectory {
         })
     }
 
-    /// Makes sure that a copy found here survives a power cut: the process that wrote it may have been killed half-way.
+    /// Makes sure that a copy found here survives a power cut: the process that wrote it may have been killed half-way. The caller has
+    /// checked the directory.
     pub(crate) fn make_durable(&self, hash: BlockHash) -> Result<(), FileError> {
         if self.durability == Durability::Unsynced {
             return Ok(());
@@ -120,7 +153,8 @@ impl BlockDirectory {
     }
 
     /// Removes a block, and a corrupt copy of it that was set aside.
-    pub(crate) fn remove(&self, hash: BlockHash) -> Result<Removed, FileError> {
+    pub(crate) fn remove(&self, hash: BlockHash) -> Result<Removed, PlaceError> {
+        self.check()?;
         let block = remove_if_present(&*self.disk, &self.path(hash))?;
         let corrupt = remove_if_present(&*self.disk, &self.aside(hash))?;
         if block == Removed::Yes || corrupt == Removed::Yes {
@@ -132,11 +166,12 @@ impl BlockDirectory {
 
     /// Renames a copy whose bytes do not match its checksums, so that it is not found any more, and logs why. The caller holds the
     /// block's lock.
-    pub(crate) fn set_aside(&self, hash: BlockHash, reason: &Damage) -> Result<(), FileError> {
+    pub(crate) fn set_aside(&self, hash: BlockHash, reason: &Damage) -> Result<(), PlaceError> {
+        self.check()?;
         let path = self.path(hash);
         tracing::error!(%hash, path = %path.display(), reason = reason as &dyn std::error::Error, "corrupt block set aside");
         self.disk.rename(&path, &self.aside(hash)).map_err(FileError::of("set aside", &path))?;
-        self.sync_leaf(hash)
+        Ok(self.sync_leaf(hash)?)
     }
 
     /// Adds the hashes of all blocks whose first two bytes are `prefix`.
@@ -179,7 +214,7 @@ impl BlockDirectory {
         }
     }
 
-    fn open(&self, hash: BlockHash) -> Result<(PathBuf, Box<dyn DiskFile>, u64), CopyError> {
+    fn open_block(&self, hash: BlockHash) -> Result<(PathBuf, Box<dyn DiskFile>, u64), CopyError> {
         let path = self.path(hash);
         let opened = self.disk.open(&path).map_err(CopyError::io("open", &path))?;
         let file_len = opened.len().map_err(CopyError::io("ask for the length of", &path))?;

@@ -19,6 +19,38 @@ pub enum Damage {
     Content(#[from] ContentError),
 }
 
+/// Another directory, or none, is where a data directory was opened: its disk was unmounted while the node runs.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{} is not the directory that was opened: its disk is not mounted, or another one is", path.display())]
+pub struct Exchanged {
+    pub path: PathBuf,
+}
+
+/// Why nothing was done in a data directory.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PlaceError {
+    #[error(transparent)]
+    Exchanged(#[from] Exchanged),
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+impl PlaceError {
+    pub(crate) fn of_block(self, hash: BlockHash) -> BlockError {
+        match self {
+            PlaceError::Exchanged(exchanged) => exchanged.into(),
+            PlaceError::File(source) => BlockError::Io { hash, source },
+        }
+    }
+
+    pub(crate) fn of_directory(self) -> BlockError {
+        match self {
+            PlaceError::Exchanged(exchanged) => exchanged.into(),
+            PlaceError::File(source) => BlockError::Directory { source },
+        }
+    }
+}
+
 /// What can go wrong with one block on this node.
 #[derive(Debug, thiserror::Error)]
 pub enum BlockError {
@@ -42,6 +74,9 @@ pub enum BlockError {
         #[source]
         source: Option<FileError>,
     },
+    /// Nothing is known of the block and nothing was done: it may be as good as ever, where the directory is now.
+    #[error(transparent)]
+    Exchanged(#[from] Exchanged),
     #[error("bytes up to {end} were asked of block {hash}, which has {plain_len}")]
     OutOfRange { hash: BlockHash, end: u64, plain_len: u32 },
     #[error("block {hash}")]
@@ -72,6 +107,7 @@ impl BlockError {
             | BlockError::Corrupt { .. }
             | BlockError::NewerFormat { .. }
             | BlockError::Full { .. }
+            | BlockError::Exchanged(_)
             | BlockError::OutOfRange { .. }
             | BlockError::Directory { .. }
             | BlockError::Lost { .. } => false,
@@ -91,6 +127,7 @@ pub(crate) enum CopyError {
     NewerFormat { version: u8 },
     OutOfRange { end: u64, plain_len: u32 },
     Io(FileError),
+    Exchanged(Exchanged),
 }
 
 impl CopyError {
@@ -109,6 +146,16 @@ impl CopyError {
             CopyError::NewerFormat { version } => BlockError::NewerFormat { hash, path, version },
             CopyError::OutOfRange { end, plain_len } => BlockError::OutOfRange { hash, end, plain_len },
             CopyError::Io(source) => BlockError::Io { hash, source },
+            CopyError::Exchanged(exchanged) => exchanged.into(),
+        }
+    }
+}
+
+impl From<PlaceError> for CopyError {
+    fn from(error: PlaceError) -> Self {
+        match error {
+            PlaceError::Exchanged(exchanged) => CopyError::Exchanged(exchanged),
+            PlaceError::File(error) => CopyError::Io(error),
         }
     }
 }

@@ -14,6 +14,7 @@ mod error;
 pub mod file;
 mod locks;
 mod open;
+mod opened;
 mod prefixes;
 pub mod rate;
 pub mod resync;
@@ -28,7 +29,7 @@ mod store_tests;
 
 pub use directories::{DataDirectory, Usage};
 pub use directory::Removed;
-pub use error::{BlockError, Damage};
+pub use error::{BlockError, Damage, Exchanged};
 pub use open::{Durability, LAYOUT_FILE, MARKER, OpenError, StoreOptions};
-pub use store::{DirectorySpace, Examined, LocalStore, LockedBlock, Page, Relocated, Written};
+pub use store::{DirectorySpace, Examined, Forgotten, LocalStore, LockedBlock, Page, Relocated, Written};
 pub use stored::{Compression, ContentError, Encoding, StoredBlock};

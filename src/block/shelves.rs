@@ -2,20 +2,22 @@
 //!
 //! What must stay true: a copy is removed or set aside only under its block's lock; only a copy that was read and does not match its
 //! checksums is set aside, for a failed call says nothing about the file; a copy in a secondary directory is removed only once the
-//! primary has the block durably.
+//! primary has the block durably; nothing is changed in a directory that is not the one that was opened, and a block is missing only if
+//! none of its directories is such a one. Others stand in for it when blocks are written.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 
 use garage_types::disk::FileError;
 use garage_types::{BlockHash, Disk};
 
-use crate::directories::{DirectoryLayout, Slice};
+use crate::directories::{DirectoryLayout, Slice, Usage};
 use crate::directory::{BlockDirectory, Removed, Replaced};
-use crate::error::{BlockError, CopyError};
+use crate::error::{BlockError, CopyError, Exchanged, PlaceError};
 use crate::open::{OpenDirectories, OpenError, StoreOptions, open_directories, save_layout};
-use crate::store::{DirectorySpace, Examined, Page, Relocated, Written};
+use crate::store::{DirectorySpace, Examined, Forgotten, Page, Relocated, Written};
 use crate::stored::StoredBlock;
 
 /// Directories listed for one page at most, so that a page over a sparse store ends too.
@@ -26,7 +28,11 @@ pub(crate) struct Shelves {
     metadata_dir: PathBuf,
     /// In the order in which the layout counts them.
     directories: Vec<BlockDirectory>,
+    /// Those that take new blocks.
+    writable: Vec<u16>,
     layout: RwLock<Arc<DirectoryLayout>>,
+    /// Blocks that another directory took, or was asked to take, for one that was not there.
+    stood_in: AtomicU64,
     lacks_blocks: bool,
 }
 
@@ -39,11 +45,13 @@ struct Places<'a> {
 impl Shelves {
     pub(crate) fn open(disk: Arc<dyn Disk>, options: &StoreOptions) -> Result<Self, OpenError> {
         let OpenDirectories { layout, lacks_blocks } = open_directories(&*disk, options)?;
-        let directory = |path: &std::path::Path| {
-            BlockDirectory::new(disk.clone(), path.to_owned(), options.durability, options.reserve_bytes)
-        };
+        let directory =
+            |path: &Path| BlockDirectory::open(disk.clone(), path.to_owned(), options.durability, options.reserve_bytes);
+        let is_writable = |place: &u16| matches!(options.directories[usize::from(*place)].usage, Usage::Writable { .. });
         Ok(Shelves {
-            directories: layout.directories().map(directory).collect(),
+            directories: layout.directories().map(directory).collect::<Result<_, FileError>>()?,
+            writable: (0..).take(options.directories.len()).filter(is_writable).collect(),
+            stood_in: AtomicU64::new(0),
             layout: RwLock::new(Arc::new(layout)),
             metadata_dir: options.metadata_dir.clone(),
             lacks_blocks,
@@ -57,7 +65,8 @@ impl Shelves {
 
     pub(crate) fn contains(&self, hash: BlockHash) -> Result<bool, BlockError> {
         self.search(hash, |directory| match directory.contains(hash) {
-            Ok(true) => Ok(()),
+            // Others go by what is said here: the file has to be this node's.
+            Ok(true) => Ok(directory.check()?),
             Ok(false) => Err(CopyError::Absent),
             Err(source) => Err(CopyError::Io(source)),
         })
@@ -77,7 +86,7 @@ impl Shelves {
         // The primary once more at the end: a block may have moved there while we looked at the others.
         let again = places.secondaries.first().map(|_| places.primary);
         for directory in places.all().chain(again) {
-            match extract(directory) {
+            match directory.ask(&extract) {
                 Ok(value) => return Ok(value),
                 Err(CopyError::Absent) => {}
                 Err(error @ (CopyError::Damaged(_) | CopyError::OutOfRange { .. })) => {
@@ -97,14 +106,14 @@ impl Shelves {
     ) -> Result<T, BlockError> {
         let mut worst = BlockError::Missing { hash };
         for directory in self.places(hash).all() {
-            match extract(directory) {
+            match directory.ask(&extract) {
                 Ok(value) => return Ok(value),
                 Err(CopyError::Absent) => {}
                 Err(CopyError::Damaged(damage)) => {
                     // A file system that lets nothing be renamed any more does not keep another directory from answering.
                     worst = match directory.set_aside(hash, &damage) {
                         Ok(()) => CopyError::Damaged(damage).of_block(hash, directory.path(hash)),
-                        Err(source) => BlockError::Io { hash, source },
+                        Err(error) => error.of_block(hash),
                     };
                 }
                 Err(error) => worst = error.of_block(hash, directory.path(hash)),
@@ -115,7 +124,7 @@ impl Shelves {
 
     /// Reads the block and recomputes its hash, under the block's lock.
     pub(crate) fn examine(&self, hash: BlockHash) -> Result<Examined, BlockError> {
-        match self.search_setting_aside(hash, |directory| Ok(directory.read(hash)?.verify(hash).map(drop)?)) {
+        match self.search_setting_aside(hash, |directory| directory.verify(hash)) {
             Ok(()) => Ok(Examined::Good),
             Err(BlockError::Missing { .. } | BlockError::Corrupt { .. }) => Ok(Examined::Absent),
             Err(error) if error.is_of_disk() => Ok(Examined::Unreadable(error)),
@@ -123,42 +132,70 @@ impl Shelves {
         }
     }
 
-    /// Stores a block, or keeps the good copy that is there. A copy that cannot be read stays where it is until the new one, whole and
-    /// synced, takes its name. Under the block's lock.
+    /// Stores a block, or keeps the good copy that is there. Where its primary directory is not the one that was opened, another takes it.
+    /// Under the block's lock.
     pub(crate) fn write(&self, hash: BlockHash, block: &StoredBlock) -> Result<Written, BlockError> {
         let places = self.places(hash);
-        let io = |source| BlockError::Io { hash, source };
-        let replaced = match examine(places.primary, hash)? {
-            Copy::Good(_) => {
-                places.primary.make_durable(hash).map_err(io)?;
-                remove_leftovers(&places, hash);
-                return Ok(Written::AlreadyPresent);
+        match places.primary.check() {
+            Ok(()) => write_to_primary(&places, hash, block),
+            Err(PlaceError::Exchanged(exchanged)) => self.write_elsewhere(hash, block, exchanged),
+            Err(error @ PlaceError::File(_)) => Err(error.of_block(hash)),
+        }
+    }
+
+    /// Stores a block in a directory that stands in for its primary one; fails as `exchanged` says if none can.
+    fn write_elsewhere(&self, hash: BlockHash, block: &StoredBlock, exchanged: Exchanged) -> Result<Written, BlockError> {
+        self.add_stand_ins(hash)?;
+        // Held until the block is there: nobody forgets meanwhile where it is.
+        let layout = self.layout.read().expect("nothing panics while holding the layout");
+        self.stood_in.fetch_add(1, Ordering::Relaxed);
+        let mut free = Vec::new();
+        for place in &layout.slice(hash).secondaries {
+            let directory = &self.directories[usize::from(*place)];
+            match directory.check() {
+                Ok(()) => {}
+                Err(PlaceError::Exchanged(_also)) => continue,
+                Err(error @ PlaceError::File(_)) => return Err(error.of_block(hash)),
             }
-            Copy::Absent => Replaced::Nothing,
-            Copy::Unreadable(reason) => {
-                tracing::warn!(%hash, reason = &reason as &dyn std::error::Error, "a new copy replaces a block file that cannot be read");
-                Replaced::Unreadable
-            }
-        };
-        let mut elsewhere = None;
-        for directory in &places.secondaries {
-            if elsewhere.is_none() && matches!(examine(directory, hash)?, Copy::Good(_)) {
-                elsewhere = Some(directory);
+            let replaced = match examine(directory, hash)? {
+                Copy::Good(_) => {
+                    directory.make_durable(hash).map_err(|source| BlockError::Io { hash, source })?;
+                    return Ok(Written::AlreadyPresent);
+                }
+                Copy::Absent => Replaced::Nothing,
+                Copy::Unreadable(_reason) => Replaced::Unreadable,
+            };
+            if self.writable.contains(place) {
+                free.push((directory, replaced));
             }
         }
-        match (places.primary.write(hash, block, replaced), elsewhere) {
-            (Ok(()), _) => remove_leftovers(&places, hash),
-            // It stays where it is until there is room.
-            (Err(BlockError::Full { .. }), Some(directory)) => directory.make_durable(hash).map_err(io)?,
-            (Err(error), _) => return Err(error),
+        for (directory, replaced) in free {
+            match directory.write(hash, block, replaced) {
+                Err(BlockError::Full { .. }) => {}
+                written => return written.map(|()| Written::New),
+            }
         }
-        Ok(if elsewhere.is_some() { Written::AlreadyPresent } else { Written::New })
+        Err(exchanged.into())
+    }
+
+    /// Has the block looked for in every writable directory, from now on and after a restart too, until all blocks were relocated.
+    fn add_stand_ins(&self, hash: BlockHash) -> Result<(), BlockError> {
+        if self.layout.read().expect("nothing panics while holding the layout").has_stand_ins(hash, &self.writable) {
+            return Ok(());
+        }
+        let mut layout = self.layout.write().expect("nothing panics while holding the layout");
+        let with = layout.with_stand_ins(layout.slice(hash).primary, &self.writable);
+        self.save(&with)?;
+        *layout = Arc::new(with);
+        Ok(())
     }
 
     /// Moves the first good copy to the primary directory. Under the block's lock.
     pub(crate) fn relocate(&self, hash: BlockHash) -> Result<Relocated, BlockError> {
         let places = self.places(hash);
         let io = |source| BlockError::Io { hash, source };
+        // All of them, for the block may be where nothing can be found.
+        places.all().try_for_each(BlockDirectory::check).map_err(|error| error.of_block(hash))?;
         // Without another copy there is nothing to compare or to remove, so that the usual case reads nothing.
         let mut elsewhere = false;
         for directory in &places.secondaries {
@@ -176,7 +213,7 @@ impl Shelves {
             }
             Copy::Absent => Replaced::Nothing,
             Copy::Unreadable(reason) => {
-                failure = io(reason);
+                failure = reason.of_block(hash);
                 Replaced::Unreadable
             }
         };
@@ -188,7 +225,7 @@ impl Shelves {
                     return Ok(Relocated::Moved);
                 }
                 Copy::Absent => {}
-                Copy::Unreadable(reason) => failure = io(reason),
+                Copy::Unreadable(reason) => failure = reason.of_block(hash),
             }
         }
         Err(failure)
@@ -198,7 +235,7 @@ impl Shelves {
     pub(crate) fn remove(&self, hash: BlockHash) -> Result<Removed, BlockError> {
         let mut removed = Removed::WasAbsent;
         for directory in self.places(hash).all() {
-            if directory.remove(hash).map_err(|source| BlockError::Io { hash, source })? == Removed::Yes {
+            if directory.remove(hash).map_err(|error| error.of_block(hash))? == Removed::Yes {
                 removed = Removed::Yes;
             }
         }
@@ -207,7 +244,10 @@ impl Shelves {
 
     /// See [`crate::LocalStore::page`].
     pub(crate) fn page(&self, from: BlockHash, limit: usize) -> Result<Page, BlockError> {
-        self.collect_page(from, limit).map_err(|source| BlockError::Directory { source })
+        let page = self.collect_page(from, limit).map_err(|source| BlockError::Directory { source })?;
+        // What another directory has, or lacks, is no list of this node's blocks.
+        self.directories.iter().try_for_each(BlockDirectory::check).map_err(PlaceError::of_directory)?;
+        Ok(page)
     }
 
     fn collect_page(&self, from: BlockHash, limit: usize) -> Result<Page, FileError> {
@@ -251,13 +291,38 @@ impl Shelves {
         spaces.collect()
     }
 
+    /// See [`crate::LocalStore::exchanged`].
+    pub(crate) fn exchanged(&self) -> Result<Vec<PathBuf>, BlockError> {
+        let mut exchanged = Vec::new();
+        for directory in &self.directories {
+            match directory.check() {
+                Ok(()) => {}
+                Err(PlaceError::Exchanged(Exchanged { path })) => exchanged.push(path),
+                Err(error @ PlaceError::File(_)) => return Err(error.of_directory()),
+            }
+        }
+        Ok(exchanged)
+    }
+
+    /// See [`crate::LocalStore::stood_in`].
+    pub(crate) fn stood_in(&self) -> u64 {
+        self.stood_in.load(Ordering::Relaxed)
+    }
+
     /// See [`crate::LocalStore::forget_secondaries`].
-    pub(crate) fn forget_secondaries(&self) -> Result<(), BlockError> {
+    pub(crate) fn forget_secondaries(&self, stood_in: u64) -> Result<Forgotten, BlockError> {
         let mut layout = self.layout.write().expect("nothing panics while holding the layout");
+        if self.stood_in() != stood_in {
+            return Ok(Forgotten::None);
+        }
         let without = layout.forget_secondaries();
-        save_layout(&*self.disk, &self.metadata_dir, &without).map_err(|source| BlockError::Directory { source })?;
+        self.save(&without)?;
         *layout = Arc::new(without);
-        Ok(())
+        Ok(Forgotten::All)
+    }
+
+    fn save(&self, layout: &DirectoryLayout) -> Result<(), BlockError> {
+        save_layout(&*self.disk, &self.metadata_dir, layout).map_err(|source| BlockError::Directory { source })
     }
 
     fn places(&self, hash: BlockHash) -> Places<'_> {
@@ -280,10 +345,11 @@ enum Copy {
     Good(StoredBlock),
     /// The disk did not answer. The file may be as good as ever: descriptors or memory ran out, or a permission is missing. Or it is
     /// damaged and cannot be set aside.
-    Unreadable(FileError),
+    Unreadable(PlaceError),
 }
 
-/// Reads the copy in a directory; one that was read and does not match its checksums is set aside. Under the block's lock.
+/// Reads the copy in a directory; one that was read and does not match its checksums is set aside. Under the block's lock. Who goes by
+/// what it says has checked the directory.
 fn examine(directory: &BlockDirectory, hash: BlockHash) -> Result<Copy, BlockError> {
     match directory.read(hash) {
         Ok(block) => Ok(Copy::Good(block)),
@@ -292,18 +358,57 @@ fn examine(directory: &BlockDirectory, hash: BlockHash) -> Result<Copy, BlockErr
             Ok(()) => Copy::Absent,
             Err(reason) => Copy::Unreadable(reason),
         }),
-        Err(CopyError::Io(reason)) => Ok(Copy::Unreadable(reason)),
+        Err(CopyError::Io(reason)) => Ok(Copy::Unreadable(reason.into())),
+        Err(CopyError::Exchanged(reason)) => Ok(Copy::Unreadable(reason.into())),
         Err(error @ (CopyError::NewerFormat { .. } | CopyError::OutOfRange { .. })) => {
             Err(error.of_block(hash, directory.path(hash)))
         }
     }
 }
 
+/// As [`Shelves::write`], with a primary directory that was checked. A copy that cannot be read stays where it is until the new one,
+/// whole and synced, takes its name.
+fn write_to_primary(places: &Places<'_>, hash: BlockHash, block: &StoredBlock) -> Result<Written, BlockError> {
+    let io = |source| BlockError::Io { hash, source };
+    let replaced = match examine(places.primary, hash)? {
+        Copy::Good(_) => {
+            places.primary.make_durable(hash).map_err(io)?;
+            remove_leftovers(places, hash);
+            return Ok(Written::AlreadyPresent);
+        }
+        Copy::Absent => Replaced::Nothing,
+        Copy::Unreadable(reason) => {
+            tracing::warn!(%hash, reason = &reason as &dyn std::error::Error, "a new copy replaces a block file that cannot be read");
+            Replaced::Unreadable
+        }
+    };
+    let mut elsewhere = None;
+    for directory in &places.secondaries {
+        if elsewhere.is_none() && matches!(examine(directory, hash)?, Copy::Good(_)) {
+            elsewhere = Some(directory);
+        }
+    }
+    match (places.primary.write(hash, block, replaced), elsewhere) {
+        (Ok(()), _) => remove_leftovers(places, hash),
+        // It stays where it is until there is room.
+        (Err(BlockError::Full { .. }), Some(directory)) => {
+            directory.check().map_err(|error| error.of_block(hash))?;
+            directory.make_durable(hash).map_err(io)?;
+        }
+        (Err(error), _) => return Err(error),
+    }
+    Ok(if elsewhere.is_some() { Written::AlreadyPresent } else { Written::New })
+}
+
 /// Removes copies that the primary directory makes superfluous. One that stays does no harm: the next move tries again.
 fn remove_leftovers(places: &Places<'_>, hash: BlockHash) {
     for directory in &places.secondaries {
-        if let Err(error) = directory.remove(hash) {
-            tracing::warn!(%hash, error = &error as &dyn std::error::Error, "a copy outside the primary data directory stays behind");
+        match directory.remove(hash) {
+            // That of an exchanged directory was logged once for all.
+            Ok(Removed::Yes | Removed::WasAbsent) | Err(PlaceError::Exchanged(_)) => {}
+            Err(error @ PlaceError::File(_)) => {
+                tracing::warn!(%hash, error = &error as &dyn std::error::Error, "a copy outside the primary data directory stays behind");
+            }
         }
     }
 }

@@ -60,6 +60,14 @@ pub enum Relocated {
     InPlace,
 }
 
+/// What [`LocalStore::forget_secondaries`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forgotten {
+    All,
+    /// Meanwhile blocks were written outside their primary directories.
+    None,
+}
+
 /// Some of the blocks on disk, in the order of their hashes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Page {
@@ -113,10 +121,11 @@ impl LocalStore {
         LockedBlock { store: self.clone(), hash, guard: Arc::new(self.0.locks.lock(hash).await) }
     }
 
-    /// Stores a block whose content the caller knows to be that of `hash` ([`StoredBlock::verify`]). A good copy is kept.
+    /// Stores a block whose content the caller knows to be that of `hash` ([`StoredBlock::verify`]). A good copy is kept. If the block's
+    /// primary directory is not the one that was opened, another one takes it.
     ///
     /// # Errors
-    /// [`BlockError::Full`], [`BlockError::Io`]; then nothing is stored.
+    /// [`BlockError::Full`], [`BlockError::Io`], [`BlockError::Exchanged`]; then nothing is stored.
     pub async fn write(&self, hash: BlockHash, block: StoredBlock) -> Result<Written, BlockError> {
         self.lock(hash).await.write(block).await
     }
@@ -124,7 +133,8 @@ impl LocalStore {
     /// The plain content, checked against the checksums of its file.
     ///
     /// # Errors
-    /// [`BlockError::Missing`]; [`BlockError::Corrupt`] when there were only bad copies, which are set aside now.
+    /// [`BlockError::Missing`]; [`BlockError::Corrupt`] when there were only bad copies, which are set aside now;
+    /// [`BlockError::Exchanged`] when it may be in a directory that is not there.
     pub async fn read(&self, hash: BlockHash) -> Result<Bytes, BlockError> {
         self.read_with(hash, move |directory| Ok(directory.read(hash)?.plain()?)).await
     }
@@ -150,13 +160,13 @@ impl LocalStore {
     /// # Errors
     /// As [`LocalStore::read`].
     pub async fn verify(&self, hash: BlockHash) -> Result<(), BlockError> {
-        self.read_with(hash, move |directory| Ok(directory.read(hash)?.verify(hash).map(drop)?)).await
+        self.read_with(hash, move |directory| directory.verify(hash)).await
     }
 
     /// Whether there is a file for the block; its content is not looked at, so that "yes" does not mean that it can be read.
     ///
     /// # Errors
-    /// [`BlockError::Io`].
+    /// [`BlockError::Io`], [`BlockError::Exchanged`].
     pub async fn contains(&self, hash: BlockHash) -> Result<bool, BlockError> {
         self.run(&self.0.reads, move |shelves| shelves.contains(hash)).await
     }
@@ -164,7 +174,7 @@ impl LocalStore {
     /// Removes the block from every directory.
     ///
     /// # Errors
-    /// [`BlockError::Io`]; some copies may be left.
+    /// [`BlockError::Io`], [`BlockError::Exchanged`]; some copies may be left.
     pub async fn remove(&self, hash: BlockHash) -> Result<Removed, BlockError> {
         self.lock(hash).await.remove().await
     }
@@ -174,7 +184,7 @@ impl LocalStore {
     /// tells the progress.
     ///
     /// # Errors
-    /// [`BlockError::Directory`].
+    /// [`BlockError::Directory`], [`BlockError::Exchanged`].
     pub async fn page(&self, from: BlockHash, limit: usize) -> Result<Page, BlockError> {
         self.run(&self.0.reads, move |shelves| shelves.page(from, limit)).await
     }
@@ -195,12 +205,26 @@ impl LocalStore {
         self.run(&self.0.reads, Shelves::space).await
     }
 
-    /// Stops looking for blocks outside their primary directories. The caller has relocated every block since this store was opened.
+    /// The data directories that are not those that were opened: their disks were unmounted, or exchanged, while this node runs.
+    ///
+    /// # Errors
+    /// [`BlockError::Directory`].
+    pub async fn exchanged(&self) -> Result<Vec<PathBuf>, BlockError> {
+        self.run(&self.0.reads, Shelves::exchanged).await
+    }
+
+    /// How many blocks were written, since this store was opened, to a directory that stood in for the primary one.
+    pub fn stood_in(&self) -> u64 {
+        self.0.shelves.stood_in()
+    }
+
+    /// Stops looking for blocks outside their primary directories. The caller has relocated every block since this store was opened, and
+    /// asked [`LocalStore::stood_in`] before the first.
     ///
     /// # Errors
     /// [`BlockError::Directory`]: the layout could not be saved and stays as it was.
-    pub async fn forget_secondaries(&self) -> Result<(), BlockError> {
-        self.run(&self.0.writes, Shelves::forget_secondaries).await
+    pub async fn forget_secondaries(&self, stood_in: u64) -> Result<Forgotten, BlockError> {
+        self.run(&self.0.writes, move |shelves| shelves.forget_secondaries(stood_in)).await
     }
 
     /// Reads from the first good copy. Only when one turns out bad, the lock is taken, so that no copy written meanwhile is set aside.

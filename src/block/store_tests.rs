@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::join_all;
 use garage_types::codec::DecodeError;
-use garage_types::disk::{Access, DirectoryEntry, Disk, DiskFile, DiskSpace, FileKind};
+use garage_types::disk::{Access, DirectoryEntry, Disk, DiskFile, DiskSpace, FileIdentity, FileKind};
 use garage_types::memory_disk::{FailingCall, MemoryDisk};
 use garage_types::offload::Inline;
 use garage_types::random::SeededRandom;
@@ -18,7 +18,8 @@ use proptest::prelude::{any, prop_assert_eq, proptest};
 
 use crate::directories::{DataDirectory, Usage};
 use crate::{
-    BlockError, Compression, Durability, Examined, LocalStore, OpenError, Relocated, Removed, StoreOptions, StoredBlock, Written,
+    BlockError, Compression, Durability, Examined, Exchanged, Forgotten, LocalStore, OpenError, Relocated, Removed, StoreOptions,
+    StoredBlock, Written,
 };
 
 const NODE: NodeId = NodeId::from_bytes([9; 32]);
@@ -113,6 +114,9 @@ impl Disk for Failing {
     }
     fn kind(&self, path: &Path) -> io::Result<Option<FileKind>> {
         self.step().and_then(|()| self.disk.kind(path))
+    }
+    fn identity(&self, path: &Path) -> io::Result<FileIdentity> {
+        self.step().and_then(|()| self.disk.identity(path))
     }
     fn space(&self, path: &Path) -> io::Result<DiskSpace> {
         self.step().and_then(|()| self.disk.space(path))
@@ -435,6 +439,9 @@ async fn a_disk_that_fills_up_during_a_write_keeps_no_part_of_it() {
             fn kind(&self, path: &Path) -> io::Result<Option<FileKind>> {
                 self.0.kind(path)
             }
+            fn identity(&self, path: &Path) -> io::Result<FileIdentity> {
+                self.0.identity(path)
+            }
         }
         let disk = Arc::new(Boaster(disk.clone()));
         LocalStore::open(disk, Arc::new(Inline), options(vec![writable("/a")])).await.unwrap()
@@ -534,7 +541,7 @@ async fn blocks_are_found_after_the_directories_changed_and_move_one_by_one() {
         assert!(!disk.files().contains(&path_in("/a", hash)));
         assert_eq!(disk.files().contains(&path_in("/b", hash)), index % 3 != 1);
     }
-    store.forget_secondaries().await.unwrap();
+    assert_eq!(store.forget_secondaries(store.stood_in()).await.unwrap(), Forgotten::All);
     disk.crash();
     let store = open(&disk, options(vec![writable("/b")])).await.unwrap();
     for plain in blocks.iter().step_by(3) {
@@ -569,6 +576,138 @@ async fn a_full_primary_directory_leaves_the_copy_where_it_is() {
     assert_eq!(store.write(hash, block).await.unwrap(), Written::AlreadyPresent);
     assert_eq!(store.read(hash).await.unwrap(), noise(1, 1000));
     assert!(matches!(store.lock(hash).await.relocate().await, Err(BlockError::Full { .. })));
+}
+
+/// A directory of another node, with one block.
+async fn foreign(disk: &MemoryDisk, path: &str, plain: &Bytes) -> BlockHash {
+    garage_types::disk::create_directories(disk, Path::new("/other")).unwrap();
+    let other =
+        StoreOptions { node: NodeId::from_bytes([8; 32]), metadata_dir: "/other".into(), ..options(vec![writable(path)]) };
+    let (hash, block) = raw(plain);
+    open(disk, other).await.unwrap().write(hash, block).await.unwrap();
+    hash
+}
+
+fn is_exchanged<T>(answer: Result<T, BlockError>) -> bool {
+    matches!(answer, Err(BlockError::Exchanged(Exchanged { path })) if path == Path::new("/a"))
+}
+
+#[tokio::test]
+async fn in_an_exchanged_directory_nothing_is_changed_believed_or_missed() {
+    let disk = new_disk();
+    let store = open_one(&disk).await;
+    let (own, block) = raw(&noise(1, 1000));
+    store.write(own, block.clone()).await.unwrap();
+    let other = foreign(&disk, "/b", &noise(2, 1000)).await;
+    disk.flip_bit(&path_in("/b", other), 500);
+    // Another node's directory, and the bare mount point.
+    for place in ["/b", "/empty"] {
+        disk.exchange(Path::new("/a"), Path::new(place));
+        let before = (disk.files(), disk.syncs());
+        for hash in [own, other] {
+            assert!(is_exchanged(store.read(hash).await), "{place}");
+            assert!(is_exchanged(store.read_range(hash, 0..1000).await), "{place}");
+            assert!(is_exchanged(store.verify(hash).await), "{place}");
+            assert!(is_exchanged(store.contains(hash).await), "{place}");
+            assert!(is_exchanged(store.lock(hash).await.examine().await), "{place}");
+            assert!(is_exchanged(store.write(hash, block.clone()).await), "{place}");
+            assert!(is_exchanged(store.remove(hash).await), "{place}");
+            assert!(is_exchanged(store.lock(hash).await.relocate().await), "{place}");
+        }
+        assert!(is_exchanged(store.page(FIRST, 10).await), "{place}");
+        assert_eq!(store.exchanged().await.unwrap(), [PathBuf::from("/a")]);
+        assert_eq!((disk.files(), disk.syncs()), before, "{place}");
+        disk.exchange(Path::new("/a"), Path::new(place));
+        assert_eq!(store.exchanged().await.unwrap(), [] as [PathBuf; 0]);
+        assert_eq!(store.read(own).await.unwrap(), noise(1, 1000));
+        assert_eq!(store.write(own, block.clone()).await.unwrap(), Written::AlreadyPresent);
+    }
+    assert_eq!(store.remove(own).await.unwrap(), Removed::Yes);
+}
+
+#[tokio::test]
+async fn a_good_copy_in_an_exchanged_directory_is_read_and_not_taken_for_a_copy_of_this_node() {
+    let disk = new_disk();
+    let store = open_one(&disk).await;
+    let plain = noise(1, 1000);
+    let hash = foreign(&disk, "/b", &plain).await;
+    disk.exchange(Path::new("/a"), Path::new("/b"));
+    assert_eq!(store.read(hash).await.unwrap(), plain);
+    assert!(is_exchanged(store.verify(hash).await));
+    assert!(is_exchanged(store.contains(hash).await));
+    assert!(is_exchanged(store.write(hash, raw(&plain).1).await));
+}
+
+#[tokio::test]
+async fn a_directory_mounted_again_is_used_again() {
+    let disk = new_disk();
+    let store = open_one(&disk).await;
+    let (hash, block) = raw(&noise(1, 1000));
+    let marker = Path::new("/a/garage-marker");
+    disk.exchange(Path::new("/a"), Path::new("/away"));
+    assert!(is_exchanged(store.write(hash, block.clone()).await));
+    disk.create_directory(Path::new("/a")).unwrap();
+    disk.create(marker, &[NODE.to_string().as_bytes()], Access::Everyone).unwrap();
+    assert!(is_exchanged(store.write(hash, block.clone()).await), "only a restart knows what an empty disk lacks");
+    disk.exchange(Path::new("/a"), Path::new("/away"));
+    assert_eq!(store.write(hash, block).await.unwrap(), Written::New);
+}
+
+#[tokio::test]
+async fn another_directory_stands_in_for_an_exchanged_one_until_blocks_are_moved_back() {
+    let disk = new_disk();
+    let directories =
+        vec![writable("/a"), writable("/b"), writable("/c"), DataDirectory { path: "/d".into(), usage: Usage::ReadOnly }];
+    let store = open(&disk, options(directories.clone())).await.unwrap();
+    disk.exchange(Path::new("/a"), Path::new("/away"));
+    let blocks: Vec<Bytes> = (0..60).map(|seed| noise(seed, 100)).collect();
+    for plain in &blocks {
+        let (hash, block) = raw(plain);
+        assert_eq!(store.write(hash, block.clone()).await.unwrap(), Written::New);
+        assert_eq!(store.write(hash, block).await.unwrap(), Written::AlreadyPresent);
+        assert_eq!(store.read(hash).await.unwrap(), plain);
+        store.verify(hash).await.unwrap();
+    }
+    let taken = store.stood_in();
+    assert!(taken > 0);
+    for place in ["/b", "/c"] {
+        let in_place = |plain: &&Bytes| disk.files().contains(&path_in(place, BlockHash::of(plain)));
+        assert!(blocks.iter().filter(in_place).count() >= 15, "they share them");
+    }
+    disk.exchange(Path::new("/a"), Path::new("/away"));
+    assert_eq!(store.forget_secondaries(0).await.unwrap(), Forgotten::None, "the caller began before they were written");
+    disk.crash();
+    drop(store);
+    let store = open(&disk, options(directories)).await.unwrap();
+    let mut moved = 0;
+    for plain in &blocks {
+        assert_eq!(store.read(BlockHash::of(plain)).await.unwrap(), plain, "they are found after a restart");
+        let locked = store.lock(BlockHash::of(plain)).await;
+        moved += u64::from(locked.relocate().await.unwrap() == Relocated::Moved);
+    }
+    assert_eq!(2 * moved, taken, "each was written twice");
+    assert_eq!(store.forget_secondaries(store.stood_in()).await.unwrap(), Forgotten::All);
+    for plain in &blocks {
+        assert_eq!(store.read(BlockHash::of(plain)).await.unwrap(), plain);
+    }
+}
+
+#[tokio::test]
+async fn a_write_that_finds_no_room_in_the_others_says_that_the_directory_is_exchanged() {
+    let disk = new_disk();
+    let reserved = StoreOptions { reserve_bytes: u64::MAX, ..options(vec![writable("/a"), writable("/b")]) };
+    let store = open(&disk, reserved).await.unwrap();
+    disk.exchange(Path::new("/a"), Path::new("/away"));
+    let (mut exchanged, mut full) = (0, 0);
+    for seed in 0..20 {
+        let (hash, block) = raw(&noise(seed, 100));
+        match store.write(hash, block).await {
+            Err(BlockError::Exchanged(_)) => exchanged += 1,
+            Err(BlockError::Full { .. }) => full += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(exchanged > 0 && full > 0);
 }
 
 #[tokio::test]

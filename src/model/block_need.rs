@@ -174,7 +174,10 @@ impl BlockService {
     /// disk may not give it back.
     async fn need_of_unread(&self, block: BlockHash) -> Need {
         match self.blocks.verify(block).await {
-            Ok(()) => Need::HasIt,
+            Ok(()) => {
+                self.found_good(block).await;
+                Need::HasIt
+            }
             Err(BlockError::Missing { .. } | BlockError::Corrupt { .. }) => Need::Needed,
             Err(error) => {
                 tracing::warn!(%block, error = %chain(&error), "another node is told that a block cannot be read here, so that it keeps its copy");
@@ -194,6 +197,7 @@ impl BlockService {
         }
         let written = locked.write(block).await.map_err(block_error)?;
         drop(locked);
+        self.found_good(hash).await;
         Ok(match written {
             Written::New => BlockGiven::Stored,
             Written::AlreadyPresent => BlockGiven::AlreadyPresent,

@@ -23,6 +23,7 @@ use tokio::sync::Semaphore;
 use crate::background::MayDelete;
 use crate::block_ref::{Arriving, BlockRefRow, BlockRefTable, BlockTrees, RefCount};
 use crate::error::ModelError;
+use crate::failed_here::FailedHere;
 use crate::fresh_refs::Origin;
 use crate::lingering::{Lingering, Reached, answer_in_room};
 use crate::resync_queue::{Queued, Reason};
@@ -109,6 +110,7 @@ pub struct BlockService {
     pub trees: BlockTrees,
     pub arriving: Arriving,
     pub uncounted: Uncounted,
+    pub failed: FailedHere,
     pub clock: Arc<dyn Clock>,
     pub offload: Arc<dyn Offload>,
     pub may_delete: Arc<dyn MayDelete>,
@@ -122,12 +124,14 @@ impl BlockService {
             return Err(TableError::NoRoom.into());
         }
         // Held until the reference is durable: nobody decides to delete the block in between.
-        let locked = self.blocks.lock(request.hash).await;
+        let hash = request.hash;
+        let locked = self.blocks.lock(hash).await;
         // Also if whoever sent the block hangs up: then this ends anywhere, and what the disk was given is written all the same.
         let writing = self.uncounted.writing(request.hash);
         match locked.write(block).await {
             Ok(_written) => {}
-            Err(error @ BlockError::Full { .. }) => {
+            // Nothing was begun.
+            Err(error @ (BlockError::Full { .. } | BlockError::Exchanged(_))) => {
                 writing.seen_to();
                 return Err(block_error(error));
             }
@@ -138,6 +142,7 @@ impl BlockService {
             writing.seen_to();
         }
         drop(locked);
+        self.found_good(hash).await;
         stored
     }
 
@@ -158,14 +163,20 @@ impl BlockService {
     /// The plain content of a block on this node; one that should be here and is not is queued to be fetched.
     pub(crate) async fn read(&self, hash: BlockHash) -> Result<Bytes, RpcError> {
         match self.blocks.read(hash).await {
-            Ok(plain) => Ok(plain),
+            Ok(plain) => {
+                self.found_good(hash).await;
+                Ok(plain)
+            }
             Err(error) => Err(self.missed(hash, error).await),
         }
     }
 
     async fn read_stored(&self, hash: BlockHash) -> Result<StoredBlock, RpcError> {
         match self.blocks.read_stored(hash).await {
-            Ok(stored) => Ok(stored),
+            Ok(stored) => {
+                self.found_good(hash).await;
+                Ok(stored)
+            }
             Err(error) => Err(self.missed(hash, error).await),
         }
     }
@@ -184,7 +195,9 @@ impl BlockService {
             BlockError::Missing { .. } | BlockError::Corrupt { .. } | BlockError::Io { .. } => {
                 self.look_after(hash, self.clock.now()).await;
             }
-            BlockError::NewerFormat { .. }
+            // Resync can do nothing before the directory is back, and then there may be nothing to do.
+            BlockError::Exchanged(_)
+            | BlockError::NewerFormat { .. }
             | BlockError::Full { .. }
             | BlockError::OutOfRange { .. }
             | BlockError::Directory { .. }
@@ -242,7 +255,12 @@ pub fn block_error(error: BlockError) -> RpcError {
         BlockError::Missing { .. } => ErrorCode::NotFound,
         BlockError::Corrupt { .. } => ErrorCode::Corrupt,
         BlockError::Full { .. } => ErrorCode::Full,
-        _ => ErrorCode::Internal,
+        BlockError::Exchanged(_) => ErrorCode::Unavailable,
+        BlockError::NewerFormat { .. }
+        | BlockError::OutOfRange { .. }
+        | BlockError::Io { .. }
+        | BlockError::Directory { .. }
+        | BlockError::Lost { .. } => ErrorCode::Internal,
     };
     RpcError { code, message: error.to_string() }
 }

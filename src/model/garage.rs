@@ -26,6 +26,7 @@ use crate::closing::{ClosingMarks, ClosingService};
 use crate::count::CountService;
 use crate::counters::BucketCounters;
 use crate::error::ModelError;
+use crate::failed_here::FailedHere;
 use crate::fresh_refs::FreshReferences;
 use crate::key::{KeyRow, KeyTable};
 use crate::misses::Misses;
@@ -105,8 +106,19 @@ impl LocalModel {
             .with_derived(watched.0)
             .open(clock.clone(), layouts)?;
         let uncounted = Uncounted::default();
-        let blocks =
-            BlockService { blocks, tables: tables.clone(), trees, arriving, uncounted, clock, offload, may_delete, layout };
+        let failed = FailedHere::load(db, trees)?;
+        let blocks = BlockService {
+            blocks,
+            tables: tables.clone(),
+            trees,
+            arriving,
+            uncounted,
+            failed,
+            clock,
+            offload,
+            may_delete,
+            layout,
+        };
         let working = Working::default();
         Ok(LocalModel { tables, blocks, counters, block_trees: trees, watched, claims, marks, working })
     }

@@ -30,6 +30,7 @@ mod delete_bucket;
 mod detached;
 pub mod digest;
 pub mod error;
+pub mod failed_here;
 mod fetch;
 pub mod fresh_contents;
 pub mod fresh_refs;

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use garage_block::Relocated;
+use garage_block::{BlockError, Forgotten, Relocated};
 use garage_table::transaction::RowTransaction;
 use garage_table::{Schema, Table, TableError};
 use garage_types::{BlockHash, Timestamp, VersionId};
@@ -72,7 +72,11 @@ impl Garage {
             Repair::MultipartUploads => Job::Parts { after: None },
             Repair::BlockRefs => Job::References(Orphanage::Gathering { after: None, suspects: Vec::new() }),
             Repair::BlockCounts => Job::CountsOfRows { after: None },
-            Repair::Rebalance => Job::Rebalance { from: BlockHash::from_bytes([0; 32]), failed: 0 },
+            Repair::Rebalance => Job::Rebalance(Rebalance {
+                from: BlockHash::from_bytes([0; 32]),
+                failed: 0,
+                stood_in: self.0.local.blocks.blocks.stood_in(),
+            }),
         };
         self.workers().start(RepairWorker {
             garage: self.certain().clone(),
@@ -117,11 +121,17 @@ enum Job {
     CountsWithoutRows {
         after: Option<BlockHash>,
     },
-    Rebalance {
-        from: BlockHash,
-        failed: u64,
-    },
+    Rebalance(Rebalance),
     Ended,
+}
+
+/// How far blocks were moved to their primary data directories.
+#[derive(Clone, Copy)]
+struct Rebalance {
+    from: BlockHash,
+    failed: u64,
+    /// Blocks that had been written elsewhere when it began.
+    stood_in: u64,
 }
 
 struct RepairWorker {
@@ -156,7 +166,7 @@ impl RepairWorker {
             Job::References(Orphanage::Waiting { until, suspects }) => self.release_orphans(until, suspects).await,
             Job::CountsOfRows { after } => self.counts_of_rows(after).await,
             Job::CountsWithoutRows { after } => self.counts_without_rows(after).await,
-            Job::Rebalance { from, failed } => self.rebalance(from, failed).await,
+            Job::Rebalance(rebalance) => self.rebalance(rebalance).await,
             Job::Ended => Ok(Job::Ended),
         };
         match next {
@@ -366,17 +376,16 @@ impl RepairWorker {
         }
     }
 
-    async fn rebalance(&mut self, from: BlockHash, mut failed: u64) -> Result<Job, Stopped> {
+    async fn rebalance(&mut self, at: Rebalance) -> Result<Job, Stopped> {
         let store = self.garage.0.local.blocks.blocks.clone();
-        let page = match store.page(from, 1).await {
-            Ok(page) => page,
-            Err(error) => return Err(Stopped { job: Job::Rebalance { from, failed }, error: error.into() }),
-        };
+        let stopped = |error: BlockError| Stopped { job: Job::Rebalance(at), error: error.into() };
+        let page = store.page(at.from, 1).await.map_err(stopped)?;
+        let mut failed = at.failed;
         for block in page.hashes {
             self.looked_at += 1;
             match store.lock(block).await.relocate().await {
                 Ok(Relocated::Moved) => self.repaired += 1,
-                Ok(Relocated::InPlace) | Err(garage_block::BlockError::Missing { .. }) => {}
+                Ok(Relocated::InPlace) | Err(BlockError::Missing { .. }) => {}
                 Err(error) => {
                     failed += 1;
                     tracing::warn!(%block, error = %garage_types::chain(&error), "a block could not be moved to its primary directory");
@@ -384,18 +393,20 @@ impl RepairWorker {
             }
         }
         match (page.next, failed) {
-            (Some(next), failed) => Ok(Job::Rebalance { from: next, failed }),
-            (None, 0) => match store.forget_secondaries().await {
-                Ok(()) => Ok(Job::Ended),
-                Err(error) => Err(Stopped { job: Job::Rebalance { from, failed }, error: error.into() }),
-            },
+            (Some(from), failed) => return Ok(Job::Rebalance(Rebalance { from, failed, ..at })),
+            (None, 0) => {
+                if store.forget_secondaries(at.stood_in).await.map_err(stopped)? == Forgotten::None {
+                    self.message =
+                        Some("a data directory was not there, and others took its blocks meanwhile: rebalance again".to_owned());
+                }
+            }
             (None, failed) => {
                 self.message = Some(format!(
                     "{failed} blocks could not be moved and stay where they are; see the log, then rebalance again"
                 ));
-                Ok(Job::Ended)
             }
         }
+        Ok(Job::Ended)
     }
 }
 

@@ -456,6 +456,7 @@ impl Garage {
     async fn record(&self, queued: &[Queued], outcomes: Vec<Outcome>) -> Result<(), ModelError> {
         let (trees, now) = (self.0.local.block_trees, self.0.clock.now());
         let mut changes: Vec<(Queued, Change)> = Vec::with_capacity(queued.len());
+        let (mut settled, mut failed) = (Vec::new(), Vec::new());
         for (queued, outcome) in queued.iter().zip(outcomes) {
             let change = match outcome {
                 Outcome::Untouched => continue,
@@ -468,6 +469,11 @@ impl Garage {
                     Change::Fail(message)
                 }
             };
+            match change {
+                Change::Drop => {}
+                Change::Settle { .. } => settled.push(queued.block),
+                Change::Fail(_) => failed.push(*queued),
+            }
             changes.push((*queued, change));
         }
         if changes.is_empty() {
@@ -486,7 +492,11 @@ impl Garage {
                 }
             })
         };
-        Ok(self.0.local.tables.db().write::<_, DbError>(write).await.map_err(TableError::Db)?)
+        self.0.local.tables.db().write::<_, DbError>(write).await.map_err(TableError::Db)?;
+        let known = &self.0.local.blocks.failed;
+        settled.iter().for_each(|block| known.forget(block));
+        failed.iter().for_each(|queued| known.failed(queued.block, queued.reason));
+        Ok(())
     }
 
     /// How much is still to be moved to and from this node.

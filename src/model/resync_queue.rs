@@ -123,6 +123,24 @@ impl BlockTrees {
         }
     }
 
+    /// Forgets the failure to get a block that was found good here, and has it looked at now instead of at its next try.
+    pub(crate) fn recovered(&self, tx: &mut Transaction<'_>, block: &BlockHash, now: Timestamp) -> Result<(), DbError> {
+        let Some(failure) = tx.get(self.errors, block.as_bytes())? else { return Ok(()) };
+        tx.remove(self.errors, block.as_bytes())?;
+        // Of a damaged record the next try is not known: the block is looked at twice.
+        if let Ok(BlockFailure { failures, .. }) = decode(&failure) {
+            self.dequeue(tx, &Queued::new(failures.next_try(), *block, Reason::Fetch))?;
+        }
+        self.enqueue(tx, &Queued::new(now, *block, Reason::Fetch))
+    }
+
+    /// What a block that failed is to be tried again for.
+    pub(crate) fn failed_for(&self, tx: &Snapshot<'_>, block: &BlockHash) -> Result<Option<Reason>, DbError> {
+        let Some(BlockFailure { failures, .. }) = self.failure(tx, block)? else { return Ok(None) };
+        let next = Queued::new(failures.next_try(), *block, Reason::Fetch);
+        Ok(tx.get(self.resync, &next.key())?.map(|reason| Reason::decode(&reason)))
+    }
+
     pub(crate) fn failure(&self, tx: &Snapshot<'_>, block: &BlockHash) -> Result<Option<BlockFailure>, DbError> {
         Ok(tx.get(self.errors, block.as_bytes())?.and_then(|bytes| decode(&bytes).ok()))
     }
@@ -242,6 +260,7 @@ impl Garage {
             None => self.failed_blocks().await?.into_iter().map(|failed| failed.block).collect(),
         };
         let (trees, now, count) = (self.0.local.block_trees, self.0.clock.now(), blocks.len());
+        let retried = blocks.clone();
         let write = move |tx: &mut Transaction<'_>| {
             blocks.iter().try_for_each(|block| {
                 trees.succeeded(tx, block)?;
@@ -249,6 +268,7 @@ impl Garage {
             })
         };
         self.0.local.tables.db().write::<_, DbError>(write).await.map_err(TableError::Db)?;
+        retried.iter().for_each(|block| self.0.local.blocks.failed.forget(block));
         self.0.resync.wake.notify_waiters();
         Ok(count)
     }

@@ -120,9 +120,14 @@ impl ScrubWorker {
         let (mut blocks, mut corrupt, mut queued) = (0, 0, Vec::new());
         for block in page.hashes {
             match store.verify(block).await {
-                Ok(()) => blocks += 1,
+                Ok(()) => {
+                    blocks += 1;
+                    self.garage.0.local.blocks.found_good(block).await;
+                }
                 // It went since it was listed.
                 Err(BlockError::Missing { .. }) => {}
+                // The page is looked at again once the directory is back.
+                Err(error @ BlockError::Exchanged(_)) => return Err(error.into()),
                 Err(error) => {
                     blocks += 1;
                     corrupt += u64::from(matches!(error, BlockError::Corrupt { .. }));

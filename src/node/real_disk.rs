@@ -4,10 +4,10 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use garage_types::disk::{Access, DirectoryEntry, Disk, DiskFile, DiskSpace, FileKind};
+use garage_types::disk::{Access, DirectoryEntry, Disk, DiskFile, DiskSpace, FileIdentity, FileKind};
 
 /// The file system as the operating system shows it. Symbolic links are followed: a data directory may be one.
 #[derive(Clone, Copy, Debug, Default)]
@@ -87,6 +87,12 @@ impl Disk for RealDisk {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    fn identity(&self, path: &Path) -> io::Result<FileIdentity> {
+        let found = fs::metadata(path)?;
+        let modified_ns = i128::from(found.mtime()) * 1_000_000_000 + i128::from(found.mtime_nsec());
+        Ok(FileIdentity { device: found.dev(), inode: found.ino(), modified_ns })
     }
 
     fn space(&self, path: &Path) -> io::Result<DiskSpace> {
@@ -207,6 +213,83 @@ mod tests {
             assert!(matches!(store.read(hash).await, Err(BlockError::Corrupt { .. })));
             assert!(!store.contains(hash).await.unwrap());
         }
+    }
+
+    #[tokio::test]
+    async fn a_directory_exchanged_while_in_use_is_left_alone_until_it_is_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let open = async |node: u8, name: &str| {
+            let options = StoreOptions {
+                node: NodeId::from_bytes([node; 32]),
+                metadata_dir: at(&format!("{name}-meta")),
+                directories: vec![DataDirectory { path: at(name), usage: Usage::Writable { capacity: 1 } }],
+                durability: Durability::Synced,
+                reserve_bytes: 0,
+                reads_in_flight_max: 2,
+                writes_in_flight_max: 2,
+            };
+            std::fs::create_dir_all(&options.metadata_dir).unwrap();
+            LocalStore::open(Arc::new(RealDisk), Arc::new(Inline), options).await.unwrap()
+        };
+        let plain = Bytes::from_static(b"a block that both nodes have");
+        let only_here = Bytes::from_static(b"a block that one node has");
+        let raw = |plain: &Bytes| StoredBlock::compress(plain.clone(), Compression::Off).unwrap();
+        let (both, here) = (BlockHash::of(&plain), BlockHash::of(&only_here));
+        let (store, other) = (open(1, "data").await, open(2, "foreign").await);
+        store.write(both, raw(&plain)).await.unwrap();
+        store.write(here, raw(&only_here)).await.unwrap();
+        other.write(both, raw(&plain)).await.unwrap();
+        std::fs::create_dir(at("bare")).unwrap();
+        for place in ["foreign", "bare"] {
+            std::fs::rename(at("data"), at("away")).unwrap();
+            std::fs::rename(at(place), at("data")).unwrap();
+            let is_exchanged = |answer: Result<(), BlockError>| matches!(answer, Err(BlockError::Exchanged(_)));
+            assert!(is_exchanged(store.read(here).await.map(drop)), "{place}: it is not missing");
+            assert!(is_exchanged(store.write(here, raw(&only_here)).await.map(drop)), "{place}");
+            assert!(is_exchanged(store.remove(both).await.map(drop)), "{place}");
+            std::fs::rename(at("data"), at(place)).unwrap();
+            std::fs::rename(at("away"), at("data")).unwrap();
+            assert_eq!(other.read(both).await.unwrap(), plain, "{place}: the other node's copy is untouched");
+        }
+        assert_eq!(std::fs::read_dir(at("bare")).unwrap().count(), 0);
+        assert_eq!(other.page(BlockHash::from_bytes([0; 32]), 10).await.unwrap().hashes, [both]);
+        assert_eq!(store.read(here).await.unwrap(), only_here);
+        assert_eq!(store.write(here, raw(&only_here)).await.unwrap(), Written::AlreadyPresent);
+        assert_eq!(store.remove(both).await.unwrap(), garage_block::Removed::Yes);
+    }
+
+    #[tokio::test]
+    async fn a_marker_with_another_inode_number_is_known_by_its_time_and_content() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("data");
+        let options = StoreOptions {
+            node: NodeId::from_bytes([1; 32]),
+            metadata_dir: folder.path().to_owned(),
+            directories: vec![DataDirectory { path: data.clone(), usage: Usage::Writable { capacity: 1 } }],
+            durability: Durability::Synced,
+            reserve_bytes: 0,
+            reads_in_flight_max: 2,
+            writes_in_flight_max: 2,
+        };
+        let store = LocalStore::open(Arc::new(RealDisk), Arc::new(Inline), options).await.unwrap();
+        let marker = data.join("garage-marker");
+        let written = std::fs::metadata(&marker).unwrap().modified().unwrap();
+        let content = std::fs::read(&marker).unwrap();
+        let replace = |content: &[u8], modified: std::time::SystemTime| {
+            let other = data.join("other");
+            std::fs::write(&other, content).unwrap();
+            std::fs::File::options().write(true).open(&other).unwrap().set_modified(modified).unwrap();
+            std::fs::rename(&other, &marker).unwrap();
+        };
+        replace(&content, written);
+        assert!(store.exchanged().await.unwrap().is_empty());
+        replace(b"another node", written);
+        assert_eq!(store.exchanged().await.unwrap(), [data.clone()]);
+        replace(&content, written + std::time::Duration::from_millis(1));
+        assert_eq!(store.exchanged().await.unwrap(), [data.clone()]);
+        replace(&content, written);
+        assert!(store.exchanged().await.unwrap().is_empty());
     }
 
     fn shorten(path: &Path) {

@@ -1,17 +1,18 @@
 //! Blocks find their way to their owners, and leave only when no owner needs them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
 use garage_block::{Compression, StoredBlock};
 use garage_model::put::Preconditions;
+use garage_model::resync_queue::{Queued, Reason};
 use garage_model::{Garage, ModelError};
 use garage_types::memory_disk::FailingCall;
 use garage_types::planted::{Bug, plant};
-use garage_types::{BlockHash, BucketId, ObjectKey};
+use garage_types::{BlockHash, BucketId, Clock, ObjectKey};
 
-use crate::blocks_world::{Cluster, Machine, body, store, until};
+use crate::blocks_world::{Cluster, Machine, body, store, try_store, until};
 
 const HOUR_MS: u64 = 3_600_000;
 /// Blocks that others own come up for handing over within this time.
@@ -240,6 +241,36 @@ async fn a_block_that_nobody_has_is_listed_with_its_failures_and_tried_again_lat
     assert_eq!(cluster.holders(blocks[0]).await, [0, 1]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_block_that_failed_is_not_listed_any_more_once_it_was_read_or_written_here() {
+    let (cluster, bucket) = three_nodes().await;
+    let (content, blocks) = body(25, 2);
+    store(cluster.garage(0), bucket, "a", content.clone()).await;
+    let local = &cluster.garage(0).local().blocks.blocks;
+    let mut removed = Vec::new();
+    for block in &blocks {
+        until_everywhere(&cluster, *block, &[0, 1, 2]).await;
+        removed.push(local.read_stored(*block).await.unwrap());
+        for machine in 0..3 {
+            cluster.garage(machine).local().blocks.blocks.remove(*block).await.unwrap();
+        }
+        fetch(cluster.garage(0), bucket, "a").await.unwrap_err();
+        cluster.garage(0).queue_blocks(vec![Queued::new(cluster.clock.now(), *block, Reason::Fetch)]).await.unwrap();
+    }
+    cluster.resync(0).await;
+    assert_eq!(cluster.garage(0).failed_blocks().await.unwrap().len(), 2);
+    // As a disk that comes back.
+    local.write(blocks[0], removed[0].clone()).await.unwrap();
+    fetch(cluster.garage(0), bucket, "a").await.unwrap_err();
+    let failed = cluster.garage(0).failed_blocks().await.unwrap();
+    assert!(failed.len() == 1 && failed[0].block == blocks[1], "{failed:?}");
+    store(cluster.garage(1), bucket, "again", content).await;
+    until(async || cluster.garage(0).failed_blocks().await.unwrap().is_empty()).await;
+    cluster.resync(0).await;
+    let left = cluster.garage(0).blocks_to_move().await.unwrap();
+    assert_eq!((left.fetch, left.failed), (0, 0), "and resync has nothing to do");
+}
+
 /// Where a machine has the file of a block.
 fn file_of(machine: &Machine, block: BlockHash) -> PathBuf {
     let is_its = |path: &PathBuf| path.ends_with(block.to_string());
@@ -314,6 +345,55 @@ async fn a_block_that_cannot_be_opened_for_want_of_descriptors_is_neither_fetche
     cluster.resync(1).await;
     assert!(cluster.garage(1).failed_blocks().await.unwrap().is_empty());
     assert_eq!((cluster.garage(1).blocks_to_move().await.unwrap().moved.blocks, disk.syncs()), (0, syncs));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_unmounted_while_the_node_runs_loses_nothing_and_is_used_again_when_it_is_back() {
+    let (cluster, bucket) = three_nodes().await;
+    let (kept, blocks) = body(21, 2);
+    store(cluster.garage(0), bucket, "kept", kept.clone()).await;
+    let (deleted, released) = body(22, 1);
+    store(cluster.garage(0), bucket, "a", deleted).await;
+    for block in blocks.iter().chain(&released) {
+        until_everywhere(&cluster, *block, &[0, 1, 2]).await;
+    }
+    delete(&cluster, bucket, "a").await;
+    settle_queues(&cluster, &[0, 1, 2]).await;
+    let (data, away) = (Path::new("/data"), Path::new("/away"));
+    let disk = &cluster.machines[1].disk;
+    disk.exchange(data, away);
+    let files = disk.files();
+    assert_eq!(fetch(cluster.garage(1), bucket, "kept").await.unwrap(), kept, "the others have it");
+    assert_eq!(cluster.garage(1).blocks_to_move().await.unwrap().fetch, 0, "nothing is missing");
+    let (stored, _blocks) = body(23, 2);
+    store(cluster.garage(1), bucket, "new", stored.clone()).await;
+    cluster.clock.advance_millis(HOUR_MS);
+    cluster.resync(1).await;
+    let failed = cluster.garage(1).failed_blocks().await.unwrap();
+    let released_is_listed = failed.iter().any(|failed| failed.block == released[0]);
+    assert!(released_is_listed && failed[0].failure.message.contains("not the directory that was opened"), "{failed:?}");
+    assert!(cluster.garage(1).reference_count(released[0]).await.unwrap().is_some(), "it is not forgotten");
+    assert_eq!(disk.files(), files);
+    disk.exchange(data, away);
+    cluster.garage(1).retry_blocks(None).await.unwrap();
+    cluster.resync(1).await;
+    assert!(cluster.garage(1).failed_blocks().await.unwrap().is_empty());
+    assert!(cluster.garage(1).reference_count(released[0]).await.unwrap().is_none(), "its file is deleted");
+    for block in &blocks {
+        cluster.garage(1).local().blocks.blocks.verify(*block).await.unwrap();
+    }
+    assert_eq!(fetch(cluster.garage(1), bucket, "new").await.unwrap(), stored);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_without_its_only_directory_fails_as_one_that_may_be_repeated() {
+    let cluster = Cluster::of(1, 1).await;
+    cluster.lay_out(&[0]).await;
+    let bucket = cluster.garage(0).create_bucket("pictures").await.unwrap();
+    cluster.machines[0].disk.exchange(Path::new("/data"), Path::new("/away"));
+    let (content, _blocks) = body(24, 1);
+    let refused = try_store(cluster.garage(0), bucket, "a", content).await.unwrap_err();
+    assert!(matches!(refused, ModelError::BlockNotStored { .. }) && !refused.is_full(), "{refused:?}");
 }
 
 /// A node hands a block over to one that has a file of it from earlier: on a bad sector, or (`failing`) on a disk that is out of order for a

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use garage_block::{Compression, DataDirectory, Durability, StoreOptions, Usage};
 use garage_db::{Db, MemoryEngine};
-use garage_model::Garage;
 use garage_model::background::BackgroundSettings;
 use garage_model::block_ref::BlockRefTable;
 use garage_model::digest::ChecksumAlgorithm;
 use garage_model::garage::Settings;
 use garage_model::pipeline::InMemory;
 use garage_model::put::{Preconditions, PutObject};
+use garage_model::{Garage, ModelError};
 use garage_net::MemoryNetwork;
 use garage_net::identity::{Identity, NetworkKey};
 use garage_net::mux::Windows;
@@ -278,6 +278,11 @@ impl Machine {
 
 /// Stores an object.
 pub async fn store(garage: &Garage, bucket: BucketId, key: &str, body: Vec<u8>) {
+    try_store(garage, bucket, key, body).await.expect("the object is stored");
+}
+
+/// Stores an object, or not.
+pub async fn try_store(garage: &Garage, bucket: BucketId, key: &str, body: Vec<u8>) -> Result<(), ModelError> {
     let put = PutObject {
         bucket,
         key: ObjectKey::parse(key).expect("a key"),
@@ -286,7 +291,7 @@ pub async fn store(garage: &Garage, bucket: BucketId, key: &str, body: Vec<u8>) 
         owner: None,
         preconditions: Preconditions::default(),
     };
-    garage.put_object(put, Box::new(InMemory::new(body))).await.expect("the object is stored");
+    garage.put_object(put, Box::new(InMemory::new(body))).await.map(drop)
 }
 
 /// Waits, in simulated time, until something is so.

@@ -28,6 +28,17 @@ pub struct DiskSpace {
     pub available: u64,
 }
 
+/// By which a file is told from another that has its path later. Those of one file are equal while its file system stays mounted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileIdentity {
+    /// Some file systems get another number when they are mounted again.
+    pub device: u64,
+    /// Some file systems number a file anew from time to time.
+    pub inode: u64,
+    /// When its content was last written, in nanoseconds since 1970, as fine as the file system has it.
+    pub modified_ns: i128,
+}
+
 /// Who may read a new file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
@@ -138,6 +149,12 @@ pub trait Disk: Send + Sync + 'static {
     /// # Errors
     /// What the operating system reports, apart from `NotFound`.
     fn kind(&self, path: &Path) -> io::Result<Option<FileKind>>;
+
+    /// Which file is at `path`.
+    ///
+    /// # Errors
+    /// `NotFound`, and what the operating system reports.
+    fn identity(&self, path: &Path) -> io::Result<FileIdentity>;
 
     /// The space of the file system that holds `path`.
     ///

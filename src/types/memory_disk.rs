@@ -4,7 +4,8 @@
 //! synced since the name came to be. Rename is atomic; a removed name comes back unless the directory was synced. Real disks may keep
 //! more than they must: after [`MemoryDisk::crash_keeping`] some of what was not synced is there all the same. With a [`Power`] of its
 //! own, a disk stops before any of its steps. While it is [`MemoryDisk::failing`], one kind of call answers an error and changes nothing.
-//! A file with a bad sector ([`MemoryDisk::spoil`]) can be opened and never be read again; another file that takes its name can.
+//! A file with a bad sector ([`MemoryDisk::spoil`]) can be opened and never be read again; another file that takes its name can. Disks
+//! are mounted elsewhere by [`MemoryDisk::exchange`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -12,7 +13,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use crate::disk::{Access, DirectoryEntry, Disk, DiskFile, DiskSpace, FileKind};
+use crate::disk::{Access, DirectoryEntry, Disk, DiskFile, DiskSpace, FileIdentity, FileKind};
 use crate::power::Power;
 use crate::random::Random;
 
@@ -54,7 +55,7 @@ pub enum FailingCall {
     Sync,
     Rename,
     Remove,
-    /// Asking what a path names, or which names a directory has.
+    /// Asking what a path names, which file it is, or which names a directory has.
     Look,
 }
 
@@ -164,6 +165,21 @@ impl MemoryDisk {
         let mut state = self.state();
         let number = state.file(path).expect("the file exists");
         state.spoilt.insert(number);
+    }
+
+    /// Each of two directories, with all that is below it, gets the place of the other, as disks that are mounted the other way round; one
+    /// that does not exist leaves nothing in the other's place. This is no change of names that a crash might undo.
+    pub fn exchange(&self, first: &Path, second: &Path) {
+        let mut state = self.state();
+        let moved = |path: &PathBuf| {
+            let to = |from: &Path, to: &Path| path.strip_prefix(from).ok().map(|rest| to.join(rest).components().collect());
+            to(first, second).or_else(|| to(second, first)).unwrap_or_else(|| path.clone())
+        };
+        state.names = state.names.iter().map(|(path, name)| (moved(path), *name)).collect();
+        state.synced_names = state.synced_names.iter().map(|(path, name)| (moved(path), *name)).collect();
+        for change in &mut state.unsynced {
+            change.path = moved(&change.path);
+        }
     }
 
     /// How often a file or directory was synced, to count what an operation costs.
@@ -381,6 +397,11 @@ impl Disk for MemoryDisk {
             Name::File(_) => FileKind::File,
             Name::Directory => FileKind::Directory,
         }))
+    }
+
+    fn identity(&self, path: &Path) -> io::Result<FileIdentity> {
+        let number = self.powered(FailingCall::Look)?.file(path)?;
+        Ok(FileIdentity { device: 0, inode: number, modified_ns: number.into() })
     }
 
     fn space(&self, _path: &Path) -> io::Result<DiskSpace> {

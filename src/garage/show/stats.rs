@@ -57,6 +57,11 @@ fn node(id: NodeId, statistics: &NodeStatistics) -> String {
             row(["  unreferenced block files:", &unreferenced.to_string()]),
         ]);
     }
+    for path in &statistics.exchanged_directories {
+        text += &format!(
+            "\nData directory {path} is not the one that was opened: mount the right disk there, or restart the node to use this one.\n"
+        );
+    }
     text += &statistics.moves.as_ref().map(moves::of_node).unwrap_or_default();
     text
 }
@@ -259,6 +264,7 @@ mod tests {
             insert_queue_length: 2,
             damaged_rows: Some(3),
             blocks: Some(BlockStatistics { rc_entries: 5120, resync_queue_length: 0, resync_errors: 0, unreferenced: 3 }),
+            exchanged_directories: vec!["/mnt/b".into()],
             moves: None,
         };
         let nodes = Multi {
@@ -289,6 +295,7 @@ mod tests {
             "  object  1204\n",
             "  number of RC entries:       5120 (~= number of blocks)\n  resync queue length:        0\n",
             "  blocks with resync errors:  0\n  unreferenced block files:   3\n",
+            "\nData directory /mnt/b is not the one that was opened",
             "==== NODE [0202020202020202] ====\nError: node is not connected\n",
             "==== CLUSTER STATISTICS ====\nNo node has a role yet",
         ] {
