@@ -176,7 +176,7 @@ async fn a_damaged_row_that_nobody_else_has_is_an_error_until_an_operator_gives_
     let name = tables.name_of_row(aside[0].table, &aside[0].key);
     assert!(name.contains("/a ("), "the object's own name: {name}");
     let merged = garage.merge_set_aside(aside.clone()).await.unwrap();
-    assert_eq!((merged.merged, merged.unused), (0, 1));
+    assert_eq!((merged.merged, merged.unused, merged.damaged), (0, 1, 1));
     assert_eq!(tables.set_aside_page(None, 10).await.unwrap(), aside);
     tables.forget_set_aside(vec![aside[0].position()]).await.unwrap();
     assert_eq!(tables.set_aside_count().await.unwrap(), 0);
