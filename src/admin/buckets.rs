@@ -93,7 +93,32 @@ impl Operation for ListBuckets {
     type Reply = Vec<BucketListItem>;
 
     async fn run(self, service: &AdminService) -> Result<Vec<BucketListItem>, AdminError> {
-        Ok(list_of(&service.garage.buckets().await?, &service.garage.aliases().await?))
+        Ok(list_of(&service.garage.readable_buckets().await?, &service.garage.readable_aliases().await?))
+    }
+}
+
+/// The rows of buckets, names and keys that the asked node knows to be damaged. What is listed may be short of them.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ListDamagedRows;
+
+/// A damaged row, by its name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DamagedRow {
+    pub table: String,
+    pub row: String,
+}
+
+/// Of each table.
+const DAMAGED_ROWS_MAX: usize = 100;
+
+impl Operation for ListDamagedRows {
+    const ENDPOINT: &'static str = "admin.ListDamagedRows/1";
+    type Reply = Vec<DamagedRow>;
+
+    async fn run(self, service: &AdminService) -> Result<Vec<DamagedRow>, AdminError> {
+        let rows = service.garage.damaged_list_rows(DAMAGED_ROWS_MAX);
+        Ok(rows.into_iter().map(|damaged| DamagedRow { table: damaged.table.to_owned(), row: damaged.row }).collect())
     }
 }
 
@@ -161,7 +186,8 @@ fn info_of(bucket: &Bucket, aliases: &[Alias], keys: &[Key], counts: &Counts) ->
 async fn info(service: &AdminService, id: BucketId) -> Result<BucketInfo, AdminError> {
     let garage = &service.garage;
     let bucket = garage.bucket(id).await?;
-    Ok(info_of(&bucket, &garage.aliases().await?, &garage.keys().await?, &garage.bucket_counts(id).await?))
+    let (aliases, keys) = (garage.readable_aliases().await?, garage.readable_keys().await?);
+    Ok(info_of(&bucket, &aliases, &keys, &garage.bucket_counts(id).await?))
 }
 
 /// One bucket, by `id`, by `globalAlias`, or by `search`: a global alias, else an id or the beginning of one.

@@ -44,7 +44,7 @@ impl Operation for ListKeys {
 
     async fn run(self, service: &AdminService) -> Result<Vec<KeyListItem>, AdminError> {
         let now = service.garage.clock().now();
-        Ok(service.garage.keys().await?.iter().map(|key| list_item(key, now)).collect())
+        Ok(service.garage.readable_keys().await?.iter().map(|key| list_item(key, now)).collect())
     }
 }
 
@@ -121,7 +121,7 @@ fn info_of(key: &Key, aliases: &[Alias], now: Timestamp, show: ShowSecret) -> Ke
 
 async fn info(service: &AdminService, id: &KeyId, show: ShowSecret) -> Result<KeyInfo, AdminError> {
     let key = service.garage.key(id).await?;
-    let aliases = service.garage.aliases().await?;
+    let aliases = service.garage.readable_aliases().await?;
     Ok(info_of(&key, &aliases, service.garage.clock().now(), show))
 }
 

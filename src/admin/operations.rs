@@ -59,6 +59,7 @@ pub fn visit_all(visitor: &mut impl Visitor) {
     visitor.visit::<keys::UpdateKey>();
     visitor.visit::<keys::DeleteKey>();
     visitor.visit::<buckets::ListBuckets>();
+    visitor.visit::<buckets::ListDamagedRows>();
     visitor.visit::<buckets::GetBucketInfo>();
     visitor.visit::<buckets::CreateBucket>();
     visitor.visit::<buckets::UpdateBucket>();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use garage_model::set_aside::{Described, MERGED_MAX, describe};
+use garage_model::set_aside::{Described, MERGED_MAX, MergedBack, describe};
 use garage_table::set_aside::{Reason, SetAside};
 use serde::{Deserialize, Serialize};
 
@@ -94,6 +94,9 @@ pub struct SetAsideSettled {
     /// They are damaged, or what they need, or what would use them, is not there: they stay set aside.
     #[serde(default)]
     pub unused: u64,
+    /// Of the unused, those that do not match their checksums: their bytes cannot be trusted, so they are never brought back.
+    #[serde(default)]
+    pub damaged: u64,
     /// They are gone.
     pub discarded: u64,
     /// Set aside still, those unused included.
@@ -259,7 +262,8 @@ impl Operation for OwnMerge {
         let done = service.garage.merge_set_aside(rows).await?;
         tracing::warn!(?done, "the operator brought rows back that were set aside");
         let left = service.garage.local().tables.set_aside_count().await?;
-        Ok(SetAsideSettled { merged: done.merged, superseded: done.superseded, unused: done.unused, discarded: 0, left })
+        let MergedBack { merged, superseded, unused, damaged } = done;
+        Ok(SetAsideSettled { merged, superseded, unused, damaged, discarded: 0, left })
     }
 }
 

@@ -9,6 +9,9 @@ mod layout;
 mod meta;
 mod worker;
 
+use garage_admin::buckets::{DamagedRow, ListDamagedRows};
+use garage_rpc::error::ErrorCode;
+
 use crate::args::{Command, Global, NodeCommand};
 use crate::connection::Daemon;
 use crate::error::CliError;
@@ -48,6 +51,20 @@ async fn run_remote(daemon: &Daemon, command: Command, output: Output) -> Result
         Command::Block(command) => worker::block(daemon, command, output).await,
         Command::JsonApi(args) => json_api::run(daemon, &args).await,
         Command::Server(_) | Command::ConvertDb(_) | Command::Node(NodeCommand::Id(_)) | Command::NodeId(_) => Ok(()),
+    }
+}
+
+/// The damaged rows that a list for people may be short of. JSON replies have no place for them, and an older daemon cannot tell.
+///
+/// # Errors
+/// [`CliError::Call`], [`CliError::Refused`].
+async fn damaged_rows(daemon: &Daemon, output: Output) -> Result<Vec<DamagedRow>, CliError> {
+    if output == Output::Json {
+        return Ok(Vec::new());
+    }
+    match daemon.call(ListDamagedRows).await {
+        Err(CliError::Call { source, .. }) if source.code == ErrorCode::UnknownEndpoint => Ok(Vec::new()),
+        told => told,
     }
 }
 

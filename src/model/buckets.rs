@@ -2,16 +2,18 @@
 
 use std::sync::Arc;
 
-use garage_table::{Schema, TableError, TableStore};
+use futures_util::{StreamExt, stream};
+use garage_table::{Schema, Table, TableError, TableStore};
 use garage_types::crdt::Deletable;
 use garage_types::names::Punycode;
 use garage_types::planted::{Bug, is_planted};
-use garage_types::{BucketId, BucketName, KeyId, Timestamp};
+use garage_types::{BucketId, BucketName, KeyId, Timestamp, chain};
 
 use crate::alias::{AliasRow, AliasScope, AliasTable, key_of};
 use crate::bucket::{BucketRow, BucketState, BucketTable, Quotas};
 use crate::error::ModelError;
 use crate::garage::Garage;
+use crate::key::KeyTable;
 use crate::name_claims::NewBucket;
 use crate::naming::Wanted;
 
@@ -37,6 +39,13 @@ impl Alias {
     }
 }
 
+/// A damaged row of which a list may be short.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DamagedListRow {
+    pub table: &'static str,
+    pub row: String,
+}
+
 /// What came of a CreateBucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Created {
@@ -58,6 +67,81 @@ pub(crate) async fn all_rows<S: Schema>(tables: &TableStore) -> Result<Vec<S::Ro
             return Ok(std::mem::take(&mut rows));
         }
     }
+}
+
+/// How many damaged rows the other owners are asked for at once.
+const ASKED_AT_ONCE: usize = 16;
+
+/// As [`all_rows`], for lists by which nothing is decided: one damaged row must not hide all the others. It is read from the other owners;
+/// while none of them has it, it is left out, and the log names it.
+pub(crate) async fn readable_rows<S: Schema>(table: &Table<S>) -> Result<Vec<S::Row>, TableError> {
+    let Found { mut rows, damaged } = readable_here::<S>(table.store()).await?;
+    let asked = stream::iter(damaged).map(|key| async move { (table.get_by_local_key(&key).await, key) });
+    let answers: Vec<_> = asked.buffer_unordered(ASKED_AT_ONCE).collect().await;
+    for (answer, key) in answers {
+        match answer {
+            Ok(row) => rows.extend(row),
+            Err(error) => {
+                let row = table.store().name_of_row(S::ID, &key);
+                tracing::warn!(table = S::NAME, row, error = %chain(&error), "a damaged row is left out of a list");
+            }
+        }
+    }
+    Ok(rows)
+}
+
+/// What this node has of a full-copy table.
+struct Found<R> {
+    rows: Vec<R>,
+    /// The local keys of rows that do not match their checksums.
+    damaged: Vec<Vec<u8>>,
+}
+
+async fn readable_here<S: Schema>(tables: &TableStore) -> Result<Found<S::Row>, TableError> {
+    let found = Arc::new(std::sync::Mutex::new(Found { rows: Vec::new(), damaged: Vec::new() }));
+    let mut after = None;
+    loop {
+        let page = found.clone();
+        let push = move |key: &[u8], row| {
+            let mut page = page.lock().expect("nothing panics while holding the rows");
+            match row {
+                Ok(row) => page.rows.push(row),
+                Err(TableError::DamagedRow { .. }) => page.damaged.push(key.to_vec()),
+                Err(error) => return Err(error),
+            }
+            Ok(())
+        };
+        after = tables.scan_all::<S>(after, 1000, push).await?;
+        if after.is_none() {
+            let mut found = found.lock().expect("nothing panics while holding the rows");
+            return Ok(Found { rows: std::mem::take(&mut found.rows), damaged: std::mem::take(&mut found.damaged) });
+        }
+    }
+}
+
+/// The buckets that exist, in the order of creation.
+fn existing(rows: Vec<BucketRow>) -> Vec<Bucket> {
+    let present = |row: BucketRow| match row.state {
+        Deletable::Present(state) => Some(Bucket { id: row.id, state }),
+        Deletable::Deleted => None,
+    };
+    let mut buckets: Vec<Bucket> = rows.into_iter().filter_map(present).collect();
+    buckets.sort_by_key(|bucket| (bucket.state.created, bucket.id));
+    buckets
+}
+
+/// The names in use, sorted.
+fn in_use(rows: Vec<AliasRow>) -> Vec<Alias> {
+    let used = |row: AliasRow| {
+        let key = match row.scope {
+            AliasScope::Global => None,
+            AliasScope::Local(key) => Some(key),
+        };
+        row.bucket.get().map(|bucket| Alias { name: row.name, bucket, key })
+    };
+    let mut aliases: Vec<Alias> = rows.into_iter().filter_map(used).collect();
+    aliases.sort();
+    aliases
 }
 
 /// Where the names are that mean something to a key.
@@ -166,37 +250,45 @@ impl Garage {
         Ok(Bucket { id, state: state.clone() })
     }
 
-    /// All buckets that exist, in the order of creation.
+    /// All buckets that exist, in the order of creation. For decisions: a damaged row is an error.
     ///
     /// # Errors
     /// [`ModelError::Table`].
     pub async fn buckets(&self) -> Result<Vec<Bucket>, ModelError> {
-        let rows = all_rows::<BucketTable>(&self.0.local.tables).await?;
-        let present = |row: BucketRow| match row.state {
-            Deletable::Present(state) => Some(Bucket { id: row.id, state }),
-            Deletable::Deleted => None,
-        };
-        let mut buckets: Vec<Bucket> = rows.into_iter().filter_map(present).collect();
-        buckets.sort_by_key(|bucket| (bucket.state.created, bucket.id));
-        Ok(buckets)
+        Ok(existing(all_rows::<BucketTable>(&self.0.local.tables).await?))
     }
 
-    /// All names in use, sorted.
+    /// As [`Self::buckets`], for lists that people read: without those whose rows nobody can read.
+    ///
+    /// # Errors
+    /// [`ModelError::Table`].
+    pub async fn readable_buckets(&self) -> Result<Vec<Bucket>, ModelError> {
+        Ok(existing(readable_rows(&self.0.buckets).await?))
+    }
+
+    /// All names in use, sorted. For decisions: a damaged row is an error.
     ///
     /// # Errors
     /// [`ModelError::Table`].
     pub async fn aliases(&self) -> Result<Vec<Alias>, ModelError> {
-        let rows = all_rows::<AliasTable>(&self.0.local.tables).await?;
-        let used = |row: AliasRow| {
-            let key = match row.scope {
-                AliasScope::Global => None,
-                AliasScope::Local(key) => Some(key),
-            };
-            row.bucket.get().map(|bucket| Alias { name: row.name, bucket, key })
+        Ok(in_use(all_rows::<AliasTable>(&self.0.local.tables).await?))
+    }
+
+    /// As [`Self::aliases`], for lists that people read: without those whose rows nobody can read.
+    ///
+    /// # Errors
+    /// [`ModelError::Table`].
+    pub async fn readable_aliases(&self) -> Result<Vec<Alias>, ModelError> {
+        Ok(in_use(readable_rows(&self.0.aliases).await?))
+    }
+
+    /// The rows from which lists are made, and which this node knows to be damaged, by table and name; at most `limit` of each table.
+    pub fn damaged_list_rows(&self, limit: usize) -> Vec<DamagedListRow> {
+        let tables = [(AliasTable::ID, AliasTable::NAME), (BucketTable::ID, BucketTable::NAME), (KeyTable::ID, KeyTable::NAME)];
+        let of = |(id, table)| {
+            self.0.local.tables.damaged_rows_of(id, limit).into_iter().map(move |row| DamagedListRow { table, row })
         };
-        let mut aliases: Vec<Alias> = rows.into_iter().filter_map(used).collect();
-        aliases.sort();
-        Ok(aliases)
+        tables.into_iter().flat_map(of).collect()
     }
 
     /// Makes a bucket with a global name, if the name is free.

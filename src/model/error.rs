@@ -105,7 +105,44 @@ pub enum ModelError {
     ShuttingDown,
 }
 
+/// Why the owners of something cannot serve it now, as far as a client may know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outage {
+    /// There are no owners yet.
+    NoLayout,
+    /// Too few of them answer.
+    Silent,
+    /// Some are full, and too few others do it.
+    Full,
+    /// Some answer that they cannot: a disk or a database fails, or does not let them write.
+    Failing,
+}
+
+impl Outage {
+    fn of(quorum: &QuorumError<RpcError>) -> Self {
+        let has = |fits: fn(ErrorCode) -> bool| quorum.errors.iter().any(|failed| fits(failed.error.code));
+        if has(|code| matches!(code, ErrorCode::Internal | ErrorCode::Corrupt)) {
+            Outage::Failing
+        } else if has(|code| code == ErrorCode::Full) {
+            Outage::Full
+        } else {
+            Outage::Silent
+        }
+    }
+}
+
 impl ModelError {
+    /// Why the owners cannot serve it now, if that is what has failed.
+    pub fn outage(&self) -> Option<Outage> {
+        match self {
+            ModelError::BlockNotStored { source, .. } => Some(Outage::of(source)),
+            ModelError::Table(TableError::Quorum(source)) => Some(Outage::of(source)),
+            ModelError::Table(TableError::NoLayout) => Some(Outage::NoLayout),
+            ModelError::Table(TableError::Db(_)) => Some(Outage::Failing),
+            _ => None,
+        }
+    }
+
     /// Whether the cause is a full disk, here or on so many owners that the others do not suffice. Where others failed for reasons
     /// that pass, repeating may help, and the answer is another one.
     pub fn is_full(&self) -> bool {
@@ -120,5 +157,28 @@ impl ModelError {
             ModelError::Table(TableError::NoRoom) | ModelError::NoRoom => true,
             _ => false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use garage_rpc::error::{ErrorCode, RpcError};
+    use garage_rpc::quorum::{NodeError, QuorumError};
+    use garage_types::{BlockHash, NodeId};
+
+    use super::{ModelError, Outage};
+
+    #[test]
+    fn an_outage_is_told_by_what_the_owners_answered() {
+        let outage = |codes: &[ErrorCode]| {
+            let failed =
+                |code: &ErrorCode| NodeError { node: NodeId::from_bytes([1; 32]), error: RpcError::new(*code, "/mnt/disk") };
+            let quorum = QuorumError { needed: 2, reached: 1, of: 3, errors: codes.iter().map(failed).collect() };
+            ModelError::BlockNotStored { hash: BlockHash::from_bytes([2; 32]), source: Box::new(quorum) }.outage()
+        };
+        assert_eq!(outage(&[ErrorCode::Unavailable, ErrorCode::Timeout]), Some(Outage::Silent));
+        assert_eq!(outage(&[ErrorCode::Unavailable, ErrorCode::Full]), Some(Outage::Full));
+        assert_eq!(outage(&[ErrorCode::Unavailable, ErrorCode::Internal]), Some(Outage::Failing));
+        assert_eq!(ModelError::NoSuchKey.outage(), None);
     }
 }

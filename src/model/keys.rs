@@ -7,6 +7,7 @@ use garage_types::crdt::{Deletable, Lww};
 use garage_types::{BucketId, KeyId, Secret, Timestamp};
 use tokio::time::Instant;
 
+use crate::buckets::{all_rows, readable_rows};
 use crate::error::ModelError;
 use crate::garage::Garage;
 use crate::key::{KeyRow, KeyState, KeyTable, Permissions, placement_of};
@@ -26,6 +27,17 @@ pub struct KeyChange {
 pub struct Key {
     pub id: KeyId,
     pub state: KeyState,
+}
+
+/// The keys that exist, in the order of creation.
+fn existing(rows: Vec<KeyRow>) -> Vec<Key> {
+    let present = |row: KeyRow| match row.state {
+        Deletable::Present(state) => Some(Key { id: row.id, state }),
+        Deletable::Deleted => None,
+    };
+    let mut keys: Vec<Key> = rows.into_iter().filter_map(present).collect();
+    keys.sort_by(|a, b| (a.state.created, &a.id).cmp(&(b.state.created, &b.id)));
+    keys
 }
 
 /// A new secret: 64 hexadecimal digits.
@@ -97,19 +109,20 @@ impl Garage {
         Ok(Key { id: id.clone(), state })
     }
 
-    /// All keys that exist, in the order of creation.
+    /// All keys that exist, in the order of creation. For decisions: a damaged row is an error.
     ///
     /// # Errors
     /// [`ModelError::Table`].
     pub async fn keys(&self) -> Result<Vec<Key>, ModelError> {
-        let rows = crate::buckets::all_rows::<KeyTable>(&self.0.local.tables).await?;
-        let present = |row: KeyRow| match row.state {
-            Deletable::Present(state) => Some(Key { id: row.id, state }),
-            Deletable::Deleted => None,
-        };
-        let mut keys: Vec<Key> = rows.into_iter().filter_map(present).collect();
-        keys.sort_by(|a, b| (a.state.created, &a.id).cmp(&(b.state.created, &b.id)));
-        Ok(keys)
+        Ok(existing(all_rows::<KeyTable>(&self.0.local.tables).await?))
+    }
+
+    /// As [`Self::keys`], for lists that people read: without those whose rows nobody can read.
+    ///
+    /// # Errors
+    /// [`ModelError::Table`].
+    pub async fn readable_keys(&self) -> Result<Vec<Key>, ModelError> {
+        Ok(existing(readable_rows(&self.0.keys).await?))
     }
 
     /// Makes a key with a generated id and secret.

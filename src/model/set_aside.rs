@@ -37,6 +37,8 @@ pub struct MergedBack {
     pub superseded: u64,
     /// They are damaged, or what they need, or what would use them, is not there: they stay set aside.
     pub unused: u64,
+    /// Of the unused, those that do not match their checksums: their bytes cannot be trusted, so they are never merged.
+    pub damaged: u64,
 }
 
 /// What a row that was set aside says.
@@ -128,7 +130,8 @@ impl Garage {
 
     async fn merge_set_aside_here(&self, rows: Vec<SetAside>) -> Result<MergedBack, ModelError> {
         let (damaged, rows): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.reason == Reason::Damaged);
-        let mut done = MergedBack { unused: damaged.len() as u64, ..MergedBack::default() };
+        let damaged = damaged.len() as u64;
+        let mut done = MergedBack { unused: damaged, damaged, ..MergedBack::default() };
         let (objects, others): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.table == table_ids::OBJECT);
         let (versions, others): (Vec<_>, Vec<_>) = others.into_iter().partition(|row| row.table == table_ids::VERSION);
         let offer = self.offer(objects, &mut done).await?;

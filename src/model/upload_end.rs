@@ -164,17 +164,18 @@ impl Garage {
             // Its claim would be refused. Without an end in sight the owners settle what is left of a dead coordinator's.
             Some(row) if is_being_ended(&row) => return Err(ModelError::UploadBusy),
             Some(row) if row.multipart().is_some() => row,
-            ended => return self.completed_before(&complete.upload, &complete.whole, ended).await,
+            ended => return known.completed_before(&complete.upload, &complete.whole, ended).await,
         };
-        let known = Known { parts: newest_parts(attempts?), later: later? };
-        let error = match self.complete_open(&row, complete, known).await {
+        let read = Known { parts: newest_parts(attempts?), later: later? };
+        let error = match self.complete_open(&row, complete, read).await {
             Err(error @ (ModelError::NoSuchUpload | ModelError::Complete(_))) => error,
             done => return done,
         };
-        // The upload may have ended under our hands: by the same completion, of which this one is a retry that came early.
-        match self.upload_row(&complete.upload).await? {
-            Some(now) if now.multipart().is_some() => Err(error),
-            ended => self.completed_before(&complete.upload, &complete.whole, ended).await,
+        let now = known.upload_row(&complete.upload).await?;
+        match after_refusal(now.as_ref(), error) {
+            Next::LookAgain => Err(ModelError::UploadBusy),
+            Next::Refuse(error) => Err(error),
+            Next::AnswerAsBefore => known.completed_before(&complete.upload, &complete.whole, now).await,
         }
     }
 
@@ -501,6 +502,32 @@ fn is_being_ended(row: &UploadRow) -> bool {
     row.multipart().is_some_and(|multipart| multipart.held().next().is_some())
 }
 
+/// What a completion does that was refused.
+#[derive(Debug)]
+enum Next {
+    /// Another request is ending the upload, or has: its end will show.
+    LookAgain,
+    Refuse(ModelError),
+    /// It has ended: perhaps by the same completion, of which this one is a retry that came early.
+    AnswerAsBefore,
+}
+
+/// `now`: the upload's row, read after the refusal.
+///
+/// The refusal and the row may come from different owners. An owner that knows the end refuses the claim, or has let the parts go, while
+/// the others know only that somebody holds a claim. To take the refusal for the answer would say "no such upload" to a client whose very
+/// completion is being carried out.
+fn after_refusal(now: Option<&UploadRow>, refusal: ModelError) -> Next {
+    match now {
+        Some(row) if is_being_ended(row) => Next::LookAgain,
+        Some(row) if row.multipart().is_some() => match refusal {
+            ModelError::NoSuchUpload => Next::LookAgain,
+            other => Next::Refuse(other),
+        },
+        Some(_) | None => Next::AnswerAsBefore,
+    }
+}
+
 /// How long a completion waits for another one of its upload, and how often it looks.
 #[derive(Debug, Default)]
 struct Patience {
@@ -549,12 +576,17 @@ fn final_put(row: &UploadRow, multipart: &MultipartUpload, preconditions: Precon
 
 #[cfg(test)]
 mod tests {
-    use garage_types::crdt::Crdt;
-    use garage_types::{BucketId, ObjectKey, Timestamp, VersionId};
+    use std::collections::BTreeMap;
 
-    use super::{Patience, final_rows, withdrawn_rows};
+    use garage_types::crdt::Crdt;
+    use garage_types::{BucketId, NodeId, ObjectKey, Timestamp, UploadId, VersionId};
+
+    use super::{Next, Patience, after_refusal, final_rows, withdrawn_rows};
+    use crate::complete::CompleteError;
     use crate::digest::{Checksum, ChecksumAlgorithm, ChecksumKind};
+    use crate::error::ModelError;
     use crate::part::{Part, StoredPart};
+    use crate::upload::{Claim, MultipartUpload, Purpose, UploadRow, UploadState};
     use crate::version::{Backlink, SEGMENT_PIECES_MAX, VersionContent};
 
     fn parts(count: u32) -> Vec<Part> {
@@ -563,6 +595,34 @@ mod tests {
         (1..=count)
             .map(|number| Part { number, version: VersionId::from_bytes([number as u8; 32]), stored: stored.clone() })
             .collect()
+    }
+
+    #[test]
+    fn a_refusal_is_the_answer_only_if_nobody_ends_the_upload() {
+        let claim = Claim { purpose: Purpose::Abort, coordinator: NodeId::from_bytes([4; 32]), incarnation: 1, withdrawn: false };
+        let row = |state| UploadRow {
+            bucket: BucketId::from_bytes([1; 32]),
+            shard: 0,
+            key: ObjectKey::parse("k").unwrap(),
+            id: UploadId::from_bytes([3; 32]),
+            started: Timestamp::from_millis(1),
+            state,
+        };
+        let version = VersionId::from_bytes([2; 32]);
+        let claimed = |withdrawn| {
+            let claims = BTreeMap::from([(version, Claim { withdrawn, ..claim.clone() })]);
+            row(UploadState::Multipart(Box::new(MultipartUpload { claims, ..MultipartUpload::default() })))
+        };
+        let wrong_part = || ModelError::Complete(CompleteError::InvalidPart { number: 1, etag: String::new() });
+        // The parts may be gone because of the end that the claim is for.
+        assert!(matches!(after_refusal(Some(&claimed(false)), wrong_part()), Next::LookAgain));
+        assert!(matches!(after_refusal(Some(&claimed(false)), ModelError::NoSuchUpload), Next::LookAgain));
+        assert!(matches!(after_refusal(Some(&claimed(true)), wrong_part()), Next::Refuse(ModelError::Complete(_))));
+        // An owner has seen the end, whatever the others say.
+        assert!(matches!(after_refusal(Some(&claimed(true)), ModelError::NoSuchUpload), Next::LookAgain));
+        for ended in [None, Some(row(UploadState::Completed { version })), Some(row(UploadState::Aborted))] {
+            assert!(matches!(after_refusal(ended.as_ref(), ModelError::NoSuchUpload), Next::AnswerAsBefore));
+        }
     }
 
     #[test]

@@ -21,12 +21,12 @@ use garage_types::clock::SystemClock;
 use garage_types::config::{Compression, Config, DataDir, DataDirPurpose, Listen};
 use garage_types::disk::{Disk, FileError, create_directories};
 use garage_types::{Random, Room, chain};
-use garage_worker::spawn::{Spawn, TokioSpawn};
+use garage_worker::spawn::Spawn;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::addresses;
-use crate::capabilities::{BlockingThreads, system_random};
+use crate::capabilities::{BlockingThreads, Tasks, system_random};
 use crate::engine::{self, EngineError};
 use crate::lost::{self, LostError, Starting};
 use crate::node::{MeshSettings, Node, NodeError, NodeParts, NodeSettings};
@@ -111,7 +111,11 @@ const BLOCK_FILES_IN_FLIGHT: usize = 16;
 /// How long the database may take to close once no request is left.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Runs a node until it is told to stop, then stops it in order: no new requests, those in flight end, the database closes.
+/// How long connections may take to say goodbye to other nodes.
+const GOODBYE_MAX: Duration = Duration::from_secs(1);
+
+/// Runs a node until it is told to stop, then stops it in order: no new requests, those in flight end, the background work stops, the
+/// connections close, then the database.
 ///
 /// `told_to_stop` waits until somebody says so. When it is said a second time, the requests in flight are cut.
 /// `ready` is called once everything listens.
@@ -155,7 +159,8 @@ pub async fn run(
         snapshots: config.metadata_snapshots_dir.clone(),
         source,
     })?;
-    let spawn: Arc<dyn Spawn> = Arc::new(TokioSpawn);
+    let (work, connections) = (Tasks::default(), Tasks::default());
+    let spawn: Arc<dyn Spawn> = Arc::new(work.clone());
     let parts = NodeParts {
         identity,
         network_key: NetworkKey::from_bytes(rpc_secret),
@@ -166,6 +171,7 @@ pub async fn run(
         random,
         offload: offload.clone(),
         spawn: spawn.clone(),
+        connections: Arc::new(connections.clone()),
         settings: settings(&config, node_id, incarnation, data_reserve(&*disk, &config.data_dirs)?),
     };
     let node = Node::build(parts).await?;
@@ -235,8 +241,14 @@ pub async fn run(
     if let Some(serving) = s3 {
         drain(serving.task, told_to_stop()).await;
     }
-    node.mesh.shutdown();
-    let closed = tokio::time::timeout(CLOSE_TIMEOUT, db.close()).await;
+    // In this order, so that no work meets a closed connection or a closed database, and reports a failure where there is only a stop.
+    let close = async {
+        work.stop(Duration::ZERO).await;
+        node.mesh.shutdown();
+        connections.stop(GOODBYE_MAX).await;
+        db.close().await
+    };
+    let closed = tokio::time::timeout(CLOSE_TIMEOUT, close).await;
     closed.map_err(|_elapsed| DaemonError::CloseTimeout)?.map_err(DaemonError::Close)?;
     drop(lock);
     Ok(())

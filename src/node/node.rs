@@ -55,6 +55,8 @@ pub struct NodeParts {
     pub random: Arc<dyn Random>,
     pub offload: Arc<dyn Offload>,
     pub spawn: Arc<dyn Spawn>,
+    /// For connections to other nodes, which outlive the rest: they say goodbye.
+    pub connections: Arc<dyn Spawn>,
     pub settings: NodeSettings,
 }
 
@@ -183,7 +185,8 @@ impl Node {
     /// # Errors
     /// [`NodeError`]: a part of the node's own state that cannot be read.
     pub async fn build(parts: NodeParts) -> Result<Node, NodeError> {
-        let NodeParts { identity, network_key, transport, disk, db, clock, random, offload, spawn, settings } = parts;
+        let NodeParts { identity, network_key, transport, disk, db, clock, random, offload, spawn, connections, settings } =
+            parts;
         let start = settings.store.incarnation;
         let facts = start_facts(&db, start).await?;
         let setup = LayoutSetup {
@@ -256,7 +259,7 @@ impl Node {
             transport,
             clock: clock.clone(),
             random: random.clone(),
-            spawn: spawn.clone(),
+            spawn: connections,
             disk,
             offload: offload.clone(),
             peer_list: settings.metadata_dir.join("peer_list"),

@@ -5,6 +5,7 @@ use garage_http::sigv4::AuthError;
 use garage_http::{ErrorReply, HeadError};
 use garage_model::ModelError;
 use garage_model::complete::{CompleteError, OBJECT_SIZE_MAX, PART_SIZE_MIN};
+use garage_model::error::Outage;
 
 use garage_types::chain;
 use garage_types::names::ObjectKeyError;
@@ -98,8 +99,9 @@ codes! {
     RequestTimeout = 400, "Your socket connection to the server was not read from or written to within the timeout period.";
     RequestTimeTooSkewed = 403, "The difference between the request time and the server's time is too large.";
     ServerSideEncryptionConfigurationNotFoundError = 404, "The server side encryption configuration was not found.";
-    ServiceUnavailable = 503, "Please reduce your request rate or try again later.";
+    ServiceUnavailable = 503, "Service is unable to handle request.";
     SignatureDoesNotMatch = 403, "The request signature we calculated does not match the signature you provided. Check your key and signing method.";
+    SlowDown = 503, "Please reduce your request rate.";
     XAmzContentSHA256Mismatch = 400, "The provided 'x-amz-content-sha256' header does not match what was computed.";
 }
 
@@ -249,23 +251,27 @@ impl From<ModelError> for S3Error {
             ModelError::Mismatch(mismatch) => mismatch_error(&mismatch),
             ModelError::Source(source) => source_error(source),
             ModelError::TooLarge { limit } => S3Error::from(Code::EntityTooLarge).with("MaxSizeAllowed", &limit.to_string()),
-            ModelError::BlockUnavailable { .. }
-            | ModelError::BlockUnreadable { .. }
-            | ModelError::BlockNotStored { .. }
-            | ModelError::NoRoom
-            | ModelError::UnknownKeys
-            | ModelError::TooManyDocuments
+            ModelError::UnknownKeys | ModelError::TooManyDocuments => {
+                tracing::warn!(error = %chain(&error), "request refused for now");
+                Code::SlowDown.into()
+            }
+            ModelError::BlockUnavailable { .. } | ModelError::BlockUnreadable { .. } => {
+                unavailable(&error, "The storage nodes cannot give the data of this object now.")
+            }
+            ModelError::BlockNotStored { .. } => unavailable(&error, write_outage(&error)),
+            ModelError::NodeSilent(_) => unavailable(&error, "Every storage node has to answer this request, and one does not."),
+            ModelError::NoRoom
             | ModelError::BucketClosing
             | ModelError::Overtaken
-            | ModelError::ShuttingDown => unavailable(&error),
+            | ModelError::Superseded
+            | ModelError::ShuttingDown => unavailable(&error, &sentence(&error.to_string())),
             ModelError::Table(ref table) => match table.damage() {
                 Some(damage) => {
                     tracing::error!(error = %chain(&error), "request failed on damaged metadata");
                     S3Error::new(Code::InternalError, sentence(&format!("{damage}, and no good copy of it answers")))
                 }
-                None => unavailable(&error),
+                None => unavailable(&error, metadata_outage(&error)),
             },
-            ModelError::NodeSilent(_) | ModelError::Superseded => unavailable(&error),
             ModelError::Block(_) | ModelError::State(_) | ModelError::Damaged(_) => internal(&error),
         }
     }
@@ -321,10 +327,33 @@ fn source_error(source: garage_model::error::SourceError) -> S3Error {
 #[error("{}", .0.message)]
 pub struct SourceFailure(pub S3Error);
 
-fn unavailable(error: &dyn std::error::Error) -> S3Error {
+/// 503, with the cause in words: SDKs send the request again, and people need to know that their rate is not what is wrong. The log has
+/// the paths and nodes, which are none of the client's business.
+fn unavailable(error: &dyn std::error::Error, cause: &str) -> S3Error {
     tracing::warn!(error = %chain(error), "request refused for now");
-    Code::ServiceUnavailable.into()
+    S3Error::new(Code::ServiceUnavailable, cause)
 }
+
+fn write_outage(error: &ModelError) -> &'static str {
+    match error.outage() {
+        Some(Outage::Failing) | None => "The storage nodes cannot write this object now.",
+        Some(Outage::Full) => "Some storage nodes are full, and too few others can store this object now.",
+        Some(Outage::Silent) => "Too few of the storage nodes that should store this object answer now.",
+        Some(Outage::NoLayout) => NO_LAYOUT,
+    }
+}
+
+fn metadata_outage(error: &ModelError) -> &'static str {
+    match error.outage() {
+        Some(Outage::Failing) => "The storage nodes cannot read or write the metadata of this request now.",
+        Some(Outage::Full) => "Some storage nodes are full, and too few others can store the metadata of this request now.",
+        Some(Outage::Silent) => "Too few of the storage nodes that have the metadata of this request answer now.",
+        Some(Outage::NoLayout) => NO_LAYOUT,
+        None => "The metadata of this request is not available now.",
+    }
+}
+
+const NO_LAYOUT: &str = "The cluster has no layout yet, so that no node stores anything.";
 
 fn internal(error: &dyn std::error::Error) -> S3Error {
     tracing::error!(error = %chain(error), "request failed");
@@ -335,4 +364,28 @@ fn sentence(text: &str) -> String {
     let mut chars = text.chars();
     let first = chars.next().map(|first| first.to_uppercase().to_string()).unwrap_or_default();
     format!("{first}{}.", chars.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use garage_model::ModelError;
+
+    use super::{Code, S3Error};
+
+    #[test]
+    fn only_who_asks_for_too_much_is_told_to_slow_down() {
+        for too_much in [ModelError::UnknownKeys, ModelError::TooManyDocuments] {
+            assert_eq!(S3Error::from(too_much).code, Code::SlowDown);
+        }
+        let causes = [
+            (ModelError::ShuttingDown, "The node is shutting down."),
+            (ModelError::Superseded, "The object was overwritten or deleted while it was being read."),
+            (ModelError::Overtaken, "Another write to the same key came in between; try again."),
+        ];
+        for (error, message) in causes {
+            let reply = S3Error::from(error);
+            assert_eq!((reply.code, reply.message.as_str()), (Code::ServiceUnavailable, message));
+        }
+        assert_eq!(Code::ServiceUnavailable.status(), Code::SlowDown.status());
+    }
 }

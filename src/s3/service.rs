@@ -254,7 +254,9 @@ impl Found<'_> {
 /// had not heard, the request may succeed when it is repeated.
 async fn moved_or(ctx: &BucketCtx, refusal: S3Error) -> S3Error {
     match ctx.garage().resolve_as_agreed(Some(&ctx.caller.key.id), &ctx.bucket_name).await {
-        Ok(bucket) if bucket.id != ctx.bucket.id => Code::ServiceUnavailable.into(),
+        Ok(bucket) if bucket.id != ctx.bucket.id => {
+            S3Error::new(Code::ServiceUnavailable, "The name leads to another bucket since this request began.")
+        }
         Ok(_) | Err(ModelError::NoSuchBucket(_)) => refusal,
         Err(error) => error.into(),
     }

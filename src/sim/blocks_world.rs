@@ -105,6 +105,7 @@ impl Cluster {
             random: Arc::new(SeededRandom::new(1000 + number)),
             offload: Arc::new(Inline),
             spawn: Arc::new(TokioSpawn),
+            connections: Arc::new(TokioSpawn),
             settings: NodeSettings {
                 metadata_dir: meta.clone(),
                 replication_factor: self.replication_factor,

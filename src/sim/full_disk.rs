@@ -1,4 +1,4 @@
-//! A node whose disk is full: what grows is refused by its name, everything else goes on.
+//! A node whose disk is full, or lets nothing be written: what grows is refused by its cause, everything else goes on.
 
 use std::collections::BTreeMap;
 
@@ -7,6 +7,8 @@ use garage_model::digest::ChecksumAlgorithm;
 use garage_model::pipeline::InMemory;
 use garage_model::put::{Preconditions, PutObject};
 use garage_model::{Garage, ModelError};
+use garage_s3::error::{Code, S3Error};
+use garage_types::memory_disk::FailingCall;
 use garage_types::{BucketId, ObjectKey};
 
 use crate::world::World;
@@ -57,6 +59,25 @@ async fn full_data_disk_refuses_blocks_and_serves_the_rest() {
     world.disk.set_capacity(None);
     store(garage, bucket, "large", LARGE + 1).await.unwrap();
     assert_eq!(length(garage, bucket, "large").await, LARGE + 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_data_directory_that_lets_nothing_be_written_is_named_as_the_cause() {
+    const EACCES: i32 = 13;
+    const EROFS: i32 = 30;
+    let world = World::new(1);
+    let garage = world.start().await.garage;
+    let bucket = garage.create_bucket("pictures").await.unwrap();
+    store(&garage, bucket, "before", LARGE).await.unwrap();
+    for errno in [EACCES, EROFS] {
+        world.disk.failing(Some((FailingCall::Write, errno)));
+        let reply = S3Error::from(store(&garage, bucket, "large", LARGE + 1).await.unwrap_err());
+        assert_eq!(reply.code, Code::ServiceUnavailable);
+        assert_eq!(reply.message, "The storage nodes cannot write this object now.");
+        assert_eq!(length(&garage, bucket, "before").await, LARGE);
+    }
+    world.disk.failing(None);
+    store(&garage, bucket, "large", LARGE + 1).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -70,6 +70,7 @@ async fn start(network: &MemoryNetwork, number: u8) -> Machine {
         random: Arc::new(SeededRandom::new(100 + u64::from(number))) as Arc<dyn Random>,
         offload: Arc::new(Inline),
         spawn: Arc::new(TokioSpawn),
+        connections: Arc::new(TokioSpawn),
         settings: NodeSettings {
             metadata_dir: metadata_dir.clone(),
             replication_factor: 3,

@@ -176,7 +176,7 @@ async fn a_damaged_row_that_nobody_else_has_is_an_error_until_an_operator_gives_
     let name = tables.name_of_row(aside[0].table, &aside[0].key);
     assert!(name.contains("/a ("), "the object's own name: {name}");
     let merged = garage.merge_set_aside(aside.clone()).await.unwrap();
-    assert_eq!((merged.merged, merged.unused), (0, 1));
+    assert_eq!((merged.merged, merged.unused, merged.damaged), (0, 1, 1));
     assert_eq!(tables.set_aside_page(None, 10).await.unwrap(), aside);
     tables.forget_set_aside(vec![aside[0].position()]).await.unwrap();
     assert_eq!(tables.set_aside_count().await.unwrap(), 0);
@@ -206,4 +206,36 @@ async fn a_damaged_row_that_keeps_blocks_is_not_given_up() {
     assert_eq!(tables.give_up_damaged_rows().await.unwrap(), GivenUp { rows: 0, kept: 1 });
     look_at_all_files(&world, &garage).await;
     assert_eq!(fetch(&garage, bucket, "a").await, body);
+}
+
+/// Whether a list for people shows the other row, and names the damaged one; lists that are decided by fail.
+async fn the_others_are_listed(tree: &str) {
+    let world = World::new(1);
+    let garage = world.start().await.garage;
+    for name in ["films", "pictures"] {
+        garage.create_bucket(name).await.unwrap();
+    }
+    world.engine.flip_bit(tree, 0, 24).unwrap();
+    let strict = (garage.buckets().await.is_err(), garage.aliases().await.is_err());
+    assert!(strict.0 != strict.1, "one of them has the damaged row: {strict:?}");
+    let (buckets, aliases) = (garage.readable_buckets().await.unwrap(), garage.readable_aliases().await.unwrap());
+    let damaged = garage.damaged_list_rows(10);
+    assert_eq!((buckets.len() + aliases.len(), damaged.len()), (3, 1), "{damaged:?}");
+    assert_eq!(format!("{}:rows", damaged[0].table), tree);
+    let missing = ["films", "pictures"].into_iter().find(|name| damaged[0].row.contains(name));
+    if let Some(name) = missing {
+        assert!(garage.resolve_bucket(None, name).await.is_err(), "nobody knows what the name means");
+        assert!(garage.create_bucket(name).await.is_err(), "it may be taken");
+        assert!(aliases.iter().all(|alias| alias.name != name));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_name_hides_no_other_from_lists() {
+    the_others_are_listed("bucket_alias:rows").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_bucket_hides_no_other_from_lists() {
+    the_others_are_listed("bucket:rows").await;
 }

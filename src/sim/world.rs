@@ -124,7 +124,8 @@ impl World {
             clock: self.clock.clone(),
             random: self.random.clone() as Arc<dyn Random>,
             offload: Arc::new(Inline),
-            spawn: tasks,
+            spawn: tasks.clone(),
+            connections: tasks,
             settings: NodeSettings {
                 metadata_dir: metadata_dir.clone(),
                 replication_factor: 1,

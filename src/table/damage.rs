@@ -165,6 +165,14 @@ impl TableStore {
         self.0.damaged.len() as u64
     }
 
+    /// The rows of a table known to be damaged, by their names; at most `limit`.
+    pub fn damaged_rows_of(&self, table: TableId, limit: usize) -> Vec<String> {
+        let first = self.0.damaged.next(Some(&(table, Vec::new())));
+        let rows = std::iter::successors(first, |row| self.0.damaged.next(Some(row)));
+        let of_table = rows.take_while(|(of, _key)| *of == table).take(limit);
+        of_table.map(|(_table, key)| self.name_of_row(table, &key)).collect()
+    }
+
     /// Removes the rows known to be damaged of tables that bear it, and sets aside what is stored in their places. Only for a node of whose
     /// rows nobody else is to have a copy.
     ///
@@ -413,7 +421,7 @@ impl RowRepair {
     }
 }
 
-fn placement_of(table: TableId, key: &[u8]) -> Result<Placement, TableError> {
+pub(crate) fn placement_of(table: TableId, key: &[u8]) -> Result<Placement, TableError> {
     let bytes = key.first_chunk::<32>().ok_or(TableError::ShortKey { table })?;
     Ok(Placement::from_bytes(*bytes))
 }

@@ -106,6 +106,9 @@ pub(crate) type Shown = fn(&[u8]) -> String;
 /// Called with each key and row; `Break` ends the range.
 type Visit<'v> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'v;
 
+/// Called with each key and what reading its row gave; `Break` ends the range.
+type VisitAll<'v> = dyn FnMut(&[u8], Result<&[u8], TableError>) -> ControlFlow<()> + 'v;
+
 impl RowTree {
     pub(crate) fn new(tree: Tree, table: TableId, (name, shown): (&'static str, Shown), damaged: Damaged) -> Self {
         RowTree { tree, table, name, shown, damaged }
@@ -137,14 +140,26 @@ impl RowTree {
         visit: &mut Visit<'_>,
     ) -> Result<(), TableError> {
         let mut failed = None;
-        rows.range(self.tree, bounds, direction, &mut |key, stored| match self.check(key, stored) {
-            Ok((row, _frame)) => visit(key, row),
+        self.range_of_all(rows, bounds, direction, &mut |key, row| match row {
+            Ok(row) => visit(key, row),
             Err(error) => {
                 failed = Some(error);
                 ControlFlow::Break(())
             }
         })?;
         failed.map_or(Ok(()), Err)
+    }
+
+    /// As [`Self::range`], for callers that decide themselves what a row that cannot be read means.
+    pub(crate) fn range_of_all(
+        &self,
+        rows: &impl Rows,
+        bounds: (Bound<&[u8]>, Bound<&[u8]>),
+        direction: Direction,
+        visit: &mut VisitAll<'_>,
+    ) -> Result<(), TableError> {
+        let check = &mut |key: &[u8], stored: &[u8]| visit(key, self.check(key, stored).map(|(row, _frame)| row));
+        Ok(rows.range(self.tree, bounds, direction, check)?)
     }
 
     pub(crate) fn insert(&self, tx: &mut Transaction<'_>, key: &[u8], row: &[u8]) -> Result<(), DbError> {

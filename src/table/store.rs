@@ -290,19 +290,30 @@ impl TableStore {
         limit: usize,
         mut visit: impl FnMut(S::Row) + Send + 'static,
     ) -> Result<Option<Vec<u8>>, TableError> {
+        self.scan_all::<S>(after, limit, move |_key, row| row.map(&mut visit)).await
+    }
+
+    /// As [`Self::scan`], for callers that decide themselves what a row that cannot be read means: `visit` is given each local key with
+    /// what reading its row gave, and ends the scan by an error.
+    ///
+    /// # Errors
+    /// That of `visit`; [`TableError`].
+    pub async fn scan_all<S: Schema>(
+        &self,
+        after: Option<Vec<u8>>,
+        limit: usize,
+        mut visit: impl FnMut(&[u8], Result<S::Row, TableError>) -> Result<(), TableError> + Send + 'static,
+    ) -> Result<Option<Vec<u8>>, TableError> {
         let rows = self.0.table(S::ID)?.rows.clone();
         let read = move |tx: &Snapshot<'_>| {
             let from = after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
             let mut left = limit;
             let mut last = None;
             let mut failed = None;
-            rows.range(tx, (from, Bound::Unbounded), Direction::Forward, &mut |key, value| {
-                match S::decode(value) {
-                    Ok(row) => visit(row),
-                    Err(error) => {
-                        failed = Some(error);
-                        return ControlFlow::Break(());
-                    }
+            rows.range_of_all(tx, (from, Bound::Unbounded), Direction::Forward, &mut |key, row| {
+                if let Err(error) = visit(key, row.and_then(S::decode)) {
+                    failed = Some(error);
+                    return ControlFlow::Break(());
                 }
                 left = left.saturating_sub(1);
                 if left == 0 {

@@ -19,6 +19,7 @@ use garage_types::planted::{Bug, is_planted};
 use garage_types::{NodeId, Placement, Timestamp, chain};
 use serde_bytes::ByteBuf;
 
+use crate::damage::placement_of;
 use crate::epochs::Slot;
 use crate::error::TableError;
 use crate::heard::{Committed, Extent, Heard};
@@ -112,6 +113,15 @@ impl<S: Schema> Table<S> {
                 result => return result,
             }
         }
+    }
+
+    /// The row of a local key, as a read quorum knows it.
+    ///
+    /// # Errors
+    /// [`TableError`].
+    pub async fn get_by_local_key(&self, key: &[u8]) -> Result<Option<S::Row>, TableError> {
+        let placement = placement_of(S::ID, key)?;
+        self.get(placement, key[placement.as_bytes().len()..].to_vec()).await
     }
 
     async fn get_once(&self, placement: Placement, sort_key: Vec<u8>) -> Result<Option<S::Row>, TableError> {

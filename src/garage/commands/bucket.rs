@@ -12,7 +12,7 @@ use garage_types::BucketId;
 use jiff::tz::TimeZone;
 use serde::Serialize;
 
-use super::confirmed;
+use super::{confirmed, damaged_rows};
 use crate::args::bucket::{BucketCommand, PermissionArgs};
 use crate::args::value::Limit;
 use crate::connection::Daemon;
@@ -25,7 +25,8 @@ pub(super) async fn run(daemon: &Daemon, command: BucketCommand, output: Output)
     let info = match command {
         BucketCommand::List => {
             let buckets = daemon.call(ListBuckets).await?;
-            return output.reply(&buckets, |buckets| show::list(buckets, &TimeZone::system()));
+            let damaged = damaged_rows(daemon, output).await?;
+            return output.reply(&buckets, |buckets| show::list(buckets, &TimeZone::system()) + &show::damaged(&damaged));
         }
         BucketCommand::Delete { bucket, yes } => return delete(daemon, &bucket, yes, output).await,
         BucketCommand::CleanupIncompleteUploads { buckets, older_than } => {

@@ -8,11 +8,12 @@ use garage_types::Clock;
 use garage_types::clock::SystemClock;
 use jiff::tz::TimeZone;
 
-use super::confirmed;
+use super::{confirmed, damaged_rows};
 use crate::args::key::KeyCommand;
 use crate::connection::Daemon;
 use crate::error::CliError;
 use crate::output::Output;
+use crate::show::bucket::damaged as show_damaged;
 use crate::show::key as show;
 
 pub(super) async fn run(daemon: &Daemon, command: KeyCommand, output: Output) -> Result<(), CliError> {
@@ -20,7 +21,8 @@ pub(super) async fn run(daemon: &Daemon, command: KeyCommand, output: Output) ->
     let info = match command {
         KeyCommand::List => {
             let keys = daemon.call(ListKeys).await?;
-            return output.reply(&keys, |keys| show::list(keys, &TimeZone::system()));
+            let damaged = damaged_rows(daemon, output).await?;
+            return output.reply(&keys, |keys| show::list(keys, &TimeZone::system()) + &show_damaged(&damaged));
         }
         KeyCommand::Delete { key, yes } => return delete(daemon, &key, yes, output).await,
         KeyCommand::DeleteExpired { yes } => return delete_expired(daemon, yes, output).await,

@@ -1,6 +1,6 @@
 //! `garage bucket …`
 
-use garage_admin::buckets::{BucketInfo, BucketKeyPerm, BucketListItem, BucketQuotas};
+use garage_admin::buckets::{BucketInfo, BucketKeyPerm, BucketListItem, BucketQuotas, DamagedRow};
 use jiff::tz::TimeZone;
 
 use super::{both_sizes, day, first_of, heading, moment, row, table};
@@ -16,6 +16,15 @@ pub fn list(buckets: &[BucketListItem], zone: &TimeZone) -> String {
         vec![bucket.id.short(), day(bucket.created, zone), first_of(&bucket.global_aliases), first_of(&local)]
     }));
     table(&rows)
+}
+
+/// The damaged rows that a list may be short of; empty when there are none.
+pub fn damaged(rows: &[DamagedRow]) -> String {
+    if rows.is_empty() {
+        return String::new();
+    }
+    let rows: Vec<_> = rows.iter().map(|damaged| vec![damaged.table.clone(), damaged.row.clone()]).collect();
+    format!("\nDamaged rows of this node, missing above unless another node has them (see the log):\n{}", table(&rows))
 }
 
 /// `RWO`, with a space for what is missing.
@@ -78,11 +87,11 @@ fn keys(bucket: &BucketInfo) -> String {
 #[cfg(test)]
 mod tests {
     use garage_admin::Date;
-    use garage_admin::buckets::{BucketInfo, BucketKey, BucketKeyPerm, BucketListItem, BucketQuotas, LocalAlias};
+    use garage_admin::buckets::{BucketInfo, BucketKey, BucketKeyPerm, BucketListItem, BucketQuotas, DamagedRow, LocalAlias};
     use garage_types::{BucketId, KeyId, Timestamp};
     use jiff::tz::TimeZone;
 
-    use super::{info, list};
+    use super::{damaged, info, list};
 
     fn bucket() -> BucketInfo {
         let key = BucketKey {
@@ -124,6 +133,14 @@ mod tests {
         assert!(!text.contains("Unfinished") && !text.contains("number of objects"));
         let busy = BucketInfo { unfinished_uploads: 2, unfinished_multipart_uploads: 1, ..bucket() };
         assert!(info(&busy, &TimeZone::UTC).contains("1 multipart uploads"));
+    }
+
+    #[test]
+    fn damaged_rows_are_named_below_a_list() {
+        assert_eq!(damaged(&[]), "");
+        let row = DamagedRow { table: "bucket_alias".into(), row: "9f/photos".into() };
+        let text = damaged(&[row]);
+        assert!(text.contains("missing above") && text.ends_with("bucket_alias  9f/photos\n"), "{text}");
     }
 
     #[test]

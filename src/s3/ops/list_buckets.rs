@@ -1,6 +1,7 @@
 //! ListBuckets: <https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListBuckets.html>
 //!
-//! Lists the buckets on which the key has any permission, under the names that mean them to this key.
+//! Lists the buckets on which the key has any permission, under the names that mean them to this key. A bucket or name whose row is damaged
+//! on every node is left out, so that the others can be listed; requests that go to it are answered with the damage.
 
 use std::collections::BTreeMap;
 
@@ -72,11 +73,11 @@ fn decode_token(token: &str) -> Result<String, S3Error> {
 /// Global names, and the key's own, of the buckets it may use in any way.
 async fn visible_names(caller: &Caller) -> Result<BTreeMap<String, Timestamp>, S3Error> {
     let allowed = |bucket| caller.key.state.permissions(bucket).any();
-    let buckets = caller.garage.buckets().await?;
+    let buckets = caller.garage.readable_buckets().await?;
     let created: BTreeMap<_, _> =
         buckets.iter().filter(|bucket| allowed(&bucket.id)).map(|bucket| (bucket.id, bucket.state.created)).collect();
     let mut names = BTreeMap::new();
-    let mut aliases = caller.garage.aliases().await?;
+    let mut aliases = caller.garage.readable_aliases().await?;
     // A name of the key's own hides the global one: it is looked up first.
     aliases.sort_by_key(|alias| alias.key.is_some());
     for alias in aliases.into_iter().filter(|alias| alias.key.as_ref().is_none_or(|key| *key == caller.key.id)) {

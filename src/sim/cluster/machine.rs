@@ -233,6 +233,7 @@ impl Machine {
             random: self.random.clone() as Arc<dyn Random>,
             offload: Arc::new(offload),
             spawn: tasks.clone(),
+            connections: tasks.clone(),
             settings: self.settings(incarnation),
         };
         let node = Node::build(parts).await?;
