@@ -285,9 +285,9 @@ mod tests {
         replace(&content, written);
         assert!(store.exchanged().await.unwrap().is_empty());
         replace(b"another node", written);
-        assert_eq!(store.exchanged().await.unwrap(), [data.clone()]);
+        assert_eq!(store.exchanged().await.unwrap(), std::slice::from_ref(&data));
         replace(&content, written + std::time::Duration::from_millis(1));
-        assert_eq!(store.exchanged().await.unwrap(), [data.clone()]);
+        assert_eq!(store.exchanged().await.unwrap(), std::slice::from_ref(&data));
         replace(&content, written);
         assert!(store.exchanged().await.unwrap().is_empty());
     }
