@@ -179,7 +179,8 @@ mod tests {
         let is_cut: Vec<bool> = cuts.iter().map(|cut| cut.notified().now_or_never().is_some()).collect();
         assert_eq!(is_cut, [false, true, false, false]);
         drop(on_shelf);
-        assert_eq!((shelf.held().bytes, shelf.held().by_age.len()), (0, 0));
+        let held = shelf.held();
+        assert_eq!((held.bytes, held.by_age.len()), (0, 0));
     }
 
     #[test]
