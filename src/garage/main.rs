@@ -3,6 +3,7 @@
 //! Thin: [`args`] says what can be typed, [`settings`] finds the configuration, [`commands`] call operations of the daemon over
 //! encrypted RPC, [`show`] words the replies, [`server`] starts the daemon. It does not know tables, blocks or S3.
 
+mod allocator;
 mod args;
 mod commands;
 mod connection;
