@@ -5,6 +5,7 @@ Used by script/with-server and script/crash-test. Only the standard library is n
 
 import http.client
 import os
+import random
 import secrets
 import signal
 import socket
@@ -35,14 +36,25 @@ def find_binary(path=None):
     raise SystemExit("no garage binary found: run cargo build, or name one")
 
 
+# Below those from which the kernel takes the ports of outgoing connections.
+PORTS = range(10_000, 32_000)
+given_ports = set()
+
+
 def free_ports(count):
-    """Distinct ports that nothing listens on right now."""
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
+    """Ports that nothing listens on right now, none of which this process was given before."""
+    ports = []
+    while len(ports) < count:
+        port = random.SystemRandom().choice(PORTS)
+        if port in given_ports:
+            continue
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        given_ports.add(port)
+        ports.append(port)
     return ports
 
 
