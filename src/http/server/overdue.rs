@@ -4,13 +4,15 @@
 //! room from others: its client has [`ServerLimits::write_idle`](super::ServerLimits) and the time for its length at a minimum rate.
 //!
 //! Must stay true: all long documents together take [`ServerLimits::document_bytes_max`](super::ServerLimits) at most. When there are more,
-//! the connection that has been sent one for the longest time is cut; nobody waits for the client of another.
+//! the connection whose client has taken nothing of its own for the longest time is cut; nobody waits for the client of another.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::stream;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
@@ -18,6 +20,8 @@ use crate::reply::ReplyBody;
 
 /// Documents up to this length are not watched.
 const UNWATCHED_BYTES: usize = 8 << 10;
+/// A document is sent in pieces of this length: the next one is asked for when the client has taken most of those before.
+const PIECE_BYTES: usize = 32 << 10;
 /// How fast a client must take a document, on the average after a while.
 const BYTES_PER_SECOND_MIN: u64 = 16 << 10;
 
@@ -30,13 +34,14 @@ pub(super) struct Shelf {
 
 #[derive(Default)]
 struct Held {
-    /// Counts documents, in place of a clock.
-    next: u64,
+    /// Counts events, in place of a clock.
+    now: u64,
     bytes: usize,
-    by_age: BTreeMap<u64, Taken>,
+    /// By when something of it was taken last.
+    by_progress: BTreeMap<u64, Waiting>,
 }
 
-struct Taken {
+struct Waiting {
     bytes: usize,
     cut: Arc<Notify>,
 }
@@ -44,7 +49,8 @@ struct Taken {
 /// A document on the shelf, until it is dropped.
 struct OnShelf {
     shelf: Shelf,
-    number: u64,
+    /// Its key there; changed only under the shelf's lock.
+    progress: AtomicU64,
 }
 
 impl Shelf {
@@ -56,17 +62,16 @@ impl Shelf {
     /// Puts a document there. `cut`: told when it has to make way.
     fn put(&self, bytes: usize, cut: Arc<Notify>) -> OnShelf {
         let mut held = self.held();
-        let number = held.next;
-        held.next += 1;
+        let progress = held.tick();
         held.bytes += bytes;
-        held.by_age.insert(number, Taken { bytes, cut });
-        while held.bytes > self.bytes_max && held.by_age.len() > 1 {
-            if let Some((_number, oldest)) = held.by_age.pop_first() {
-                held.bytes -= oldest.bytes;
-                oldest.cut.notify_one();
+        held.by_progress.insert(progress, Waiting { bytes, cut });
+        while held.bytes > self.bytes_max && held.by_progress.len() > 1 {
+            if let Some((_progress, stuck)) = held.by_progress.pop_first() {
+                held.bytes -= stuck.bytes;
+                stuck.cut.notify_one();
             }
         }
-        OnShelf { shelf: self.clone(), number }
+        OnShelf { shelf: self.clone(), progress: AtomicU64::new(progress) }
     }
 
     /// Every change under this lock is whole before anything can panic.
@@ -75,11 +80,31 @@ impl Shelf {
     }
 }
 
+impl Held {
+    fn tick(&mut self) -> u64 {
+        self.now += 1;
+        self.now
+    }
+}
+
+impl OnShelf {
+    /// The client has taken something of it.
+    fn note_progress(&self) {
+        let mut held = self.shelf.held();
+        // One that has to make way is not there any more.
+        if let Some(waiting) = held.by_progress.remove(&self.progress.load(Ordering::Relaxed)) {
+            let now = held.tick();
+            held.by_progress.insert(now, waiting);
+            self.progress.store(now, Ordering::Relaxed);
+        }
+    }
+}
+
 impl Drop for OnShelf {
     fn drop(&mut self) {
         let mut held = self.shelf.held();
-        if let Some(taken) = held.by_age.remove(&self.number) {
-            held.bytes -= taken.bytes;
+        if let Some(waiting) = held.by_progress.remove(self.progress.get_mut()) {
+            held.bytes -= waiting.bytes;
         }
     }
 }
@@ -109,7 +134,7 @@ struct Sending {
 struct Watched {
     document: Bytes,
     _taken: oneshot::Sender<()>,
-    _on_shelf: OnShelf,
+    _on_shelf: Arc<OnShelf>,
 }
 
 impl AsRef<[u8]> for Watched {
@@ -125,17 +150,23 @@ pub(super) fn documents(patience: Duration, shelf: Shelf) -> (Documents, Watch) 
 }
 
 impl Documents {
-    /// The body, watched if it is a long document.
+    /// The body, watched and in pieces if it is a long document.
     pub(super) fn watch(&self, mut body: ReplyBody) -> ReplyBody {
-        if let Some(document) = body.document().filter(|document| document.len() > UNWATCHED_BYTES) {
-            let due = Instant::now() + self.patience + Duration::from_secs(document.len() as u64 / BYTES_PER_SECOND_MIN);
-            let ((guard, taken), cut) = (oneshot::channel(), Arc::new(Notify::new()));
-            if self.sent.send(Sending { taken, cut: cut.clone(), due }).is_ok() {
-                let on_shelf = self.shelf.put(document.len(), cut);
-                *document = Bytes::from_owner(Watched { document: std::mem::take(document), _taken: guard, _on_shelf: on_shelf });
-            }
+        let Some(document) = body.document().filter(|document| document.len() > UNWATCHED_BYTES) else { return body };
+        let due = Instant::now() + self.patience + Duration::from_secs(document.len() as u64 / BYTES_PER_SECOND_MIN);
+        let ((guard, taken), cut) = (oneshot::channel(), Arc::new(Notify::new()));
+        if self.sent.send(Sending { taken, cut: cut.clone(), due }).is_err() {
+            return body;
         }
-        body
+        let on_shelf = Arc::new(self.shelf.put(document.len(), cut));
+        let length = document.len() as u64;
+        let watched = Watched { document: std::mem::take(document), _taken: guard, _on_shelf: on_shelf.clone() };
+        let mut left = Bytes::from_owner(watched);
+        let pieces = std::iter::from_fn(move || {
+            on_shelf.note_progress();
+            (!left.is_empty()).then(|| Ok(left.split_to(left.len().min(PIECE_BYTES))))
+        });
+        ReplyBody::sized(length, stream::iter(pieces))
     }
 }
 
@@ -180,7 +211,20 @@ mod tests {
         assert_eq!(is_cut, [false, true, false, false]);
         drop(on_shelf);
         let held = shelf.held();
-        assert_eq!((held.bytes, held.by_age.len()), (0, 0));
+        assert_eq!((held.bytes, held.by_progress.len()), (0, 0));
+    }
+
+    #[test]
+    fn a_client_that_takes_its_document_stays_and_one_that_came_later_and_takes_nothing_makes_way() {
+        let shelf = Shelf::new(BYTES_MAX);
+        let cuts: Vec<Arc<Notify>> = (0..3).map(|_| Arc::default()).collect();
+        let half = BYTES_MAX / 2;
+        let reading = shelf.put(half, cuts[0].clone());
+        let _stuck = shelf.put(half, cuts[1].clone());
+        reading.note_progress();
+        let _new = shelf.put(half, cuts[2].clone());
+        let is_cut: Vec<bool> = cuts.iter().map(|cut| cut.notified().now_or_never().is_some()).collect();
+        assert_eq!(is_cut, [false, true, false]);
     }
 
     #[test]
