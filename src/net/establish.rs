@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::cipher::{Cipher, Direction};
 use crate::error::{HandshakeError, NetError};
-use crate::handshake::{Client, Server, Session};
+use crate::handshake::{Client, Server, ServerProof, Session};
 use crate::identity::{Identity, NetworkKey};
 use crate::secure_stream::SecureStream;
 use crate::transport::{ByteStream, Socket};
@@ -55,7 +55,7 @@ pub struct Local {
     pub identity: Identity,
     pub network: NetworkKey,
     pub random: Arc<dyn Random>,
-    /// For everything from the version tag to the first frame.
+    /// For everything from the version tag to the first frame; on the called side, for what follows the caller's proof.
     pub timeout: Duration,
 }
 
@@ -85,14 +85,44 @@ pub async fn connect(socket: Socket, local: &Local, expected: NodeId, purpose: P
     tokio::time::timeout(local.timeout, work).await.map_err(|_elapsed| NetError::HandshakeTimeout(local.timeout))?
 }
 
-/// Makes `socket`, which somebody opened to us, an authenticated connection. `proven` is called once the other side has proven that it
-/// knows the network key, for which it has [`PROOF_TIMEOUT`] at most. Its hello proves nothing: whoever has seen one can repeat it.
+/// Somebody who opened a connection to us and has proven that it knows the network key.
+pub struct Proven {
+    stream: Box<dyn ByteStream>,
+    remote: String,
+    session: Session,
+    proof: ServerProof,
+}
+
+/// Lets whoever opened `socket` to us prove that it knows the network key, for which it has [`PROOF_TIMEOUT`] at most. `greeted` is called
+/// once its hello, made with that key, has come. A hello proves nothing: whoever has seen one can repeat it.
 ///
 /// # Errors
 /// [`NetError`]: as [`connect`].
-pub async fn accept(socket: Socket, local: &Local, proven: impl FnOnce()) -> Result<Established, NetError> {
-    let work = accept_untimed(socket, local, proven);
-    tokio::time::timeout(local.timeout, work).await.map_err(|_elapsed| NetError::HandshakeTimeout(local.timeout))?
+pub async fn accept(socket: Socket, local: &Local, greeted: impl FnOnce()) -> Result<Proven, NetError> {
+    let timeout = local.timeout.min(PROOF_TIMEOUT);
+    let work = accept_untimed(socket, local, greeted);
+    tokio::time::timeout(timeout, work).await.map_err(|_elapsed| NetError::HandshakeTimeout(timeout))?
+}
+
+impl Proven {
+    /// Proves ourselves in turn, and settles what the connection is for.
+    ///
+    /// # Errors
+    /// [`NetError`]: as [`connect`].
+    pub async fn establish(self, local: &Local) -> Result<Established, NetError> {
+        let work = self.establish_untimed();
+        tokio::time::timeout(local.timeout, work).await.map_err(|_elapsed| NetError::HandshakeTimeout(local.timeout))?
+    }
+
+    async fn establish_untimed(self) -> Result<Established, NetError> {
+        let Proven { mut stream, remote, session, proof } = self;
+        // The purpose is the caller's to say; ours only fills its place.
+        let ours = Settings { purpose: Purpose { role: Role::Node, class: Class::Metadata }, cipher: Cipher::preferred() };
+        send(&mut stream, &[&proof[..], &ours.seal(&session)].concat()).await?;
+        let theirs = receive_settings(&mut stream, &session).await?;
+        let stream = SecureStream::new(stream, &session, ours.cipher.agreed(theirs.cipher));
+        Ok(Established { peer: session.peer, purpose: theirs.purpose, side: Side::Called, remote, stream })
+    }
 }
 
 async fn connect_untimed(socket: Socket, local: &Local, expected: NodeId, purpose: Purpose) -> Result<Established, NetError> {
@@ -127,26 +157,16 @@ fn is_closed(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::ConnectionAborted)
 }
 
-async fn accept_untimed(socket: Socket, local: &Local, proven: impl FnOnce()) -> Result<Established, NetError> {
+async fn accept_untimed(socket: Socket, local: &Local, greeted: impl FnOnce()) -> Result<Proven, NetError> {
     let Socket { mut stream, remote } = socket;
-    let proof_timeout = local.timeout.min(PROOF_TIMEOUT);
-    let proof = tokio::time::timeout(proof_timeout, async {
-        exchange_version(&mut stream).await?;
-        let server = Server::new(&local.network, &local.identity, &*local.random);
-        let (server, hello) = server.receive_hello(&receive(&mut stream).await?)?;
-        send(&mut stream, &hello).await?;
-        // Made with the key in our hello, which is new in every handshake.
-        Ok::<_, NetError>(server.receive_proof(&receive(&mut stream).await?)?)
-    });
-    let (session, proof) = proof.await.map_err(|_elapsed| NetError::HandshakeTimeout(proof_timeout))??;
-    proven();
-
-    // The purpose is the caller's to say; ours only fills its place.
-    let ours = Settings { purpose: Purpose { role: Role::Node, class: Class::Metadata }, cipher: Cipher::preferred() };
-    send(&mut stream, &[&proof[..], &ours.seal(&session)].concat()).await?;
-    let theirs = receive_settings(&mut stream, &session).await?;
-    let stream = SecureStream::new(stream, &session, ours.cipher.agreed(theirs.cipher));
-    Ok(Established { peer: session.peer, purpose: theirs.purpose, side: Side::Called, remote, stream })
+    exchange_version(&mut stream).await?;
+    let server = Server::new(&local.network, &local.identity, &*local.random);
+    let (server, hello) = server.receive_hello(&receive(&mut stream).await?)?;
+    greeted();
+    send(&mut stream, &hello).await?;
+    // Made with the key in our hello, which is new in every handshake.
+    let (session, proof) = server.receive_proof(&receive(&mut stream).await?)?;
+    Ok(Proven { stream, remote, session, proof })
 }
 
 async fn exchange_version(stream: &mut Box<dyn ByteStream>) -> Result<(), NetError> {

@@ -226,6 +226,8 @@ impl Mesh {
                     Ok(socket) => {
                         let arrival = mesh.arrival(&socket.remote);
                         mesh.spawn("mesh-accept", mesh.clone().accept(socket, arrival));
+                        // It may have said hello already: that is read before others come.
+                        tokio::task::yield_now().await;
                     }
                     Err(error) => {
                         tracing::warn!(%error, "cannot accept a connection");

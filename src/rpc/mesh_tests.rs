@@ -9,7 +9,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use garage_net::establish::{self, Local, PROOF_TIMEOUT, Purpose};
 use garage_net::mux::Windows;
-use garage_net::{Class, Identity, MemoryNetwork, NetError, NetworkKey, Transport};
+use garage_net::{Class, Identity, MemoryNetwork, NetError, NetworkKey, Socket, Transport};
 use garage_types::clock::ManualClock;
 use garage_types::config::{ConsistencyMode, HostPort};
 use garage_types::memory_disk::MemoryDisk;
@@ -18,6 +18,7 @@ use garage_types::random::SeededRandom;
 use garage_types::{Disk, NodeId, Random};
 use garage_worker::spawn::TokioSpawn;
 use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -338,6 +339,39 @@ async fn connections_that_say_nothing_keep_neither_peers_nor_the_command_line_ou
     drop(silent);
 }
 
+/// A way to `far` on which everything after the hello arrives only after 500 connections to `address` that say nothing.
+fn through_a_flood(network: MemoryNetwork, address: String, far: Socket) -> Socket {
+    const HELLO_BYTES: usize = establish::VERSION_TAG.len() + 64;
+    let (ours, near) = tokio::io::duplex(1024);
+    let (mut near_read, mut near_write) = tokio::io::split(near);
+    let (mut far_read, mut far_write) = tokio::io::split(far.stream);
+    tokio::spawn(async move { tokio::io::copy(&mut far_read, &mut near_write).await });
+    tokio::spawn(async move {
+        let (mut sent, mut silent, mut message) = (0, Vec::new(), [0; 1024]);
+        while let Ok(bytes @ 1..) = near_read.read(&mut message).await {
+            for _ in 0..if sent < HELLO_BYTES { 0 } else { 500 } {
+                silent.push(network.connect(&address).await.unwrap());
+            }
+            far_write.write_all(&message[..bytes]).await.unwrap();
+            sent += bytes;
+        }
+    });
+    Socket { stream: Box::new(ours), remote: far.remote }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_said_hello_comes_in_however_many_come_after_it() {
+    let world = World::new();
+    let one = world.node(1, &[]).await;
+    let address = World::address(1).address.to_string();
+    let socket = through_a_flood(world.network.clone(), address.clone(), world.network.connect(&address).await.unwrap());
+    let random: Arc<dyn Random> = Arc::new(SeededRandom::new(5));
+    let local = Local { identity: Identity::generate(&*random), network: NetworkKey::from_bytes(KEY), random, timeout: TIMEOUT };
+    let purpose = Purpose { role: garage_net::Role::Client, class: Class::Metadata };
+    let established = establish::connect(socket, &local, one.node_id(), purpose).await;
+    assert!(established.is_ok(), "{:?}", established.err());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_client_with_another_network_key_is_refused() {
     let world = World::new();
@@ -521,7 +555,7 @@ async fn a_peer_that_claims_too_much_is_disconnected() {
     let connection = establish::connect(socket, &local, a.node_id(), purpose).await.unwrap().multiplex(Windows::Grow);
     let driver = tokio::spawn(connection.driver);
     let mut stream = connection.connection.open().await.unwrap();
-    tokio::io::AsyncWriteExt::write_all(&mut stream, &[0xff; 12]).await.unwrap();
+    stream.write_all(&[0xff; 12]).await.unwrap();
     driver.await.unwrap().unwrap();
 }
 

@@ -1,10 +1,11 @@
 //! Connections whose other side has not yet proven that it belongs to the cluster: few at a time, and the oldest makes way.
 //!
 //! Anybody can open connections and say nothing. This machine (the command line), the machines of known peers, and everybody else have
-//! places of their own. When a kind has all of its places taken, the origin that holds most of them loses its oldest connection.
+//! places of their own, and of each kind those that have sent a hello have others than those that have not. When a kind has all of its
+//! places taken, the origin that holds most of them loses its oldest connection.
 //! What must stay true: accepting never waits; a connection that has proven that it knows the cluster's secret is never cut for another;
-//! so a peer, which proves it within two round trips, comes in however many others keep silent. Only an answer to something new of ours is
-//! a proof: a hello can be one that somebody overheard.
+//! so a peer, which says hello at once and proves itself a round trip later, comes in however many others keep silent. Only an answer to
+//! something new of ours is a proof: a hello can be one that somebody overheard.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use garage_types::Origin;
 use tokio::sync::Notify;
 
-/// Unproven connections of each [`Kind`].
+/// Unproven connections of each [`Kind`] that have sent a hello, and as many that have not.
 const ARRIVALS_MAX: usize = 128;
 
 /// Where a connection comes from.
@@ -23,6 +24,12 @@ pub(super) enum Kind {
     Stranger,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Word {
+    Silent,
+    Greeted,
+}
+
 /// All connections that have not proven anything. Clones are the same.
 #[derive(Clone, Default)]
 pub(super) struct Arrivals(Arc<Mutex<State>>);
@@ -30,16 +37,16 @@ pub(super) struct Arrivals(Arc<Mutex<State>>);
 #[derive(Default)]
 struct State {
     next: u64,
-    kinds: BTreeMap<Kind, OfKind>,
+    crowds: BTreeMap<(Kind, Word), Crowd>,
 }
 
 #[derive(Default)]
-struct OfKind {
+struct Crowd {
     cuts: BTreeMap<u64, Arc<Notify>>,
     of_origin: HashMap<Origin, BTreeSet<u64>>,
 }
 
-/// The place of a connection, until it has proven itself or is dropped.
+/// The place of a connection, until it is dropped.
 pub(super) struct Arrival {
     arrivals: Arrivals,
     kind: Kind,
@@ -53,14 +60,9 @@ impl Arrivals {
     pub(super) fn take(&self, kind: Kind, origin: Origin) -> Arrival {
         let mut state = self.state();
         state.next += 1;
-        let (id, cut) = (state.next, Arc::new(Notify::new()));
-        let of_kind = state.kinds.entry(kind).or_default();
-        if of_kind.cuts.len() >= ARRIVALS_MAX {
-            of_kind.cut_oldest_of_most();
-        }
-        of_kind.cuts.insert(id, cut.clone());
-        of_kind.of_origin.entry(origin).or_default().insert(id);
-        Arrival { arrivals: self.clone(), kind, origin, id, cut }
+        let arrival = Arrival { arrivals: self.clone(), kind, origin, id: state.next, cut: Arc::default() };
+        state.crowds.entry((kind, Word::Silent)).or_default().add(&arrival);
+        arrival
     }
 
     /// Every change under this lock is whole before anything can panic.
@@ -69,7 +71,23 @@ impl Arrivals {
     }
 }
 
-impl OfKind {
+impl State {
+    /// Whether it had a place.
+    fn remove(&mut self, arrival: &Arrival, word: Word) -> bool {
+        let crowd = self.crowds.get_mut(&(arrival.kind, word));
+        crowd.and_then(|crowd| crowd.remove(arrival.origin, arrival.id)).is_some()
+    }
+}
+
+impl Crowd {
+    fn add(&mut self, arrival: &Arrival) {
+        if self.cuts.len() >= ARRIVALS_MAX {
+            self.cut_oldest_of_most();
+        }
+        self.cuts.insert(arrival.id, arrival.cut.clone());
+        self.of_origin.entry(arrival.origin).or_default().insert(arrival.id);
+    }
+
     fn cut_oldest_of_most(&mut self) {
         // Of several with as many, the one whose oldest is oldest, so that the choice never depends on the order of the map.
         let most = self.of_origin.iter().max_by_key(|(_origin, ids)| (ids.len(), std::cmp::Reverse(ids.first().copied())));
@@ -96,17 +114,20 @@ impl Arrival {
         self.cut.notified().await;
     }
 
-    /// The other side has proven that it knows the cluster's secret: from now on this place is free for others.
-    pub(super) fn prove(&self) {
-        if let Some(of_kind) = self.arrivals.state().kinds.get_mut(&self.kind) {
-            drop(of_kind.remove(self.origin, self.id));
+    /// The other side has sent a hello: its place is among those that have.
+    pub(super) fn greet(&self) {
+        let mut state = self.arrivals.state();
+        if state.remove(self, Word::Silent) {
+            state.crowds.entry((self.kind, Word::Greeted)).or_default().add(self);
         }
     }
 }
 
 impl Drop for Arrival {
     fn drop(&mut self) {
-        self.prove();
+        let mut state = self.arrivals.state();
+        // It is in one of them, or was cut.
+        let _had_place = state.remove(self, Word::Silent) || state.remove(self, Word::Greeted);
     }
 }
 
@@ -115,7 +136,7 @@ mod tests {
     use futures_util::FutureExt;
     use garage_types::Origin;
 
-    use super::{ARRIVALS_MAX, Arrival, Arrivals, Kind};
+    use super::{ARRIVALS_MAX, Arrival, Arrivals, Kind, Word};
 
     fn from(address: &str) -> Origin {
         Origin::of(address.parse().unwrap())
@@ -136,16 +157,37 @@ mod tests {
     }
 
     #[test]
-    fn strangers_take_nobody_elses_place_and_who_has_proven_itself_none() {
+    fn strangers_take_nobody_elses_place() {
         let arrivals = Arrivals::default();
         let (peer, here) = (arrivals.take(Kind::KnownPeer, from("192.0.2.1")), arrivals.take(Kind::ThisMachine, from("::1")));
-        let proven = arrivals.take(Kind::Stranger, from("192.0.2.2"));
-        proven.prove();
         let flood: Vec<_> = (0..ARRIVALS_MAX).map(|n| arrivals.take(Kind::Stranger, from(&format!("198.51.100.{n}")))).collect();
-        assert!([&peer, &here, &proven, &flood[0]].into_iter().all(|arrival| !is_cut(arrival)));
+        assert!([&peer, &here, &flood[0]].into_iter().all(|arrival| !is_cut(arrival)));
         let last = arrivals.take(Kind::Stranger, from("192.0.2.3"));
         assert!(is_cut(&flood[0]), "of many with one each, the oldest");
         drop((flood, last));
-        assert!(arrivals.state().kinds[&Kind::Stranger].of_origin.is_empty());
+        assert!(arrivals.state().crowds[&(Kind::Stranger, Word::Silent)].of_origin.is_empty());
+    }
+
+    #[test]
+    fn whoever_greets_makes_way_only_for_those_who_do() {
+        let arrivals = Arrivals::default();
+        let flood = |greet: bool| -> Vec<_> {
+            let one = |_number| {
+                let arrival = arrivals.take(Kind::ThisMachine, from("::1"));
+                if greet {
+                    arrival.greet();
+                }
+                arrival
+            };
+            (0..ARRIVALS_MAX).map(one).collect()
+        };
+        let first = arrivals.take(Kind::ThisMachine, from("::1"));
+        first.greet();
+        let _silent = (flood(false), flood(false));
+        assert!(!is_cut(&first));
+        let greeted = flood(true);
+        assert!(is_cut(&first) && !is_cut(&greeted[0]));
+        drop(greeted);
+        assert!(arrivals.state().crowds[&(Kind::ThisMachine, Word::Greeted)].of_origin.is_empty());
     }
 }

@@ -54,13 +54,19 @@ impl Mesh {
 
     pub(super) async fn accept(self, socket: Socket, arrival: Arrival) {
         let remote = socket.remote.clone();
-        let established = tokio::select! {
+        let proven = tokio::select! {
+            // Whoever proves itself while it is being cut has come in.
             biased;
-            established = establish::accept(socket, &self.0.local, || arrival.prove()) => established,
+            proven = establish::accept(socket, &self.0.local, || arrival.greet()) => proven,
             () = arrival.cut() => {
                 tracing::debug!(remote, "a connection that had proven nothing made way for another");
                 return;
             }
+        };
+        drop(arrival);
+        let established = match proven {
+            Ok(proven) => proven.establish(&self.0.local).await,
+            Err(error) => Err(error),
         };
         let established = match established {
             Ok(established) => established,
@@ -69,7 +75,6 @@ impl Mesh {
                 return;
             }
         };
-        drop(arrival);
         match established.purpose.role {
             garage_net::Role::Node => self.begin(established, None),
             garage_net::Role::Client => match self.0.clients.clone().try_acquire_owned() {
