@@ -175,7 +175,7 @@ impl Garage {
         {
             return Ok(bucket);
         }
-        self.resolve_as_agreed(key, name).await
+        Box::pin(self.resolve_as_agreed(key, name)).await
     }
 
     /// As [`Garage::resolve_bucket`], as a quorum knows it.

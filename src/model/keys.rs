@@ -70,7 +70,7 @@ impl Garage {
                         drop(answer.await);
                         continue;
                     }
-                    Miss::Ask(question) => match self.0.keys.get(placement_of(id), Vec::new()).await? {
+                    Miss::Ask(question) => match Box::pin(self.0.keys.get(placement_of(id), Vec::new())).await? {
                         Some(row) => {
                             question.found();
                             row

@@ -8,6 +8,7 @@ use std::future::Future;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use garage_types::planted::{Bug, is_planted};
 use garage_types::{NodeId, Placement};
 use garage_worker::spawn::Spawn;
@@ -210,11 +211,7 @@ impl Cluster {
         let spawn = self.0.spawn.clone();
         let held = |node| {
             let (call, permit) = (call(node), permit.clone());
-            async move {
-                let reply = call.await;
-                drop(permit);
-                reply
-            }
+            call.inspect(move |_reply| drop(permit))
         };
         quorum::write_to_sets(sets, quorum, move |rest| spawn.spawn("rest of a quorum write", rest), held).await
     }

@@ -137,13 +137,13 @@ impl S3Service {
             Target::Service => {
                 refuse_unimplemented(head)?;
                 let _turn = caller.garage.page_turn().await?;
-                return list_buckets::run(&caller, head).await;
+                return Box::pin(list_buckets::run(&caller, head)).await;
             }
             Target::Bucket { bucket } => (bucket, None),
             Target::Object { bucket, key } => (bucket, Some(ObjectKey::parse(key)?)),
         };
         if route == Route::CreateBucket {
-            return create_bucket::run(&caller, head, &bucket, body).await;
+            return Box::pin(create_bucket::run(&caller, head, &bucket, body)).await;
         }
         let found = Found { head, caller, bucket, key, body };
         match route {
@@ -228,8 +228,9 @@ impl Found<'_> {
             ReplySize::Short => None,
             ReplySize::Page => Some(ctx.garage().page_turn().await?),
         };
-        match O::parse(head, key)?.run(&ctx, body).await {
-            Err(error) if error.code == Code::NoSuchBucket => Err(moved_or(&ctx, error).await),
+        // Each on its own: otherwise every request is as large as the largest operation.
+        match Box::pin(O::parse(head, key)?.run(&ctx, body)).await {
+            Err(error) if error.code == Code::NoSuchBucket => Err(Box::pin(moved_or(&ctx, error)).await),
             answer => answer,
         }
     }

@@ -87,6 +87,7 @@ enum NotWon {
     Rpc(RpcError),
 }
 
+// What is done seldom is boxed: otherwise each read and write, and each request that has some, is as large as all that it might have to do.
 impl<S: Schema> Table<S> {
     pub fn new(store: TableStore, cluster: Cluster) -> Self {
         Table { store, cluster, schema: PhantomData }
@@ -143,7 +144,7 @@ impl<S: Schema> Table<S> {
         if replies.len() > 1 && !is_planted(Bug::NoReadBack) {
             let bytes = codec::encode(&row);
             if replies.iter().any(|reply| reply.reply.row.as_ref().is_none_or(|copy| copy.as_slice() != bytes)) {
-                self.read_back(placement, vec![Entry { epoch, ..S::entry(&row, Mode::Replicate) }]).await?;
+                Box::pin(self.read_back(placement, vec![Entry { epoch, ..S::entry(&row, Mode::Replicate) }])).await?;
             }
         }
         Ok(Some(row))
@@ -155,7 +156,9 @@ impl<S: Schema> Table<S> {
     /// [`TableError`].
     pub async fn get_here_first(&self, placement: Placement, sort_key: Vec<u8>) -> Result<Option<S::Row>, TableError> {
         match self.get_here(placement, sort_key.clone()).await {
-            Ok(None) | Err(TableError::Rebuilding | TableError::DamagedRow { .. }) => self.get(placement, sort_key).await,
+            Ok(None) | Err(TableError::Rebuilding | TableError::DamagedRow { .. }) => {
+                Box::pin(self.get(placement, sort_key)).await
+            }
             here => here,
         }
     }
@@ -269,7 +272,7 @@ impl<S: Schema> Table<S> {
             for entry in &mut entries {
                 entry.epoch = self.store.known_epoch(entry.table, &placement);
             }
-            if earlier == Extent::Perhaps && !self.are_stored_somewhere(placement, &entries).await? {
+            if earlier == Extent::Perhaps && !Box::pin(self.are_stored_somewhere(placement, &entries)).await? {
                 return Err(TableError::PerhapsForgotten);
             }
             let heard = Arc::new(Heard::default());
@@ -323,7 +326,7 @@ impl<S: Schema> Table<S> {
         let tables: Vec<TableId> = entries.iter().map(|entry| entry.table).collect();
         let write = Write { layout: permit.layout().version(), entries };
         let attempt = |node| {
-            let call = self.call(node, write.clone());
+            let call = Box::pin(self.call(node, write.clone()));
             let hearing = heard.map(|heard| heard.begin(self.cluster.mesh().is_up(node) || node == self.cluster.node_id()));
             let (spawn, missed) = (self.cluster.spawn().clone(), self.cluster.missed().clone());
             async move {
@@ -348,7 +351,7 @@ impl<S: Schema> Table<S> {
                 let stale = stale_at(&error);
                 let verdict = refusal(error);
                 match (verdict, stale) {
-                    (Err(TableError::Quorum(_)), Some(node)) => Err(self.learn_epochs(node, placement, &tables).await?),
+                    (Err(TableError::Quorum(_)), Some(node)) => Err(Box::pin(self.learn_epochs(node, placement, &tables)).await?),
                     (verdict, _) => verdict,
                 }
             }
@@ -407,7 +410,7 @@ impl<S: Schema> Table<S> {
             let differing = merged.iter().filter(|row| row.differs);
             let entries: Vec<Entry> = differing.map(|row| Entry { epoch, ..S::entry(&row.row, Mode::Replicate) }).collect();
             if !entries.is_empty() && !is_planted(Bug::NoReadBack) {
-                match self.read_back(placement, entries).await {
+                match Box::pin(self.read_back(placement, entries)).await {
                     Err(TableError::StaleEpoch { .. }) => return Ok(None),
                     result => result?,
                 }
@@ -418,7 +421,7 @@ impl<S: Schema> Table<S> {
         for row in merged {
             if row.differs {
                 // Written back whole, not as the summary a listing sees.
-                let Some(whole) = self.get(placement, row.sort_key).await? else { return Ok(None) };
+                let Some(whole) = Box::pin(self.get(placement, row.sort_key)).await? else { return Ok(None) };
                 rows.push(S::summary(whole));
             } else {
                 rows.push(row.row);

@@ -6,6 +6,7 @@ use std::error::Error;
 use std::future::Future;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use garage_types::NodeId;
@@ -168,16 +169,21 @@ struct Answer<T, E> {
     result: Result<T, E>,
 }
 
-async fn tagged<T, E>(node: NodeId, call: impl Future<Output = Result<T, E>>) -> Answer<T, E> {
-    Answer { node, result: call.await }
+// Functions that are not `async` themselves: one of those would keep room for the call twice, and a write is many calls deep.
+
+fn tagged<T, E>(node: NodeId, call: impl Future<Output = Result<T, E>>) -> impl Future<Output = Answer<T, E>> {
+    call.map(move |result| Answer { node, result })
 }
 
 /// The usual case on a single machine: nothing to count, nothing to allocate but the reply's list.
-async fn ask_only<T, E>(node: NodeId, call: impl Future<Output = Result<T, E>>) -> Result<Vec<NodeReply<T>>, QuorumError<E>> {
-    match call.await {
+fn ask_only<T, E>(
+    node: NodeId,
+    call: impl Future<Output = Result<T, E>>,
+) -> impl Future<Output = Result<Vec<NodeReply<T>>, QuorumError<E>>> {
+    call.map(move |result| match result {
         Ok(reply) => Ok(vec![NodeReply { node, reply }]),
         Err(error) => Err(QuorumError { needed: 1, reached: 0, of: 1, errors: vec![NodeError { node, error }] }),
-    }
+    })
 }
 
 /// Each node of the sets once, in order of appearance.

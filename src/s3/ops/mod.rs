@@ -74,7 +74,7 @@ impl Caller {
         if access.is_given_by(self.key.state.permissions(bucket)) {
             return Ok(());
         }
-        let agreed = self.garage.key_as_agreed(&self.key.id).await?;
+        let agreed = Box::pin(self.garage.key_as_agreed(&self.key.id)).await?;
         if access.is_given_by(agreed.state.permissions(bucket)) { Ok(()) } else { Err(Code::AccessDenied.into()) }
     }
 }
