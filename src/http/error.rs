@@ -6,6 +6,7 @@
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use hyper::{Method, Response, StatusCode};
 
+use crate::document::Document;
 use crate::reply::ReplyBody;
 use crate::request_id::RequestId;
 use crate::xml::{self, XmlWriter};
@@ -83,7 +84,7 @@ impl ErrorReply {
         reply
     }
 
-    fn document(&self, context: &ReplyContext<'_>) -> String {
+    fn document(&self, context: &ReplyContext<'_>) -> Document {
         let mut xml = XmlWriter::document();
         xml.element("Error", |xml| {
             xml.text("Code", self.code);

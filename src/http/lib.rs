@@ -9,6 +9,7 @@
 
 pub mod body;
 pub mod dates;
+pub mod document;
 pub mod error;
 pub mod head;
 pub mod reply;

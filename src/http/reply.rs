@@ -12,6 +12,8 @@ use futures_util::Stream;
 use futures_util::stream::StreamExt;
 use hyper::body::{Body, Frame, SizeHint};
 
+use crate::document::Document;
+
 /// Why a reply had to be cut short.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplyError {
@@ -30,7 +32,7 @@ pub struct ReplyBody(Kind);
 
 enum Kind {
     Empty,
-    Whole(Bytes),
+    Whole(Document),
     /// Length unknown: sent with chunked encoding.
     Open(ByteStream),
     Sized {
@@ -51,9 +53,9 @@ impl ReplyBody {
     }
 
     /// What is whole in memory.
-    pub(crate) fn document(&mut self) -> Option<&mut Bytes> {
+    pub(crate) fn document(&mut self) -> Option<&mut Document> {
         match &mut self.0 {
-            Kind::Whole(bytes) => Some(bytes),
+            Kind::Whole(document) => Some(document),
             Kind::Empty | Kind::Open(_) | Kind::Sized { .. } => None,
         }
     }
@@ -64,10 +66,10 @@ impl ReplyBody {
     }
 }
 
-impl<B: Into<Bytes>> From<B> for ReplyBody {
-    fn from(bytes: B) -> Self {
-        let bytes = bytes.into();
-        ReplyBody(if bytes.is_empty() { Kind::Empty } else { Kind::Whole(bytes) })
+impl<D: Into<Document>> From<D> for ReplyBody {
+    fn from(document: D) -> Self {
+        let document = document.into();
+        ReplyBody(if document.is_empty() { Kind::Empty } else { Kind::Whole(document) })
     }
 }
 
@@ -79,11 +81,7 @@ impl Body for ReplyBody {
         let kind = &mut self.get_mut().0;
         match kind {
             Kind::Empty => Poll::Ready(None),
-            Kind::Whole(bytes) => {
-                let bytes = std::mem::take(bytes);
-                *kind = Kind::Empty;
-                Poll::Ready(Some(Ok(Frame::data(bytes))))
-            }
+            Kind::Whole(document) => Poll::Ready(document.take(usize::MAX).map(|bytes| Ok(Frame::data(bytes)))),
             Kind::Open(stream) => stream.poll_next_unpin(cx).map(|item| item.map(|result| result.map(Frame::data))),
             Kind::Sized { stream, length, left } => {
                 let item = std::task::ready!(stream.poll_next_unpin(cx));
@@ -97,14 +95,15 @@ impl Body for ReplyBody {
             Kind::Empty => true,
             // The stream is asked once more after its last byte only while bytes are missing.
             Kind::Sized { left, .. } => *left == 0,
-            Kind::Whole(_) | Kind::Open(_) => false,
+            Kind::Whole(document) => document.is_empty(),
+            Kind::Open(_) => false,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
             Kind::Empty => SizeHint::with_exact(0),
-            Kind::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Kind::Whole(document) => SizeHint::with_exact(document.len() as u64),
             Kind::Sized { left, .. } => SizeHint::with_exact(*left),
             Kind::Open(_) => SizeHint::default(),
         }
@@ -130,7 +129,7 @@ impl fmt::Debug for ReplyBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Kind::Empty => f.write_str("empty"),
-            Kind::Whole(bytes) => write!(f, "{} bytes", bytes.len()),
+            Kind::Whole(document) => write!(f, "{} bytes", document.len()),
             Kind::Open(_) => f.write_str("stream"),
             Kind::Sized { length, .. } => write!(f, "stream of {length} bytes"),
         }

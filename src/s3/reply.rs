@@ -1,8 +1,8 @@
 //! What an operation answers, before it becomes an HTTP response.
 
-use bytes::Bytes;
 use futures_util::StreamExt;
 use garage_http::ReplyBody;
+use garage_http::document::Document;
 use garage_http::reply::ReplyError;
 use garage_model::get::ByteStream;
 use hyper::header::{CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue};
@@ -13,7 +13,7 @@ use crate::error::{Code, S3Error};
 /// The body of a reply.
 pub enum ReplyContent {
     Empty,
-    Bytes(Bytes),
+    Document(Document),
     /// `length` bytes that come from the store; an error cuts the connection.
     Stream {
         length: u64,
@@ -43,10 +43,10 @@ impl Reply {
         Reply::empty(StatusCode::NO_CONTENT)
     }
 
-    pub fn xml(document: String) -> Self {
+    pub fn xml(document: Document) -> Self {
         let mut reply = Reply::ok();
         reply.headers.insert(hyper::header::CONTENT_TYPE, HeaderValue::from_static("application/xml"));
-        reply.content = ReplyContent::Bytes(document.into());
+        reply.content = ReplyContent::Document(document);
         reply
     }
 
@@ -66,7 +66,7 @@ impl Reply {
         let Reply { status, mut headers, content } = self;
         let body = match content {
             ReplyContent::Empty => ReplyBody::empty(),
-            ReplyContent::Bytes(bytes) => ReplyBody::from(bytes),
+            ReplyContent::Document(document) => ReplyBody::from(document),
             ReplyContent::Stream { length, stream } => {
                 let cut = |error: garage_model::ModelError| {
                     tracing::error!(error = %garage_types::chain(&error), "a reply was cut off");

@@ -24,6 +24,7 @@ pub mod room;
 pub mod secret;
 pub mod size;
 pub mod sort_key;
+pub mod stall_budget;
 
 pub use chain::chain;
 pub use clock::{Clock, Timestamp};
@@ -37,3 +38,4 @@ pub use power::Power;
 pub use random::Random;
 pub use room::Room;
 pub use secret::Secret;
+pub use stall_budget::StallBudget;

@@ -6,7 +6,7 @@ use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -88,9 +88,8 @@ async fn serve<S: Service + ?Sized>(
         let answering = place.answer();
         let documents = documents.clone();
         let answered = answer(request, peer, shared.clone(), (unread.clone(), body_wanted.clone()));
-        let reply: BoxFuture<'static, Result<Response<AnsweringBody>, Infallible>> = answered
-            .map(move |reply| Ok(reply.map(|body| AnsweringBody { body: documents.watch(body), _answering: answering })))
-            .boxed();
+        let reply: BoxFuture<'static, Result<Response<AnsweringBody>, Infallible>> =
+            answered.map(move |reply| Ok(reply.map(|body| AnsweringBody::new(documents.watch(body), answering)))).boxed();
         reply
     });
     let mut connection = http1::Builder::new()
@@ -125,10 +124,22 @@ async fn serve<S: Service + ?Sized>(
     }
 }
 
+/// Bytes of a body that are given to hyper at once while many requests are being answered. It gathers 16 pieces, or as much as its buffer
+/// takes, for each client, and holds them while that client stands still.
+const CROWDED_BYTES: usize = 1 << 10;
+
 /// The body of a reply, until whose end its connection is not silent.
 struct AnsweringBody {
     body: ReplyBody,
-    _answering: Answering,
+    /// What has come and was not given on.
+    rest: Bytes,
+    answering: Answering,
+}
+
+impl AnsweringBody {
+    fn new(body: ReplyBody, answering: Answering) -> Self {
+        AnsweringBody { body, rest: Bytes::new(), answering }
+    }
 }
 
 impl Body for AnsweringBody {
@@ -136,15 +147,30 @@ impl Body for AnsweringBody {
     type Error = ReplyError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ReplyError>>> {
-        Pin::new(&mut self.get_mut().body).poll_frame(cx)
+        let this = self.get_mut();
+        if this.rest.is_empty() {
+            match ready!(Pin::new(&mut this.body).poll_frame(cx)).transpose()?.map(Frame::into_data) {
+                Some(Ok(bytes)) => this.rest = bytes,
+                Some(Err(other)) => return Poll::Ready(Some(Ok(other))),
+                None => return Poll::Ready(None),
+            }
+        }
+        let bytes_max = if this.answering.is_crowded() { CROWDED_BYTES } else { usize::MAX };
+        let given = this.rest.split_to(this.rest.len().min(bytes_max));
+        Poll::Ready(Some(Ok(Frame::data(given))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.rest.is_empty() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let (mut hint, rest) = (self.body.size_hint(), self.rest.len() as u64);
+        match hint.exact() {
+            Some(length) => hint = SizeHint::with_exact(length + rest),
+            None => hint.set_lower(hint.lower() + rest),
+        }
+        hint
     }
 }
 

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use garage_types::Random;
+use garage_types::{Random, StallBudget};
 use hyper::{Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
@@ -55,8 +55,8 @@ pub struct ServerLimits {
     pub connections_of_one_address_max: usize,
     /// Bytes a connection buffers in each direction; grows with the traffic.
     pub buffer_bytes_max: usize,
-    /// Replies that are whole in memory and that clients have not taken, in all; for more, the client that has had one for the longest
-    /// time is cut off.
+    /// Replies that are whole in memory and that clients have not taken, in all; twice as much while they take them. For more, the client
+    /// that has taken nothing for the longest time is cut off.
     pub document_bytes_max: usize,
     /// How long requests in flight may still take once the server is told to stop.
     pub drain: Duration,
@@ -107,7 +107,7 @@ struct Shared<S: ?Sized> {
     limits: ServerLimits,
     random: Arc<dyn Random>,
     lingering: linger::Places,
-    documents: overdue::Shelf,
+    documents: StallBudget,
 }
 
 impl<S: ?Sized> Shared<S> {
@@ -117,7 +117,7 @@ impl<S: ?Sized> Shared<S> {
             limits,
             random,
             lingering: linger::Places::default(),
-            documents: overdue::Shelf::new(limits.document_bytes_max),
+            documents: StallBudget::new(limits.document_bytes_max),
         }
     }
 }

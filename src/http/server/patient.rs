@@ -14,9 +14,10 @@ use tokio::time::{Sleep, sleep};
 
 use super::places::{Place, Taking};
 
-/// Bytes read at once while no handler takes a body in. hyper reads ever more at once from a client that keeps it filled, up to the size
-/// of its buffer, so one that sends request upon request would fill that on each of its connections.
-const READ_UNASKED: u64 = 16 << 10;
+/// Bytes read at once while no handler takes a body in, and while many requests are being answered. hyper reads ever more at once from a
+/// client that keeps its buffer filled, which it then holds while that client stands still: one that sends request upon request would fill
+/// it on each of its connections. A byte less than hyper's first buffer, so that it is never full and does not grow.
+const READ_LITTLE: u64 = (8 << 10) - 1;
 
 /// Whether a handler takes in the body of the request: it sets this, and whoever begins and ends a request takes it back.
 #[derive(Clone, Debug, Default)]
@@ -41,7 +42,7 @@ pub(super) struct Patient<IO> {
 
 impl<IO: AsyncRead> Patient<IO> {
     pub(super) fn new(io: IO, write_idle: Duration, place: Arc<Place>, body_wanted: BodyWanted) -> Self {
-        Patient { io: io.take(READ_UNASKED), body_wanted, write_idle, place, stuck: None }
+        Patient { io: io.take(READ_LITTLE), body_wanted, write_idle, place, stuck: None }
     }
 }
 
@@ -66,8 +67,8 @@ impl<IO> Patient<IO> {
 impl<IO: AsyncRead + Unpin> AsyncRead for Patient<IO> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let is_wanted = this.body_wanted.0.load(Ordering::Relaxed);
-        this.io.set_limit(if is_wanted { u64::MAX } else { READ_UNASKED });
+        let is_wanted = this.body_wanted.0.load(Ordering::Relaxed) && !this.place.is_crowded();
+        this.io.set_limit(if is_wanted { u64::MAX } else { READ_LITTLE });
         Pin::new(&mut this.io).poll_read(cx, buffer)
     }
 }

@@ -7,7 +7,7 @@
 //! newcomers do not push each other out while there are others; so a client that speaks at once is served, however many others keep silent.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -47,6 +47,9 @@ impl Acquaintance {
         Turn { acquaintance: self, since: 0 }
     }
 }
+
+/// With more requests than these being answered, each buffers less.
+pub(super) const CROWD: usize = 128;
 
 struct Connected {
     origin: Origin,
@@ -93,6 +96,8 @@ struct OfOrigin {
 pub(super) struct Places(Arc<Shared>);
 
 struct Shared {
+    /// Requests being answered.
+    answering: AtomicUsize,
     places_max: usize,
     /// Of one origin; Unix sockets are of one and have all.
     origin_max: usize,
@@ -121,8 +126,8 @@ pub(super) struct Answering(Arc<Place>);
 
 impl Places {
     pub(super) fn new(places_max: usize, origin_max: usize) -> Self {
-        let (state, changed) = (Mutex::default(), Notify::new());
-        Places(Arc::new(Shared { places_max: places_max.max(1), origin_max: origin_max.max(1), state, changed }))
+        let (answering, state, changed) = (AtomicUsize::new(0), Mutex::default(), Notify::new());
+        Places(Arc::new(Shared { answering, places_max: places_max.max(1), origin_max: origin_max.max(1), state, changed }))
     }
 
     /// Waits until a new connection would find a place: not everybody is being answered.
@@ -274,6 +279,11 @@ impl Place {
         }
     }
 
+    /// Whether so many requests are being answered that each of them should do with little memory.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.places.0.answering.load(Ordering::Relaxed) > CROWD
+    }
+
     /// Whether a whole head has ever come.
     pub(super) fn was_answered(&self) -> bool {
         self.signals.was_answered.load(Ordering::Relaxed)
@@ -282,13 +292,21 @@ impl Place {
     /// A whole head has come.
     pub(super) fn answer(self: &Arc<Self>) -> Answering {
         self.places.state().speak(self.id);
+        self.places.0.answering.fetch_add(1, Ordering::Relaxed);
         self.signals.was_answered.store(true, Ordering::Relaxed);
         Answering(self.clone())
     }
 }
 
+impl Answering {
+    pub(super) fn is_crowded(&self) -> bool {
+        self.0.is_crowded()
+    }
+}
+
 impl Drop for Answering {
     fn drop(&mut self) {
+        self.0.places.0.answering.fetch_sub(1, Ordering::Relaxed);
         self.0.places.state().fall_silent(self.0.id, Acquaintance::Answered);
         self.0.places.0.changed.notify_one();
     }

@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{Notify, oneshot, watch};
 
-use super::places::Places;
+use super::places::{CROWD, Places};
 use super::{BindAddress, BindError, Drained, Peer, RequestBody, ServerLimits, Service, Shared, bind, connection, serve};
 use crate::reply::{ReplyBody, ReplyError};
 
@@ -27,6 +27,8 @@ struct Tester {
     arrived: Notify,
     go_on: Notify,
     calls: AtomicUsize,
+    /// Bytes of endless bodies that were asked for.
+    asked: Arc<AtomicUsize>,
 }
 
 impl Service for Tester {
@@ -55,7 +57,7 @@ impl Tester {
             "/broken" => {
                 ReplyBody::open(stream::iter([Ok(Bytes::from_static(b"begin")), Err(ReplyError::Source("gone".into()))]))
             }
-            "/endless" => ReplyBody::open(stream::repeat_with(|| Ok(Bytes::from(vec![0; 65536])))),
+            "/endless" => counted_endless(self.asked.clone()),
             _ => ReplyBody::empty(),
         }
     }
@@ -95,6 +97,14 @@ impl Wire {
         self.client.read_to_end(&mut all).await.expect("the pipe ends well");
         String::from_utf8(all).expect("text")
     }
+}
+
+/// A body that tells how many of its bytes were asked for.
+fn counted_endless(asked: Arc<AtomicUsize>) -> ReplyBody {
+    ReplyBody::open(stream::repeat_with(move || {
+        asked.fetch_add(65536, Ordering::SeqCst);
+        Ok(Bytes::from(vec![0; 65536]))
+    }))
 }
 
 fn get(path: &str) -> String {
@@ -299,6 +309,41 @@ async fn a_client_that_was_answered_may_rest_longer_before_its_next_request() {
     let started = tokio::time::Instant::now();
     assert!(wire.rest().await.ends_with("hello"));
     assert_eq!(started.elapsed(), ServerLimits::default().head_timeout);
+}
+
+#[tokio::test(start_paused = true)]
+async fn among_many_requests_each_buffers_little_and_all_bodies_are_whole() {
+    let (tester, many) = (Arc::new(Tester::default()), CROWD + 70);
+    let shared = Arc::new(Shared::new(tester.clone(), ServerLimits::default(), Arc::new(SeededRandom::new(1))));
+    let (_close, on_close) = watch::channel(());
+    let places = Places::new(many + 1, many + 1);
+    let connect = |path: String| {
+        let (mut client, server) = duplex(1 << 10);
+        let (writes, place) = (Arc::default(), places.take(Peer::Unix).expect("a free place"));
+        tokio::spawn(connection::run(Counting { io: server, writes }, Peer::Unix, shared.clone(), on_close.clone(), place));
+        async move {
+            client.write_all(path.as_bytes()).await.expect("the pipe is open");
+            client
+        }
+    };
+    let mut idle = Vec::new();
+    for _ in 0..=CROWD {
+        idle.push(connect(get("/endless")).await);
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let before = tester.asked.load(Ordering::SeqCst);
+    for _ in CROWD + 1..many {
+        idle.push(connect(get("/endless")).await);
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let each = (tester.asked.load(Ordering::SeqCst) - before) / (many - CROWD - 1);
+    assert_eq!(each, 65536, "one piece is there, and the next is not asked for");
+
+    let body: String = ('a'..='z').cycle().take(300_000).collect();
+    let echo = format!("PUT /echo HTTP/1.1\r\nhost: h\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    let mut all = String::new();
+    connect(echo).await.read_to_string(&mut all).await.expect("text");
+    assert!(all.ends_with(&format!("\r\n\r\n{body}")), "{} bytes", all.len());
 }
 
 #[tokio::test(start_paused = true)]

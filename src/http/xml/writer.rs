@@ -8,6 +8,8 @@
 
 use std::fmt::Write;
 
+use crate::document::Document;
+
 /// Whether XML has no way to carry this character.
 fn is_unspeakable(character: char) -> bool {
     matches!(character, '\0'..='\u{8}' | '\u{b}' | '\u{c}' | '\u{e}'..='\u{1f}' | '\u{fffe}' | '\u{ffff}')
@@ -32,13 +34,19 @@ pub fn legible(text: &str) -> String {
 /// A document under construction. Element names are our own constants and not escaped.
 #[derive(Debug)]
 pub struct XmlWriter {
+    before: Document,
     text: String,
 }
+
+/// A document is made in pieces of about this length; a piece ends where an element begins.
+const PIECE_BYTES: usize = 32 << 10;
+/// Most elements that do not fit a piece any more end within so many bytes.
+const PIECE_BYTES_MORE: usize = 4 << 10;
 
 impl XmlWriter {
     /// Begins with the XML declaration.
     pub fn document() -> Self {
-        XmlWriter { text: "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n".to_owned() }
+        XmlWriter { before: Document::default(), text: "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n".to_owned() }
     }
 
     pub fn element(&mut self, name: &str, content: impl FnOnce(&mut Self)) {
@@ -57,6 +65,10 @@ impl XmlWriter {
 
     /// An element with attributes, given as name and value.
     pub fn open(&mut self, name: &str, attributes: &[(&str, &str)], content: impl FnOnce(&mut Self)) {
+        if self.text.len() > PIECE_BYTES {
+            let piece = std::mem::replace(&mut self.text, String::with_capacity(PIECE_BYTES + PIECE_BYTES_MORE));
+            self.before.push(piece);
+        }
         self.text.push('<');
         self.text.push_str(name);
         for (attribute, value) in attributes {
@@ -88,8 +100,10 @@ impl XmlWriter {
         self.text(name, &value.to_string());
     }
 
-    pub fn finish(self) -> String {
-        self.text
+    pub fn finish(self) -> Document {
+        let mut document = self.before;
+        document.push(self.text);
+        document
     }
 
     fn close(&mut self, name: &str) {
@@ -137,13 +151,25 @@ mod tests {
             xml.open("G", &[("xsi:type", "\"")], |_| ());
         });
         let expected = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Z xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><B>1</B><A>2</A><G xsi:type=\"&quot;\"></G></Z>";
-        assert_eq!(xml.finish(), expected);
+        assert_eq!(xml.finish().to_text(), expected);
+    }
+
+    #[test]
+    fn a_long_document_is_made_in_pieces() {
+        let mut xml = XmlWriter::document();
+        xml.element("List", |xml| (0..20_000).for_each(|number| xml.value("Number", number)));
+        let mut document = xml.finish();
+        let (whole, length) = (document.to_text(), document.len());
+        assert!(whole.ends_with("<Number>19999</Number></List>") && whole.len() == length);
+        let pieces: Vec<_> = std::iter::from_fn(|| document.take(usize::MAX)).collect();
+        assert!(pieces.iter().all(|piece| piece.len() < 33 << 10) && pieces.len() == length.div_ceil(32 << 10));
+        assert_eq!(pieces.concat(), whole.as_bytes());
     }
 
     fn key(text: &str) -> String {
         let mut xml = XmlWriter::document();
         xml.text("Key", text);
-        xml.finish()
+        xml.finish().to_text()
     }
 
     #[test]
