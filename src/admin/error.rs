@@ -177,6 +177,7 @@ fn class_of_model(error: &ModelError) -> Class {
         ModelError::NoSuchUpload
         | ModelError::Complete(_)
         | ModelError::PartChecksumAlgorithm { .. }
+        | ModelError::StalledUpload
         | ModelError::CopySourceTooLarge { .. }
         | ModelError::PreconditionFailed
         | ModelError::QuotaObjects

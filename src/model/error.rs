@@ -36,6 +36,9 @@ pub enum ModelError {
     NoSuchAccessKey(String),
     #[error("clients take too long over too many large documents; try again")]
     TooManyDocuments,
+    /// The client of an upload has sent nothing for longer than any other, and they need its memory.
+    #[error("the client has stopped sending while too many others send slowly; try again")]
+    StalledUpload,
     #[error("too many access keys that nobody knows are asked for; try again")]
     UnknownKeys,
     #[error("access key {0} exists already or existed before: a key id is never used twice")]

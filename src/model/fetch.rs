@@ -14,7 +14,7 @@ use futures_util::stream::{BoxStream, Stream};
 use futures_util::{StreamExt, stream};
 use garage_types::BlockHash;
 
-use crate::block_buffer::{Ahead, ReadersRoom};
+use crate::block_buffer::Ahead;
 use crate::detached::detached;
 use crate::error::ModelError;
 use crate::garage::Garage;
@@ -22,8 +22,6 @@ use crate::get::ByteStream;
 
 /// Blocks, or pieces, fetched ahead of the one being sent.
 const PREFETCH: usize = 2;
-/// Bytes fetched at once when readers have no room left: as many as one checksum of a block's file covers.
-const PIECE_BYTES: u64 = 64 << 10;
 
 /// A block, and which of its bytes are wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,17 +45,20 @@ impl Slice {
     }
 }
 
-/// Bytes that keep their room until the last of them is taken.
-struct Held {
+/// Bytes that keep what they have been given until the last of them is taken.
+struct Held<K> {
     bytes: Bytes,
-    _room: ReadersRoom,
-    _reader: Reader,
+    _kept: K,
 }
 
-impl AsRef<[u8]> for Held {
+impl<K> AsRef<[u8]> for Held<K> {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
+}
+
+fn kept<K: Send + 'static>(bytes: Bytes, kept: K) -> Bytes {
+    Bytes::from_owner(Held { bytes, _kept: kept })
 }
 
 /// One reader. Each block that it holds has a clone.
@@ -121,21 +122,20 @@ impl Garage {
     fn begin_fetch(&self, reader: &Reader, slice: Slice) -> (Fetch, Option<Slice>) {
         let length = usize::try_from(slice.length()).unwrap_or(usize::MAX);
         let room = self.0.block_buffer.for_reader(length, reader.ahead());
-        let (slice, rest) = match &room {
-            Some(_) => (slice, None),
-            None => slice.split(PIECE_BYTES),
+        let garage = self.clone();
+        let Some(room) = room else {
+            let piece = self.0.block_buffer.piece();
+            let (slice, rest) = slice.split(piece.bytes_max);
+            let work = async move { Ok(kept(garage.0.blocks.get_piece(slice.hash, slice.bytes).await?, piece)) };
+            return (self.detached_fetch(work), rest);
         };
-        let (garage, reader) = (self.clone(), reader.clone());
-        let work = async move {
-            match room {
-                Some(room) => {
-                    let bytes = garage.fetch(slice).await?;
-                    Ok(Bytes::from_owner(Held { bytes, _room: room, _reader: reader }))
-                }
-                None => garage.0.blocks.get_piece(slice.hash, slice.bytes).await,
-            }
-        };
-        (Box::pin(detached(&**self.0.cluster.spawn(), "block for a reader", work)), rest)
+        let kept_with = (room, reader.clone());
+        let work = async move { Ok(kept(garage.fetch(slice).await?, kept_with)) };
+        (self.detached_fetch(work), None)
+    }
+
+    fn detached_fetch(&self, work: impl Future<Output = Result<Bytes, ModelError>> + Send + 'static) -> Fetch {
+        Box::pin(detached(&**self.0.cluster.spawn(), "block for a reader", work))
     }
 
     async fn fetch(&self, slice: Slice) -> Result<Bytes, ModelError> {

@@ -28,12 +28,14 @@ use crate::counters::BucketCounters;
 use crate::error::ModelError;
 use crate::failed_here::FailedHere;
 use crate::fresh_refs::FreshReferences;
+use crate::get::ObjectPart;
 use crate::key::{KeyRow, KeyTable};
 use crate::misses::Misses;
 use crate::name_claims::{NameClaims, NameService};
 use crate::object::ObjectTable;
 use crate::part::PartTable;
 use crate::resync::Resync;
+use crate::shared_lists::SharedLists;
 use crate::unreferenced::Uncounted;
 use crate::upload::{UploadTable, WatchedUploads};
 use crate::version::VersionTable;
@@ -50,6 +52,9 @@ pub struct Settings {
     pub punycode: Punycode,
     /// Bytes of blocks that may wait in memory at once, over all requests.
     pub block_ram_buffer_max: usize,
+    /// Pages of listings that are made at once. One with the longest keys is some megabytes, and takes a processor for some milliseconds, in
+    /// which whoever takes another waits.
+    pub pages_at_once: usize,
     /// After how long without references a block may be deleted.
     pub block_release_delay: Duration,
     /// Differs after each start of this node.
@@ -195,6 +200,8 @@ pub(crate) struct Inner {
     pub key_cache: Arc<RowCache<KeyId, KeyRow>>,
     pub misses: Arc<Misses>,
     pub block_buffer: Arc<BlockBuffer>,
+    pub block_lists: Arc<SharedLists<(BlockHash, u64)>>,
+    pub part_lists: Arc<SharedLists<ObjectPart>>,
 }
 
 impl Inner {
@@ -263,7 +270,9 @@ impl Garage {
             alias_cache: Arc::new(RowCache::new(tables.generation(crate::table_ids::ALIAS))),
             key_cache: Arc::new(RowCache::new(tables.generation(crate::table_ids::KEY))),
             misses: Arc::default(),
-            block_buffer: Arc::new(BlockBuffer::new(settings.block_ram_buffer_max)),
+            block_buffer: Arc::new(BlockBuffer::new(settings.block_ram_buffer_max, settings.pages_at_once)),
+            block_lists: Arc::new(SharedLists::new()),
+            part_lists: Arc::new(SharedLists::new()),
             cluster,
             clock,
             random,

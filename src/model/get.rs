@@ -2,6 +2,7 @@
 
 use std::future::ready;
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::join;
@@ -15,7 +16,7 @@ use crate::error::ModelError;
 use crate::fetch::Slice;
 use crate::garage::Garage;
 use crate::object::{Content, IndexShard, ObjectMeta, ObjectRow, ObjectState, current, key_prefix};
-use crate::part_lists::WantedPart;
+use crate::part_lists::{BlockList, SliceList, WantedParts};
 use crate::version::{Piece, Segment, VersionContent, VersionRow};
 
 /// Parts whose blocks are looked up at once, for all of an object.
@@ -33,21 +34,6 @@ pub struct Object {
 
 /// The bytes of an object, block by block. An error ends the stream: the reader must be cut off, not ended politely.
 pub type ByteStream = BoxStream<'static, Result<Bytes, ModelError>>;
-
-/// Which bytes of which pieces a range of the whole covers, in order. Pieces are given with their lengths.
-fn slices(pieces: &[(BlockHash, u64)], range: &Range<u64>) -> Vec<Slice> {
-    let mut start = 0;
-    let mut wanted = Vec::new();
-    for (hash, length) in pieces {
-        let end = start + length;
-        let (from, to) = (range.start.max(start), range.end.min(end));
-        if from < to {
-            wanted.push(Slice { hash: *hash, block_length: *length, bytes: from - start..to - start });
-        }
-        start = end;
-    }
-    wanted
-}
 
 /// A part of an object that was uploaded in parts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,16 +57,6 @@ fn lay_out<'a>(pieces: impl IntoIterator<Item = &'a Piece>) -> Vec<ObjectPart> {
         start = end;
     }
     parts
-}
-
-/// Which bytes of which parts a range of the whole covers, in order.
-fn overlapping(parts: &[ObjectPart], range: &Range<u64>) -> Vec<WantedPart> {
-    let wanted = |part: &ObjectPart| {
-        let Range { start, end } = part.bytes;
-        let (from, to) = (range.start.max(start), range.end.min(end));
-        (from < to).then(|| WantedPart { version: part.version, length: end - start, bytes: from - start..to - start })
-    };
-    parts.iter().filter_map(wanted).collect()
 }
 
 impl Garage {
@@ -168,7 +144,7 @@ impl Garage {
                 Ok(stream::once(async move { Ok(bytes) }).boxed())
             }
             Content::Blocks { first, first_length } if range.end <= *first_length => {
-                Ok(self.stream_slices(None, vec![Slice { hash: *first, block_length: *first_length, bytes: range }]))
+                Ok(self.stream_slices(None, [Slice { hash: *first, block_length: *first_length, bytes: range }]))
             }
             Content::Blocks { first, first_length } => {
                 // The row names the first block, so that it is fetched while the others are looked up.
@@ -185,15 +161,14 @@ impl Garage {
                 };
                 let (slices, opened) = join(self.slices_of(object, &range), opened).await;
                 // A list that is gone says more than a block that is.
-                let mut slices = slices?;
-                let Some((opened, rest)) = opened?.filter(|_opened| slices.first() == opening.as_ref()) else {
+                let slices = slices?;
+                let Some((opened, rest)) = opened?.filter(|_opened| slices.clone().next() == opening) else {
                     return Ok(self.stream_slices(None, slices));
                 };
-                slices.splice(..1, rest);
-                Ok(self.stream_slices(Some(opened), slices))
+                Ok(self.stream_slices(Some(opened), rest.into_iter().chain(slices.skip(1))))
             }
             Content::Parts { .. } => {
-                let parts = overlapping(&self.object_parts(object).await?, &range);
+                let parts = WantedParts::of(self.object_parts(object).await?, range);
                 Ok(self.stream_blocks(None, self.slices_of_parts(parts)))
             }
             Content::NotShown => Err(ModelError::Damaged(format!("the content of {} was not read with it", object.key))),
@@ -204,13 +179,13 @@ impl Garage {
     ///
     /// # Errors
     /// [`ModelError::Damaged`] when they are not as many bytes as the object; [`ModelError::Superseded`].
-    pub async fn object_parts(&self, object: &Object) -> Result<Vec<ObjectPart>, ModelError> {
-        let Content::Parts { count } = object.meta.content else { return Ok(Vec::new()) };
+    pub async fn object_parts(&self, object: &Object) -> Result<Arc<Vec<ObjectPart>>, ModelError> {
+        let Content::Parts { count } = object.meta.content else { return Ok(Arc::default()) };
         let end = |parts: &[ObjectPart]| parts.last().map_or(0, |part| part.bytes.end);
         let whole = |parts: &Vec<ObjectPart>| parts.len() == count as usize && end(parts) == object.meta.size;
         let laid_out = |segments: &[Segment]| lay_out(segments.iter().flat_map(|segment| &segment.pieces));
         if let Some(parts) = self.segments_here(object.version).await?.map(|segments| laid_out(&segments)).filter(whole) {
-            return Ok(parts);
+            return Ok(self.0.part_lists.share(object.version, parts));
         }
         let parts = laid_out(&self.segments(object.version).await?);
         let end = end(&parts);
@@ -219,7 +194,7 @@ impl Garage {
             let what = format!("lists {listed} of {count} parts, {end} of {} bytes", object.meta.size);
             return Err(self.incomplete(object, what).await);
         }
-        Ok(parts)
+        Ok(self.0.part_lists.share(object.version, parts))
     }
 
     /// All blocks of an object that is stored in blocks, in order.
@@ -249,18 +224,22 @@ impl Garage {
     }
 
     /// `opened`: what comes before the slices.
-    fn stream_slices(&self, opened: Option<Bytes>, slices: Vec<Slice>) -> ByteStream {
+    fn stream_slices<I>(&self, opened: Option<Bytes>, slices: I) -> ByteStream
+    where
+        I: IntoIterator<Item = Slice>,
+        I::IntoIter: Send + 'static,
+    {
         self.stream_blocks(opened, stream::iter(slices.into_iter().map(Ok)))
     }
 
     /// Which bytes of which blocks a range of an object covers.
-    async fn slices_of(&self, object: &Object, range: &Range<u64>) -> Result<Vec<Slice>, ModelError> {
+    async fn slices_of(&self, object: &Object, range: &Range<u64>) -> Result<SliceList, ModelError> {
         let blocks = self.blocks_of_length(object.version, object.meta.size).await?;
         let total = total(&blocks);
         if total != object.meta.size {
             return Err(self.incomplete(object, format!("lists {total} of {} bytes", object.meta.size)).await);
         }
-        Ok(slices(&blocks, range))
+        Ok(SliceList::of(blocks, range))
     }
 
     pub(crate) async fn blocks_of(&self, version: VersionId) -> Result<Vec<(BlockHash, u64)>, ModelError> {
@@ -269,14 +248,14 @@ impl Garage {
 
     /// The blocks of a version that is known to have `length` bytes, from this node if it has the whole list: no other bytes can ever
     /// be listed under the same version. They are fewer when the version is released or damaged.
-    pub(crate) async fn blocks_of_length(&self, version: VersionId, length: u64) -> Result<Vec<(BlockHash, u64)>, ModelError> {
+    pub(crate) async fn blocks_of_length(&self, version: VersionId, length: u64) -> Result<Arc<BlockList>, ModelError> {
         if let Some(segments) = self.segments_here(version).await? {
             let blocks = blocks_in(version, &segments)?;
             if total(&blocks) == length {
-                return Ok(blocks);
+                return Ok(self.0.block_lists.share(version, blocks));
             }
         }
-        self.blocks_of(version).await
+        Ok(self.0.block_lists.share(version, self.blocks_of(version).await?))
     }
 
     /// The rows that list a version's pieces, in order; none of a deleted version.
@@ -351,9 +330,12 @@ fn blocks_in(version: VersionId, segments: &[Segment]) -> Result<Vec<(BlockHash,
 
 #[cfg(test)]
 mod tests {
-    use garage_types::{BlockHash, VersionId};
+    use std::sync::Arc;
 
-    use super::{Slice, lay_out, overlapping, slices};
+    use garage_types::VersionId;
+
+    use super::lay_out;
+    use crate::part_lists::WantedParts;
     use crate::version::Piece;
 
     #[test]
@@ -362,21 +344,16 @@ mod tests {
         let piece = |(number, length)| Piece::Part { number, version: version(number), length, checksum: None };
         let parts = lay_out(&[(1, 10), (3, 0), (7, 5)].map(piece));
         assert_eq!(parts.iter().map(|part| part.bytes.clone()).collect::<Vec<_>>(), [0..10, 10..10, 10..15]);
-        let cut = |range| overlapping(&parts, &range).into_iter().map(|part| (part.version, part.bytes)).collect::<Vec<_>>();
+        let parts = Arc::new(parts);
+        let cut = |range| {
+            let wanted = WantedParts::of(parts.clone(), range);
+            let (left, found) = (wanted.left(), wanted.map(|part| (part.version, part.bytes)).collect::<Vec<_>>());
+            assert_eq!(left, found.len());
+            found
+        };
         assert_eq!(cut(0..15), [(version(1), 0..10), (version(7), 0..5)]);
         assert_eq!(cut(9..11), [(version(1), 9..10), (version(7), 0..1)]);
         assert_eq!(cut(12..14), [(version(7), 2..4)]);
-    }
-
-    #[test]
-    fn a_range_is_cut_out_of_the_blocks_it_touches() {
-        let hash = |n: u8| BlockHash::from_bytes([n; 32]);
-        let blocks = [(hash(0), 10), (hash(1), 10), (hash(2), 5)];
-        let cut = |range| slices(&blocks, &range).into_iter().map(|Slice { hash, bytes, .. }| (hash, bytes)).collect::<Vec<_>>();
-        assert_eq!(cut(0..25), [(hash(0), 0..10), (hash(1), 0..10), (hash(2), 0..5)]);
-        assert_eq!(cut(9..11), [(hash(0), 9..10), (hash(1), 0..1)]);
-        assert_eq!(cut(10..20), [(hash(1), 0..10)]);
-        assert_eq!(cut(24..25), [(hash(2), 4..5)]);
         assert_eq!(cut(3..3), []);
     }
 }

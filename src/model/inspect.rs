@@ -69,7 +69,7 @@ impl Garage {
             Content::Blocks { .. } => blocks.extend(placed(1, self.blocks_of(version).await?)),
             Content::Parts { .. } => {
                 let object = Object { bucket, key, version, timestamp, meta: (*meta).clone() };
-                for part in self.object_parts(&object).await? {
+                for part in self.object_parts(&object).await?.iter() {
                     blocks.extend(placed(part.number, self.blocks_of(part.version).await?));
                 }
             }

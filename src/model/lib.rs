@@ -65,6 +65,7 @@ pub mod resync_worker;
 mod rows_tests;
 pub mod scrub;
 pub mod set_aside;
+mod shared_lists;
 pub mod stale_uploads;
 pub mod state_file;
 mod superseded;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bytes::BytesMut;
+use bytes::Bytes;
 use futures_channel::oneshot;
 use futures_util::FutureExt;
 use futures_util::future::{join, join3};
@@ -209,7 +209,7 @@ impl Garage {
         let plan = Plan { version: attempt.version, origin, checksum, size_max: PUT_SIZE_MAX };
         // As for whole objects, the row that tells of the attempt goes beside its blocks.
         let begin = async { won(self.0.parts.commit(&row).await?) };
-        let store = pipeline::store(self.clone(), plan, BytesMut::new(), source);
+        let store = pipeline::store(self.clone(), plan, Bytes::new(), source);
         let (begun, stored, later) = join3(begin, store, self.later_than_parts(id, put.number)).await;
         // Again, now that the size is certain and other parts have come meanwhile.
         let length = stored.as_ref().ok().map(|stored| stored.digested.length);

@@ -5,7 +5,6 @@
 //! readers of the node, and only while the room for readers lasts. What must stay true: a reader that has nothing listed waits for no
 //! turn and no room; what is listed ahead of a reader is bounded in blocks, whatever its parts are like.
 
-use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -19,10 +18,11 @@ use crate::detached::detached;
 use crate::error::ModelError;
 use crate::fetch::Slice;
 use crate::garage::Garage;
+use crate::get::ObjectPart;
 
 /// Blocks that are listed ahead of a reader at once: 128 MiB of an object.
 const NEAR_BLOCKS: u64 = 128;
-/// Blocks that are listed ahead of a reader at most, unless a single part has more: 7 GiB of an object, in 252 KiB of memory.
+/// Blocks that are listed ahead of a reader at most, unless a single part has more: 7 GiB of an object, in 280 KiB of memory.
 const AHEAD_BLOCKS_MAX: u64 = 7 * 1024;
 /// Lists of one reader that are read at once.
 const LISTS_AT_ONCE: usize = 8;
@@ -35,45 +35,102 @@ pub(crate) struct WantedPart {
     pub bytes: Range<u64>,
 }
 
-/// The blocks of a part that are wanted, with their lengths; a list may wait for long, so it is as small as can be.
-#[derive(Debug, Default)]
-struct List {
-    blocks: std::vec::IntoIter<(BlockHash, u32)>,
-    /// Where the next block begins, and which bytes are wanted: both from the beginning of the first block on.
+/// Those of an object's parts that a range of it touches, in order.
+#[derive(Clone)]
+pub(crate) struct WantedParts {
+    /// Shared with other readers.
+    parts: Arc<Vec<ObjectPart>>,
+    next: usize,
+    range: Range<u64>,
+    left: usize,
+}
+
+impl WantedParts {
+    pub(crate) fn of(parts: Arc<Vec<ObjectPart>>, range: Range<u64>) -> Self {
+        let mut wanted = WantedParts { parts, next: 0, range, left: 0 };
+        wanted.left = wanted.clone().count();
+        wanted
+    }
+
+    /// How many are left.
+    pub(crate) fn left(&self) -> usize {
+        self.left
+    }
+
+    fn peek(&self) -> Option<WantedPart> {
+        self.clone().next()
+    }
+}
+
+impl Iterator for WantedParts {
+    type Item = WantedPart;
+
+    fn next(&mut self) -> Option<WantedPart> {
+        loop {
+            let part = self.parts.get(self.next)?;
+            self.next += 1;
+            let Range { start, end } = part.bytes;
+            let (from, to) = (self.range.start.max(start), self.range.end.min(end));
+            if from < to {
+                self.left = self.left.saturating_sub(1);
+                return Some(WantedPart { version: part.version, length: end - start, bytes: from - start..to - start });
+            }
+        }
+    }
+}
+
+/// So few blocks are copied from a list of more.
+const COPIED_LEN_MAX: u64 = 32;
+
+/// Blocks in their order, with their lengths.
+pub(crate) type BlockList = Vec<(BlockHash, u64)>;
+
+/// Those of a list of blocks that a range of their bytes touches, in order. It may wait for long, so what is in it is shared.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct SliceList {
+    blocks: Arc<BlockList>,
+    next: usize,
+    /// Behind the last one.
+    end: usize,
+    /// Where the next block begins.
     start: u64,
     bytes: Range<u64>,
 }
 
-impl List {
-    /// Of all blocks of a part those that `bytes` touches.
-    fn of(blocks: &[(BlockHash, u64)], bytes: &Range<u64>) -> Result<Self, ModelError> {
-        let (mut start, mut base, mut wanted) = (0, 0, Vec::new());
-        for (hash, length) in blocks {
-            let end = start + length;
-            if start < bytes.end && bytes.start < end {
-                if wanted.is_empty() {
-                    base = start;
-                }
-                let too_long = |_| ModelError::Damaged(format!("block {hash} is listed with {length} bytes"));
-                wanted.push((*hash, u32::try_from(*length).map_err(too_long)?));
+impl SliceList {
+    pub(crate) fn of(blocks: Arc<BlockList>, bytes: &Range<u64>) -> Self {
+        let (mut next, mut end, mut start, mut at) = (0, 0, 0, 0);
+        for (index, (_hash, length)) in blocks.iter().enumerate() {
+            if at <= bytes.start {
+                (next, start) = (index, at);
             }
-            start = end;
+            if at < bytes.end {
+                end = index + 1;
+            }
+            at += length;
         }
-        wanted.shrink_to_fit();
-        Ok(List { blocks: wanted.into_iter(), start: 0, bytes: bytes.start.saturating_sub(base)..bytes.end.saturating_sub(base) })
+        let end = if bytes.is_empty() { next } else { end };
+        let mut list = SliceList { blocks, next, end, start, bytes: bytes.clone() };
+        if list.len() < COPIED_LEN_MAX && list.len() < list.blocks.len() as u64 {
+            // Not worth keeping the whole list for.
+            let few = list.blocks.get(next..end).unwrap_or_default().to_vec();
+            (list.next, list.end, list.blocks) = (0, few.len(), Arc::new(few));
+        }
+        list
     }
 
     fn len(&self) -> u64 {
-        self.blocks.len() as u64
+        self.end.saturating_sub(self.next) as u64
     }
 }
 
-impl Iterator for List {
+impl Iterator for SliceList {
     type Item = Slice;
 
     fn next(&mut self) -> Option<Slice> {
-        let (hash, length) = self.blocks.next()?;
-        let (start, block_length) = (self.start, u64::from(length));
+        let (hash, block_length) = *self.blocks.get(self.next).filter(|_block| self.next < self.end)?;
+        let start = self.start;
+        self.next += 1;
         self.start += block_length;
         let (from, to) = (self.bytes.start.max(start), self.bytes.end.min(self.start));
         Some(Slice { hash, block_length, bytes: from - start..to - start })
@@ -146,8 +203,8 @@ impl Progress {
 
 /// The reader's side.
 struct Listed {
-    lists: mpsc::Receiver<Result<List, ModelError>>,
-    now: List,
+    lists: mpsc::Receiver<Result<SliceList, ModelError>>,
+    now: SliceList,
     /// Parts whose lists have not come.
     missing: usize,
     progress: Arc<Progress>,
@@ -183,30 +240,27 @@ impl Listed {
 
 impl Garage {
     /// Which bytes of which blocks some parts consist of, in order.
-    pub(crate) fn slices_of_parts(
-        &self,
-        parts: Vec<WantedPart>,
-    ) -> impl Stream<Item = Result<Slice, ModelError>> + Send + 'static {
+    pub(crate) fn slices_of_parts(&self, parts: WantedParts) -> impl Stream<Item = Result<Slice, ModelError>> + Send + 'static {
         let progress = Arc::new(Progress::default());
         // Each list has a block at least, so that there is always room for one more.
         let (sender, lists) = mpsc::channel(AHEAD_BLOCKS_MAX as usize + LISTS_AT_ONCE);
-        let listed = Listed { lists, now: List::default(), missing: parts.len(), progress: progress.clone() };
-        let look_up = self.clone().read_lists(parts.into(), progress, sender);
+        let listed = Listed { lists, now: SliceList::default(), missing: parts.left(), progress: progress.clone() };
+        let look_up = self.clone().read_lists(parts, progress, sender);
         self.0.cluster.spawn().spawn("lists of parts", look_up.boxed());
         stream::unfold(listed, |mut listed| async move { Some((listed.next().await?, listed)) })
     }
 
     async fn read_lists(
         self,
-        mut parts: VecDeque<WantedPart>,
+        mut parts: WantedParts,
         progress: Arc<Progress>,
-        lists: mpsc::Sender<Result<List, ModelError>>,
+        lists: mpsc::Sender<Result<SliceList, ModelError>>,
     ) {
         let mut reading = FuturesOrdered::new();
         loop {
-            let (when, blocks) = match parts.front() {
+            let (when, blocks) = match parts.peek() {
                 Some(part) => {
-                    let blocks = self.blocks_expected(part);
+                    let blocks = self.blocks_expected(&part);
                     (progress.window().next(blocks), blocks)
                 }
                 None if reading.is_empty() => return,
@@ -223,7 +277,7 @@ impl Garage {
                 }
             }
             if when == When::Now || turn.is_some() {
-                let Some(part) = parts.pop_front() else { continue };
+                let Some(part) = parts.next() else { continue };
                 progress.window().begin(blocks);
                 reading.push_back(self.begin_list(part, turn).map(move |list| (blocks, list)));
                 continue;
@@ -233,7 +287,7 @@ impl Garage {
                 () = lists.closed() => return,
                 () = progress.moved.notified() => {}
                 Some((expected, list)) = reading.next() => {
-                    progress.window().listed(expected, list.as_ref().map_or(0, List::len));
+                    progress.window().listed(expected, list.as_ref().map_or(0, SliceList::len));
                     let failed = list.is_err();
                     // The reader has gone, or is told and goes.
                     if lists.send(list).await.is_err() || failed {
@@ -250,12 +304,12 @@ impl Garage {
     }
 
     /// Whether the reader has room for what is listed far ahead of it, or finds it now.
-    fn has_room_ahead(&self, parts: &VecDeque<WantedPart>, progress: &Progress) -> bool {
+    fn has_room_ahead(&self, parts: &WantedParts, progress: &Progress) -> bool {
         if progress.room.get().is_some() {
             return true;
         }
-        let blocks = parts.iter().map(|part| self.blocks_expected(part)).fold(0, u64::saturating_add).min(AHEAD_BLOCKS_MAX);
-        let bytes = blocks as usize * size_of::<(BlockHash, u32)>();
+        let blocks = parts.clone().map(|part| self.blocks_expected(&part)).fold(0, u64::saturating_add).min(AHEAD_BLOCKS_MAX);
+        let bytes = blocks as usize * size_of::<(BlockHash, u64)>();
         self.0.block_buffer.for_reader(bytes, Ahead::OfOthers).is_some_and(|room| progress.room.set(room).is_ok())
     }
 
@@ -264,7 +318,7 @@ impl Garage {
         &self,
         part: WantedPart,
         turn: Option<OwnedSemaphorePermit>,
-    ) -> impl Future<Output = Result<List, ModelError>> + Send + use<> {
+    ) -> impl Future<Output = Result<SliceList, ModelError>> + Send + use<> {
         let garage = self.clone();
         let work = async move {
             let list = garage.list_of_part(part).await;
@@ -274,37 +328,43 @@ impl Garage {
         detached(&**self.0.cluster.spawn(), "list of a part", work)
     }
 
-    async fn list_of_part(&self, part: WantedPart) -> Result<List, ModelError> {
+    async fn list_of_part(&self, part: WantedPart) -> Result<SliceList, ModelError> {
         let blocks = self.blocks_of_length(part.version, part.length).await?;
         let total: u64 = blocks.iter().map(|(_hash, length)| length).sum();
         if total != part.length {
             return Err(ModelError::Damaged(format!("part {} lists {total} of {} bytes", part.version, part.length)));
         }
-        List::of(&blocks, &part.bytes)
+        Ok(SliceList::of(blocks, &part.bytes))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use garage_types::random::SeededRandom;
     use garage_types::{BlockHash, Random};
 
-    use super::{AHEAD_BLOCKS_MAX, LISTS_AT_ONCE, List, NEAR_BLOCKS, When, Window};
+    use super::{AHEAD_BLOCKS_MAX, LISTS_AT_ONCE, NEAR_BLOCKS, SliceList, When, Window};
     use crate::fetch::Slice;
 
     #[test]
     fn a_list_has_those_blocks_of_a_part_that_are_wanted() {
         let hash = |n: u8| BlockHash::from_bytes([n; 32]);
-        let blocks = [(hash(0), 10), (hash(1), 10), (hash(2), 5)];
+        let blocks = Arc::new(vec![(hash(0), 10), (hash(1), 10), (hash(2), 5)]);
         let cut = |range| {
-            let list = List::of(&blocks, &range).unwrap();
-            list.map(|Slice { hash, block_length, bytes }| (hash, block_length, bytes)).collect::<Vec<_>>()
+            let list = SliceList::of(blocks.clone(), &range);
+            let (len, found) =
+                (list.len(), list.map(|Slice { hash, block_length, bytes }| (hash, block_length, bytes)).collect::<Vec<_>>());
+            assert_eq!(len, found.len() as u64);
+            found
         };
         assert_eq!(cut(0..25), [(hash(0), 10, 0..10), (hash(1), 10, 0..10), (hash(2), 5, 0..5)]);
         assert_eq!(cut(9..11), [(hash(0), 10, 9..10), (hash(1), 10, 0..1)]);
         assert_eq!(cut(10..20), [(hash(1), 10, 0..10)]);
         assert_eq!(cut(24..25), [(hash(2), 5, 4..5)]);
-        assert!(List::of(&[(hash(0), 1 << 32)], &(0..1)).is_err());
+        assert_eq!(cut(3..3), []);
+        assert!(SliceList::default().next().is_none());
     }
 
     #[test]

@@ -7,14 +7,16 @@
 
 use std::collections::VecDeque;
 use std::pin::pin;
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use garage_types::{BlockHash, VersionId, offload};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 
+use crate::block_buffer::SmallBlock;
 use crate::blocks::Encoded;
 use crate::digest::{ChecksumAlgorithm, Digested, Digests, Expected};
 use crate::error::{ModelError, SourceError};
@@ -25,8 +27,6 @@ use crate::version::{Piece, SEGMENT_PIECES_MAX, Segment, VersionContent, Version
 /// Blocks of one body that may be on their way at once: 80 MiB/s over a round trip of 100 ms. Each takes the longer on a slow link
 /// the more there are.
 const BLOCKS_IN_FLIGHT: usize = 8;
-/// Bytes of the blocks of a body for which there is no room: they stay in memory, uncounted, until they have come and their turn.
-const BLOCK_BYTES_WITHOUT_ROOM: usize = 128 << 10;
 /// After how many new blocks the list of them is written.
 const PIECES_PER_WRITE: usize = 8;
 
@@ -47,12 +47,17 @@ pub trait Source: Send + 'static {
 /// The start of a body: all of it when it is small.
 pub(crate) enum Opening {
     Whole(Bytes),
-    /// More than fits inline; reading goes on after these bytes.
-    Start(BytesMut),
+    /// The body is more than fits inline; reading goes on after these bytes.
+    Start(Bytes),
 }
 
-/// Reads until the end or until there is more than `inline_max` bytes.
+/// Reads until it is clear whether the body has more than `inline_max` bytes: to its end, or to more than these; of one that announces more,
+/// what comes first.
 pub(crate) async fn open(source: &mut dyn Source, inline_max: usize) -> Result<Opening, ModelError> {
+    if source.announced().is_some_and(|announced| announced > inline_max as u64) {
+        let first = source.next().await.transpose().map_err(ModelError::Source)?;
+        return Ok(first.map_or_else(|| Opening::Whole(Bytes::new()), Opening::Start));
+    }
     let mut start = BytesMut::new();
     while start.len() <= inline_max {
         match source.next().await {
@@ -60,7 +65,7 @@ pub(crate) async fn open(source: &mut dyn Source, inline_max: usize) -> Result<O
             None => return Ok(Opening::Whole(start.freeze())),
         }
     }
-    Ok(Opening::Start(start))
+    Ok(Opening::Start(start.freeze()))
 }
 
 /// What was stored of a body.
@@ -88,9 +93,15 @@ pub(crate) struct Plan {
 
 type Step = BoxFuture<'static, Result<Done, ModelError>>;
 
+/// What a block keeps from others until it is stored.
+struct Room {
+    _room: OwnedSemaphorePermit,
+    small: Option<SmallBlock>,
+}
+
 enum Done {
-    Encoded { index: usize, block: Encoded, permit: OwnedSemaphorePermit },
-    Stored,
+    Encoded { index: usize, block: Encoded, room: Room },
+    Stored { room: Room },
     Listed,
 }
 
@@ -105,6 +116,10 @@ struct Pipeline {
     block_length: usize,
     /// Room that there was for it when its first bytes came.
     room: Option<OwnedSemaphorePermit>,
+    /// What it has instead, if there was none.
+    small: Option<SmallBlock>,
+    /// Told when others need that.
+    make_way: Arc<Notify>,
     /// What each block is, once encoded; in the order of the body.
     pieces: VecDeque<Option<Piece>>,
     /// Blocks before `pieces[0]`, whose rows are complete.
@@ -124,7 +139,7 @@ struct Pipeline {
 pub(crate) async fn store(
     garage: Garage,
     plan: Plan,
-    start: BytesMut,
+    start: Bytes,
     mut source: Box<dyn Source>,
 ) -> Result<StoredBody, ModelError> {
     let mut pipeline = Pipeline {
@@ -134,6 +149,8 @@ pub(crate) async fn store(
         reading: BytesMut::new(),
         block_length: 0,
         room: None,
+        small: None,
+        make_way: Arc::default(),
         pieces: VecDeque::new(),
         pieces_before: 0,
         listed: 0,
@@ -145,7 +162,7 @@ pub(crate) async fn store(
     };
     let read = pipeline.read_all(start, &mut *source).await;
     // After a failure there may be bytes left that nobody sends on.
-    (pipeline.reading, pipeline.room) = (BytesMut::new(), None);
+    (pipeline.reading, pipeline.room, pipeline.small) = (BytesMut::new(), None, None);
     if let Err(error) = read {
         pipeline.failure.get_or_insert(error);
     }
@@ -153,10 +170,10 @@ pub(crate) async fn store(
 }
 
 impl Pipeline {
-    async fn read_all(&mut self, start: BytesMut, source: &mut dyn Source) -> Result<(), ModelError> {
+    async fn read_all(&mut self, start: Bytes, source: &mut dyn Source) -> Result<(), ModelError> {
         let announced = source.announced();
         let mut total = 0;
-        let mut next = Some(start.freeze());
+        let mut next = Some(start);
         while let Some(bytes) = next {
             total += bytes.len() as u64;
             if total > self.plan.size_max {
@@ -164,14 +181,30 @@ impl Pipeline {
             }
             let expected = announced.map(|announced| announced.saturating_sub(total));
             self.cut(bytes, expected).await?;
-            // The steps go on while the next bytes are waited for.
-            next = self.beside_steps(source.next()).await?.transpose().map_err(ModelError::Source)?;
+            next = self.next_bytes(source).await?;
         }
         let last = std::mem::take(&mut self.reading);
         if !last.is_empty() {
             self.push(last.freeze()).await?;
         }
         Ok(())
+    }
+
+    /// The next bytes of the body. The steps go on while they are waited for.
+    async fn next_bytes(&mut self, source: &mut dyn Source) -> Result<Option<Bytes>, ModelError> {
+        let make_way = self.make_way.clone();
+        let next = async {
+            tokio::select! {
+                biased;
+                next = source.next() => Ok(next),
+                () = make_way.notified() => Err(ModelError::StalledUpload),
+            }
+        };
+        let next = self.beside_steps(next).await??;
+        if let (Some(small), Some(Ok(bytes))) = (&mut self.small, &next) {
+            small.note_bytes(bytes.len());
+        }
+        next.transpose().map_err(ModelError::Source)
     }
 
     /// Adds bytes to the block being read, and sends on what became whole. `expected`: how many bytes will come after these.
@@ -196,8 +229,8 @@ impl Pipeline {
     /// Settles how long the next block will be: as configured when there is room for it, short otherwise. `left`: bytes still to come, if
     /// that is known.
     ///
-    /// Whoever has blocks on their way waits for them to give back room. A body that has none goes on at once: those who hold the
-    /// room may be clients who send slowly, or not at all.
+    /// Whoever has blocks on their way waits for them to give back room. A body that has none goes on with small blocks: those who hold
+    /// the room may be clients who send slowly, or not at all.
     async fn begin_block(&mut self, left: Option<u64>) -> Result<(), ModelError> {
         let block_size = self.garage.0.settings.block_size;
         let length = left.and_then(|left| usize::try_from(left).ok()).unwrap_or(block_size).min(block_size);
@@ -205,10 +238,19 @@ impl Pipeline {
         loop {
             self.room = self.garage.0.block_buffer.for_sender(length);
             if self.room.is_some() {
+                self.small = None;
                 break;
             }
             if self.encoding + self.storing == 0 {
-                self.block_length = block_size.min(BLOCK_BYTES_WITHOUT_ROOM);
+                let small = match self.small.take() {
+                    Some(small) => small,
+                    None => {
+                        let (buffer, make_way) = (self.garage.0.block_buffer.clone(), self.make_way.clone());
+                        self.beside_steps(buffer.small_block(length, &make_way)).await?
+                    }
+                };
+                self.block_length = small.length;
+                self.small = Some(small);
                 break;
             }
             let done = self.steps.next().await.expect("what is in flight is a step");
@@ -258,12 +300,16 @@ impl Pipeline {
 
     /// Sends a block on its way, after waiting for room.
     async fn push(&mut self, block: Bytes) -> Result<(), ModelError> {
-        let permit = self.room(block.len()).await?;
+        let small = self.small.take();
+        if let Some(small) = &small {
+            small.note_whole();
+        }
+        let room = Room { _room: self.room(block.len()).await?, small };
         let index = self.pieces_before + self.pieces.len();
         self.pieces.push_back(None);
         self.encoding += 1;
         let (garage, plain) = (self.garage.clone(), block.clone());
-        self.steps.push(async move { Ok(Done::Encoded { index, block: garage.0.blocks.encode(plain).await?, permit }) }.boxed());
+        self.steps.push(async move { Ok(Done::Encoded { index, block: garage.0.blocks.encode(plain).await?, room }) }.boxed());
         self.digest(block).await
     }
 
@@ -280,7 +326,7 @@ impl Pipeline {
 
     fn advance(&mut self, done: Done) -> Result<(), ModelError> {
         match done {
-            Done::Encoded { index, block, permit } => {
+            Done::Encoded { index, block, room } => {
                 self.encoding -= 1;
                 self.storing += 1;
                 let piece = Piece::Block { hash: block.hash, length: block.plain_len };
@@ -292,14 +338,20 @@ impl Pipeline {
                 self.steps.push(
                     async move {
                         let stored = garage.0.blocks.put(block, version, &origin).await;
-                        drop(permit);
-                        stored.map(|()| Done::Stored)
+                        stored.map(|()| Done::Stored { room })
                     }
                     .boxed(),
                 );
                 self.list_when_due();
             }
-            Done::Stored => self.storing -= 1,
+            Done::Stored { room } => {
+                self.storing -= 1;
+                if let (Some(mut small), None, None) = (room.small, &self.small, &self.room) {
+                    // Kept for the next block.
+                    small.note_stored();
+                    self.small = Some(small);
+                }
+            }
             Done::Listed => {}
         }
         Ok(())

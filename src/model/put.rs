@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_channel::oneshot;
 use futures_util::FutureExt;
 use garage_table::Schema;
@@ -193,7 +193,7 @@ impl Garage {
         }
     }
 
-    async fn put_blocks(&self, put: PutObject, start: BytesMut, source: Box<dyn Source>) -> Result<Written, ModelError> {
+    async fn put_blocks(&self, put: PutObject, start: Bytes, source: Box<dyn Source>) -> Result<Written, ModelError> {
         let version = VersionId::random(&*self.0.random);
         let working = self.0.local.working.on(version);
         let upload = self.simple_upload(&put, version);

@@ -1,6 +1,7 @@
 //! The daemon: one node in the real world, from its configuration until it is told to stop.
 
 use std::future::Future;
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,6 +39,8 @@ use crate::state::{self, StateError};
 
 /// The part of the room for blocks that replies may take beside it.
 const REPLIES_SHARE: u64 = 4;
+/// Pages of listings made at once, for each processor.
+const PAGES_PER_PROCESSOR: usize = 4;
 
 /// What a daemon is started with.
 pub struct DaemonOptions {
@@ -335,6 +338,7 @@ fn settings(config: &Config, node: garage_types::NodeId, incarnation: u64, reser
             },
             punycode: config.punycode,
             block_ram_buffer_max: usize::try_from(config.block_ram_buffer_max).unwrap_or(usize::MAX),
+            pages_at_once: PAGES_PER_PROCESSOR * std::thread::available_parallelism().map_or(1, NonZero::get),
             block_release_delay: config.block_release_delay,
             incarnation,
         },

@@ -255,6 +255,10 @@ impl From<ModelError> for S3Error {
                 tracing::warn!(error = %chain(&error), "request refused for now");
                 Code::SlowDown.into()
             }
+            ModelError::StalledUpload => {
+                tracing::warn!(error = %chain(&error), "an upload was given up");
+                Code::RequestTimeout.into()
+            }
             ModelError::BlockUnavailable { .. } | ModelError::BlockUnreadable { .. } => {
                 unavailable(&error, "The storage nodes cannot give the data of this object now.")
             }

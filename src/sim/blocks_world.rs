@@ -127,6 +127,7 @@ impl Cluster {
                     compression: Compression::Off,
                     punycode: Punycode::Refused,
                     block_ram_buffer_max: 1 << 20,
+                    pages_at_once: 8,
                     incarnation,
                 },
                 collect_after: crate::world::COLLECT_AFTER,

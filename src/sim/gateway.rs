@@ -92,6 +92,7 @@ async fn start(network: &MemoryNetwork, number: u8) -> Machine {
                 compression: Compression::Zstd { level: 1 },
                 punycode: Punycode::Refused,
                 block_ram_buffer_max: 1 << 20,
+                pages_at_once: 8,
                 incarnation: 1,
             },
             background: BackgroundSettings::default(),

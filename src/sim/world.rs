@@ -147,6 +147,7 @@ impl World {
                     compression: Compression::Zstd { level: 1 },
                     punycode: Punycode::Refused,
                     block_ram_buffer_max: 1 << 20,
+                    pages_at_once: 8,
                     incarnation,
                 },
                 collect_after: COLLECT_AFTER,

@@ -2,6 +2,8 @@
 //!
 //! As at AWS, parts are only described when they have checksums of their own that were asked for when the upload was created.
 
+use std::sync::Arc;
+
 use garage_http::body::Payload;
 use garage_http::dates::http_date;
 use garage_http::head::RequestHead;
@@ -45,7 +47,7 @@ impl Operation for GetObjectAttributes {
 
     async fn run(self, ctx: &BucketCtx, _body: Payload) -> Result<Reply, S3Error> {
         let object = ctx.garage().object(ctx.bucket.id, &self.key).await?;
-        let parts = if self.wants("ObjectParts") { ctx.garage().object_parts(&object).await? } else { Vec::new() };
+        let parts = if self.wants("ObjectParts") { ctx.garage().object_parts(&object).await? } else { Arc::default() };
         let mut xml = XmlWriter::document();
         xml.root("GetObjectAttributesResponse", S3_NAMESPACE, |xml| self.write(xml, &object, &parts));
         Reply::xml(xml.finish()).header("last-modified", &http_date(object.timestamp))

@@ -268,6 +268,7 @@ impl Machine {
                 compression: Compression::Off,
                 punycode: Punycode::Refused,
                 block_ram_buffer_max: self.setup.sizes.buffer_max,
+                pages_at_once: 8,
                 incarnation,
             },
             background: BackgroundSettings::default(),
