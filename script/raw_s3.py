@@ -191,13 +191,13 @@ class BadReply(Exception):
     """The reply itself is not what a reply must be."""
 
 
-def exchange(address, data, methods=("GET",), half_close=False):
+def exchange(address, data, methods=("GET",), half_close=False, timeout=TIMEOUT_SECONDS):
     """Sends the bytes over a connection of its own and reads one reply per method; fewer when the server closes.
 
     `half_close`: our direction is closed after the bytes, as when a client dies in the middle of a body.
     """
     host, port = address.rsplit(":", 1)
-    with socket.create_connection((host, int(port)), timeout=TIMEOUT_SECONDS) as connection:
+    with socket.create_connection((host, int(port)), timeout=timeout) as connection:
         try:
             connection.sendall(data)
             if half_close:
