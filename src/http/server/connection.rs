@@ -133,12 +133,14 @@ struct AnsweringBody {
     body: ReplyBody,
     /// What has come and was not given on.
     rest: Bytes,
+    /// Why no more comes.
+    failure: Option<ReplyError>,
     answering: Answering,
 }
 
 impl AnsweringBody {
     fn new(body: ReplyBody, answering: Answering) -> Self {
-        AnsweringBody { body, rest: Bytes::new(), answering }
+        AnsweringBody { body, rest: Bytes::new(), failure: None, answering }
     }
 }
 
@@ -148,10 +150,20 @@ impl Body for AnsweringBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ReplyError>>> {
         let this = self.get_mut();
+        if let Some(failure) = this.failure.take() {
+            return Poll::Ready(Some(Err(failure)));
+        }
         if this.rest.is_empty() {
-            match ready!(Pin::new(&mut this.body).poll_frame(cx)).transpose()?.map(Frame::into_data) {
-                Some(Ok(bytes)) => this.rest = bytes,
-                Some(Err(other)) => return Poll::Ready(Some(Ok(other))),
+            match ready!(Pin::new(&mut this.body).poll_frame(cx)).map(|frame| frame.map(Frame::into_data)) {
+                Some(Ok(Ok(bytes))) => this.rest = bytes,
+                Some(Ok(Err(other))) => return Poll::Ready(Some(Ok(other))),
+                Some(Err(failure)) => {
+                    // A failure makes hyper drop the head and all bytes that it has gathered. It sends them when it has to wait, and a
+                    // client can tell a reply that breaks off from a server that says nothing.
+                    this.failure = Some(failure);
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
                 None => return Poll::Ready(None),
             }
         }
