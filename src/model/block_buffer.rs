@@ -4,8 +4,8 @@
 //! its first half for whoever comes: for blocks that clients are sending, and for several blocks of one body on their way at once. An
 //! eighth of it more is for the blocks of clients who are sending their only one. What is left is kept for one block of each body at a
 //! time, so that clients who send slowly never keep all of it: what is there is on its way to the owners and leaves by itself. A body
-//! that finds no room is cut into small blocks, of which there is an eighth as much at a time, and which have their turn as others have:
-//! of the clients who send them, whoever stands still for the longest makes way.
+//! that finds no room is cut into small blocks, of which there is an eighth as much at a time, and which have their turn as others have.
+//! Of the clients who are sending a block, small or not, whoever stands still for the longest makes way when others find no room.
 //!
 //! What must stay true: whoever waits for a turn holds no room, or goes on with what gives it back; nobody waits for long for another's
 //! client; neither writers nor readers take what is for the others.
@@ -30,9 +30,9 @@ const DOCUMENTS_SHARE: usize = 8;
 const SMALL_SHARE: usize = 8;
 /// The length of a small block: the first where there are few of them, the second where there are many.
 const SMALL_BLOCK_BYTES: [usize; 2] = [128 << 10, 32 << 10];
-/// The part of a small block that counts as progress.
-const PROGRESS_SHARE: usize = 8;
-/// Whoever has made no progress for so long makes way for others' small blocks.
+/// A client that has sent fewer bytes has made no progress. A few would keep a block from others for ever.
+const PROGRESS_BYTES: usize = 4 << 10;
+/// Whoever has made no progress for so long makes way for others.
 const STALL_MIN: Duration = Duration::from_secs(3);
 /// After waiting for so long for a small block, one takes the place of whoever stands still longest, however short that is.
 const STALL_WAITED: Duration = Duration::from_secs(30);
@@ -56,6 +56,8 @@ pub(crate) struct BlockBuffer {
     lists: Arc<Semaphore>,
     documents: Arc<Semaphore>,
     pages: Arc<Semaphore>,
+    /// Those who have room of `units` for the block that they are sending.
+    senders: StallBudget,
     small: StallBudget,
     small_max: usize,
     /// A small block has gone.
@@ -70,45 +72,80 @@ pub(crate) struct ReadersPiece {
     _one: Arc<()>,
 }
 
+/// When a client has sent something last.
+struct Sending {
+    stall: Stall,
+    /// Bytes that have come since progress was noted.
+    unnoted: usize,
+}
+
+impl Sending {
+    fn new(stall: Stall) -> Self {
+        Sending { stall, unnoted: 0 }
+    }
+
+    fn note_bytes(&mut self, bytes: usize) {
+        self.unnoted += bytes;
+        if self.unnoted >= PROGRESS_BYTES {
+            self.stall.note_progress(Instant::now().into_std());
+            self.unnoted = 0;
+        }
+    }
+}
+
+/// Room for the block that a client is sending.
+pub(crate) struct SenderRoom {
+    units: OwnedSemaphorePermit,
+    sending: Sending,
+}
+
+impl SenderRoom {
+    /// So many bytes of the block have come.
+    pub(crate) fn note_bytes(&mut self, bytes: usize) {
+        self.sending.note_bytes(bytes);
+    }
+
+    /// All of it has come: nobody waits for the client any more.
+    pub(crate) fn into_units(self) -> OwnedSemaphorePermit {
+        self.units
+    }
+}
+
 /// Room for a small block of one body, and then for the next one.
 pub(crate) struct SmallBlock {
     /// Once so many bytes have come, it is whole.
     pub length: usize,
-    stall: Option<Stall>,
-    /// Bytes that have come since progress was noted.
-    unnoted: usize,
+    sending: Option<Sending>,
     freed: Arc<Notify>,
 }
 
 impl SmallBlock {
-    /// So many bytes of it have come. A few do not count: else one byte at a time would keep it from others.
+    /// So many bytes of it have come.
     pub(crate) fn note_bytes(&mut self, bytes: usize) {
-        self.unnoted += bytes;
-        if let Some(stall) = self.stall.as_ref().filter(|_stall| self.unnoted >= self.length / PROGRESS_SHARE) {
-            stall.note_progress(Instant::now().into_std());
-            self.unnoted = 0;
+        if let Some(sending) = &mut self.sending {
+            sending.note_bytes(bytes);
         }
     }
 
     /// All of it has come: nobody waits for the client any more.
     pub(crate) fn note_whole(&self) {
-        if let Some(stall) = &self.stall {
-            stall.note_busy();
+        if let Some(sending) = &self.sending {
+            sending.stall.note_busy();
         }
     }
 
     /// It is stored, and the next one may come.
     pub(crate) fn note_stored(&mut self) {
-        self.unnoted = 0;
-        if let Some(stall) = &self.stall {
-            stall.note_waiting(Instant::now().into_std());
+        if let Some(sending) = &mut self.sending {
+            sending.unnoted = 0;
+            sending.stall.note_waiting(Instant::now().into_std());
         }
     }
 }
 
 impl Drop for SmallBlock {
     fn drop(&mut self) {
-        drop(self.stall.take());
+        drop(self.sending.take());
         self.freed.notify_one();
     }
 }
@@ -178,6 +215,8 @@ impl BlockBuffer {
             lists: Arc::new(Semaphore::new(LISTS_IN_TURN)),
             documents: Arc::new(Semaphore::new((all / DOCUMENTS_SHARE).max(1))),
             pages: Arc::new(Semaphore::new(pages_at_once)),
+            // How much there is for them is judged by `units`.
+            senders: StallBudget::new(usize::MAX),
             small: StallBudget::new(small_max),
             small_max,
             small_freed: Arc::default(),
@@ -211,9 +250,19 @@ impl BlockBuffer {
         self.units.available_permits() > self.units_max / 2
     }
 
-    /// Room for a block that a client is sending, which has no other on its way.
-    pub(crate) fn for_sender(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
-        self.leaving(self.units_max / 8 * 3, bytes)
+    /// Room for a block that a client is sending, which has no other on its way. `make_way`: told when others need it.
+    pub(crate) fn for_sender(&self, bytes: usize, make_way: &Arc<Notify>) -> Option<SenderRoom> {
+        let units = self.leaving(self.units_max / 8 * 3, bytes)?;
+        let (now, told) = (Instant::now().into_std(), make_way.clone());
+        let stall = self.senders.hold(units.num_permits() * UNIT, now, now, move || told.notify_one());
+        Some(SenderRoom { units, sending: Sending::new(stall) })
+    }
+
+    /// Takes from one client who stands still the room for the block that it is sending, if there is any such client.
+    pub(crate) fn evict_sender(&self) {
+        if let Some(stalled_before) = Instant::now().checked_sub(STALL_MIN) {
+            self.senders.evict(stalled_before.into_std());
+        }
     }
 
     /// Room for blocks of at most `length_max` bytes of a body for which there is no other. It waits for bodies that have some until they end,
@@ -246,7 +295,7 @@ impl BlockBuffer {
         let length = SMALL_BLOCK_BYTES[usize::from(are_many)].min(length_max);
         let told = make_way.clone();
         let stall = self.small.try_hold(length, now.into_std(), stalled_before.into_std(), move || told.notify_one())?;
-        Ok(SmallBlock { length, stall: Some(stall), unnoted: 0, freed: self.small_freed.clone() })
+        Ok(SmallBlock { length, sending: Some(Sending::new(stall)), freed: self.small_freed.clone() })
     }
 
     /// Room for so many bytes, if as many units are left afterwards.
@@ -313,12 +362,13 @@ impl BlockBuffer {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::time::Duration;
 
     use futures_util::FutureExt;
     use tokio::sync::Notify;
     use tokio::time::Instant;
 
-    use super::{Ahead, BlockBuffer, STALL_MIN, STALL_WAITED, SmallBlock};
+    use super::{Ahead, BlockBuffer, PROGRESS_BYTES, STALL_MIN, STALL_WAITED, SenderRoom, SmallBlock};
 
     const KIB: usize = 1024;
 
@@ -361,7 +411,7 @@ mod tests {
     fn readers_and_writers_take_nothing_from_each_other() {
         let buffer = BlockBuffer::new(16 * KIB, 8);
         let mut written: Vec<_> = std::iter::from_fn(|| buffer.spare(KIB)).collect();
-        written.extend(std::iter::from_fn(|| buffer.for_sender(KIB)));
+        written.extend(std::iter::from_fn(|| buffer.for_sender(KIB, &Arc::default())).map(SenderRoom::into_units));
         written.extend(std::iter::from_fn(|| buffer.turn(KIB).now_or_never()).map(Result::unwrap));
         assert_eq!(written.len(), 12, "uploads have all that they can take");
         let read: Vec<_> = std::iter::from_fn(|| buffer.for_reader(KIB, Ahead::OfNothing)).collect();
@@ -468,6 +518,33 @@ mod tests {
         };
         assert!(began.elapsed() >= STALL_WAITED && more.block.length == 32 * KIB);
         assert_eq!(made_way(&blocks).iter().filter(|made_way| **made_way).count(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sender_that_stands_still_makes_way_for_one_who_finds_no_room() {
+        // Five are for senders.
+        let buffer = BlockBuffer::new(10 * KIB, 8);
+        let made_way: Vec<Arc<Notify>> = std::iter::repeat_with(Arc::default).take(5).collect();
+        let mut rooms: Vec<SenderRoom> = made_way.iter().map(|made_way| buffer.for_sender(KIB, made_way).unwrap()).collect();
+        let have_made_way =
+            || -> Vec<bool> { made_way.iter().map(|made_way| made_way.notified().now_or_never().is_some()).collect() };
+        assert!(buffer.for_sender(KIB, &Arc::default()).is_none());
+        tokio::time::sleep(STALL_MIN / 2).await;
+        buffer.evict_sender();
+        assert_eq!(have_made_way(), [false; 5], "a short rest is none");
+        rooms[0].note_bytes(PROGRESS_BYTES);
+        rooms[1].note_bytes(PROGRESS_BYTES - 1);
+        tokio::time::sleep(STALL_MIN / 2 + Duration::from_millis(1)).await;
+        (0..9).for_each(|_| buffer.evict_sender());
+        assert_eq!(have_made_way(), [false, true, true, true, true]);
+        rooms.truncate(2);
+        assert!(buffer.for_sender(KIB, &Arc::default()).is_some());
+
+        let whole = rooms.remove(0).into_units();
+        tokio::time::sleep(STALL_MIN * 2).await;
+        buffer.evict_sender();
+        assert_eq!(have_made_way(), [false; 5], "what is whole waits for no client");
+        drop(whole);
     }
 
     #[test]

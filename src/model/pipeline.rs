@@ -16,7 +16,7 @@ use futures_util::{FutureExt, StreamExt};
 use garage_types::{BlockHash, VersionId, offload};
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 
-use crate::block_buffer::SmallBlock;
+use crate::block_buffer::{SenderRoom, SmallBlock};
 use crate::blocks::Encoded;
 use crate::digest::{ChecksumAlgorithm, Digested, Digests, Expected};
 use crate::error::{ModelError, SourceError};
@@ -115,10 +115,10 @@ struct Pipeline {
     /// How long that block will be, unless the body ends before.
     block_length: usize,
     /// Room that there was for it when its first bytes came.
-    room: Option<OwnedSemaphorePermit>,
+    room: Option<SenderRoom>,
     /// What it has instead, if there was none.
     small: Option<SmallBlock>,
-    /// Told when others need that.
+    /// Told when others need that or the room.
     make_way: Arc<Notify>,
     /// What each block is, once encoded; in the order of the body.
     pieces: VecDeque<Option<Piece>>,
@@ -201,8 +201,9 @@ impl Pipeline {
             }
         };
         let next = self.beside_steps(next).await??;
-        if let (Some(small), Some(Ok(bytes))) = (&mut self.small, &next) {
-            small.note_bytes(bytes.len());
+        if let Some(Ok(bytes)) = &next {
+            self.room.iter_mut().for_each(|room| room.note_bytes(bytes.len()));
+            self.small.iter_mut().for_each(|small| small.note_bytes(bytes.len()));
         }
         next.transpose().map_err(ModelError::Source)
     }
@@ -236,12 +237,15 @@ impl Pipeline {
         let length = left.and_then(|left| usize::try_from(left).ok()).unwrap_or(block_size).min(block_size);
         self.block_length = block_size;
         loop {
-            self.room = self.garage.0.block_buffer.for_sender(length);
+            // One of its own: another block may have been asked to make way when its last bytes had come.
+            let make_way = Arc::default();
+            self.room = self.garage.0.block_buffer.for_sender(length, &make_way);
             if self.room.is_some() {
-                self.small = None;
+                (self.small, self.make_way) = (None, make_way);
                 break;
             }
             if self.encoding + self.storing == 0 {
+                self.garage.0.block_buffer.evict_sender();
                 let small = match self.small.take() {
                     Some(small) => small,
                     None => {
@@ -277,15 +281,14 @@ impl Pipeline {
     }
 
     /// Room in memory for a whole block to be on its way. One block of each body waits for its turn; more are sent only while room
-    /// is spare.
-    async fn room(&mut self, length: usize) -> Result<OwnedSemaphorePermit, ModelError> {
+    /// is spare. `had`: what the block had while it came.
+    async fn room(&mut self, length: usize, mut had: Option<OwnedSemaphorePermit>) -> Result<OwnedSemaphorePermit, ModelError> {
         loop {
             let in_flight = self.encoding + self.storing;
             // A block that has room goes at once where it is the only one, or others find room all the same.
             let may_have_more = in_flight == 0 || self.garage.0.block_buffer.has_spare();
             if in_flight < BLOCKS_IN_FLIGHT && may_have_more {
-                self.room = self.room.take().or_else(|| self.garage.0.block_buffer.spare(length));
-                if let Some(room) = self.room.take() {
+                if let Some(room) = had.take().or_else(|| self.garage.0.block_buffer.spare(length)) {
                     return Ok(room);
                 }
             }
@@ -304,7 +307,8 @@ impl Pipeline {
         if let Some(small) = &small {
             small.note_whole();
         }
-        let room = Room { _room: self.room(block.len()).await?, small };
+        let had = self.room.take().map(SenderRoom::into_units);
+        let room = Room { _room: self.room(block.len(), had).await?, small };
         let index = self.pieces_before + self.pieces.len();
         self.pieces.push_back(None);
         self.encoding += 1;

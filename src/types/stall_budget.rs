@@ -96,6 +96,16 @@ impl StallBudget {
         Ok(stall)
     }
 
+    /// Makes the one way that stands still longest, if it does so since before `stalled_before`.
+    pub fn evict(&self, stalled_before: Instant) {
+        let mut held = self.held();
+        let oldest = held.waiting.first_entry().filter(|oldest| oldest.key().0 < stalled_before);
+        let Some(holder) = oldest.map(|oldest| oldest.remove()) else { return };
+        held.bytes -= holder.bytes;
+        drop(held);
+        (holder.make_way)();
+    }
+
     fn add(&self, held: &mut Held, bytes: usize, now: Instant, make_way: MakeWay) -> Stall {
         held.next_id += 1;
         let progress = (now, held.next_id);
@@ -292,6 +302,21 @@ mod tests {
         assert!(test.try_hold(4, 7, 5).is_ok(), "what was given back is there");
         drop((old, busy));
         assert_eq!(test.budget.left(), BYTES_MAX - 4);
+    }
+
+    #[test]
+    fn one_at_a_time_is_evicted_and_only_who_stands_still() {
+        let test = Test::new();
+        let (first, second, busy) = (test.hold(2, 1), test.hold(3, 2), test.hold(1, 0));
+        busy.stall.note_busy();
+        test.budget.evict(test.at(1));
+        assert_eq!(made_way(&[&first, &second, &busy]), [false; 3]);
+        test.budget.evict(test.at(9));
+        assert_eq!(made_way(&[&first, &second, &busy]), [true, false, false]);
+        assert_eq!(test.budget.left(), BYTES_MAX - 4);
+        test.budget.evict(test.at(9));
+        test.budget.evict(test.at(9));
+        assert_eq!(made_way(&[&second, &busy]), [true, false]);
     }
 
     #[test]
