@@ -23,7 +23,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
 use super::linger::Client;
-use super::overdue::{Documents, documents};
+use super::overdue::{Documents, documents, holding};
 use super::patient::{BodyWanted, Patient};
 use super::places::{Answering, Place};
 use super::request_body::RequestBody;
@@ -127,6 +127,9 @@ async fn serve<S: Service + ?Sized>(
 /// Bytes of a body that are given to hyper at once while many requests are being answered. It gathers 16 pieces, or as much as its buffer
 /// takes, for each client, and holds them while that client stands still.
 const CROWDED_BYTES: usize = 1 << 10;
+/// A piece of a reply from this length on counts as being answered until the client has taken it: hyper takes all of a reply that its
+/// buffer can hold, long before the client does. Of shorter pieces it takes 16.
+const COUNTED_BYTES: usize = 4 << 10;
 
 /// The body of a reply, until whose end its connection is not silent.
 struct AnsweringBody {
@@ -135,12 +138,12 @@ struct AnsweringBody {
     rest: Bytes,
     /// Why no more comes.
     failure: Option<ReplyError>,
-    answering: Answering,
+    answering: Arc<Answering>,
 }
 
 impl AnsweringBody {
     fn new(body: ReplyBody, answering: Answering) -> Self {
-        AnsweringBody { body, rest: Bytes::new(), failure: None, answering }
+        AnsweringBody { body, rest: Bytes::new(), failure: None, answering: Arc::new(answering) }
     }
 }
 
@@ -155,7 +158,8 @@ impl Body for AnsweringBody {
         }
         if this.rest.is_empty() {
             match ready!(Pin::new(&mut this.body).poll_frame(cx)).map(|frame| frame.map(Frame::into_data)) {
-                Some(Ok(Ok(bytes))) => this.rest = bytes,
+                Some(Ok(Ok(bytes))) if bytes.len() < COUNTED_BYTES => this.rest = bytes,
+                Some(Ok(Ok(bytes))) => this.rest = holding(bytes, this.answering.clone()),
                 Some(Ok(Err(other))) => return Poll::Ready(Some(Ok(other))),
                 Some(Err(failure)) => {
                     // A failure makes hyper drop the head and all bytes that it has gathered. It sends them when it has to wait, and a

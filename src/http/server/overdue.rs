@@ -10,6 +10,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::stream;
 use garage_types::StallBudget;
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -21,11 +22,11 @@ use crate::reply::ReplyBody;
 /// Documents up to this length are not watched.
 const UNWATCHED_BYTES: usize = 8 << 10;
 /// A document is sent in pieces of this length: the next one is asked for when the client has taken those before.
-const PIECE_BYTES: usize = 32 << 10;
-/// Whoever has taken nothing for so long makes way for others' documents.
-const STALL_MIN: Duration = Duration::from_millis(250);
+const PIECE_BYTES: usize = 8 << 10;
 /// How fast a client must take a document, on the average after a while.
 const BYTES_PER_SECOND_MIN: u64 = 16 << 10;
+/// Whoever has taken nothing for so long makes way for others' documents: at that rate, a piece has been taken.
+const STALL_MIN: Duration = Duration::from_millis(1000 * PIECE_BYTES as u64 / BYTES_PER_SECOND_MIN);
 
 /// The documents that a connection is sending, for who gives replies.
 #[derive(Clone)]
@@ -72,12 +73,30 @@ impl Documents {
             drop(std::mem::take(&mut *lock(&left)));
             cut.notify_one();
         });
+        // For as long as a piece of it waits to be taken, and not only until the last one is given on.
+        let held = Arc::new((held, guard));
         let pieces = std::iter::from_fn(move || {
-            let _until_all_is_taken = &guard;
-            held.note_progress(Instant::now().into_std());
-            lock(&document).take(PIECE_BYTES).map(Ok)
+            held.0.note_progress(Instant::now().into_std());
+            let piece = lock(&document).take(PIECE_BYTES)?;
+            Some(Ok(holding(piece, held.clone())))
         });
         ReplyBody::sized(length as u64, stream::iter(pieces))
+    }
+}
+
+/// The same bytes, which keep something until nobody has them any more.
+pub(super) fn holding(bytes: Bytes, kept: impl Send + 'static) -> Bytes {
+    Bytes::from_owner(Holding { bytes, _kept: kept })
+}
+
+struct Holding<K> {
+    bytes: Bytes,
+    _kept: K,
+}
+
+impl<K> AsRef<[u8]> for Holding<K> {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
     }
 }
 

@@ -53,6 +53,8 @@ impl Tester {
             }
             "/object" => ReplyBody::sized(1000, stream::iter((0..10).map(|_| Ok(Bytes::from(vec![b'x'; 100]))))),
             "/document" => ReplyBody::from(vec![b'x'; 1 << 20]),
+            "/page" => ReplyBody::from(vec![b'x'; 100 << 10]),
+            "/small-object" => ReplyBody::sized(100 << 10, stream::iter([Ok(Bytes::from(vec![b'x'; 100 << 10]))])),
             "/short" => ReplyBody::sized(1000, stream::iter([Ok(Bytes::from_static(b"only this"))])),
             "/broken" => {
                 ReplyBody::open(stream::iter([Ok(Bytes::from_static(b"begin")), Err(ReplyError::Source("gone".into()))]))
@@ -312,39 +314,84 @@ async fn a_client_that_was_answered_may_rest_longer_before_its_next_request() {
     assert_eq!(started.elapsed(), ServerLimits::default().head_timeout);
 }
 
+/// Connections to one server in memory, whose pipes hold 1 KiB.
+struct Crowd {
+    tester: Arc<Tester>,
+    shared: Arc<Shared<Tester>>,
+    places: Places,
+    close: watch::Sender<()>,
+}
+
+impl Crowd {
+    fn new() -> Self {
+        let tester = Arc::new(Tester::default());
+        let shared = Arc::new(Shared::new(tester.clone(), ServerLimits::default(), Arc::new(SeededRandom::new(1))));
+        Crowd { tester, shared, places: Places::new(2 * CROWD, 2 * CROWD), close: watch::channel(()).0 }
+    }
+
+    async fn send(&self, request: String) -> DuplexStream {
+        let (mut client, server) = duplex(1 << 10);
+        let (io, place) = (Counting { io: server, writes: Arc::default() }, self.places.take(Peer::Unix).expect("a free place"));
+        tokio::spawn(connection::run(io, Peer::Unix, self.shared.clone(), self.close.subscribe(), place));
+        client.write_all(request.as_bytes()).await.expect("the pipe is open");
+        client
+    }
+
+    /// Asks for this by as many as make a crowd, and reads nothing.
+    async fn gather(&self, path: &str) -> Vec<DuplexStream> {
+        let mut idle = Vec::new();
+        for _ in 0..=CROWD {
+            idle.push(self.send(get(path)).await);
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        idle
+    }
+
+    /// How many bytes are read for each of those who come now and read nothing.
+    async fn read_for_each(&self) -> usize {
+        let before = self.tester.asked.load(Ordering::SeqCst);
+        let mut idle = Vec::new();
+        for _ in 0..50 {
+            idle.push(self.send(get("/endless")).await);
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        (self.tester.asked.load(Ordering::SeqCst) - before) / idle.len()
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn among_many_requests_each_buffers_little_and_all_bodies_are_whole() {
-    let (tester, many) = (Arc::new(Tester::default()), CROWD + 70);
-    let shared = Arc::new(Shared::new(tester.clone(), ServerLimits::default(), Arc::new(SeededRandom::new(1))));
-    let (_close, on_close) = watch::channel(());
-    let places = Places::new(many + 1, many + 1);
-    let connect = |path: String| {
-        let (mut client, server) = duplex(1 << 10);
-        let (writes, place) = (Arc::default(), places.take(Peer::Unix).expect("a free place"));
-        tokio::spawn(connection::run(Counting { io: server, writes }, Peer::Unix, shared.clone(), on_close.clone(), place));
-        async move {
-            client.write_all(path.as_bytes()).await.expect("the pipe is open");
-            client
-        }
-    };
-    let mut idle = Vec::new();
-    for _ in 0..=CROWD {
-        idle.push(connect(get("/endless")).await);
-    }
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    let before = tester.asked.load(Ordering::SeqCst);
-    for _ in CROWD + 1..many {
-        idle.push(connect(get("/endless")).await);
-    }
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    let each = (tester.asked.load(Ordering::SeqCst) - before) / (many - CROWD - 1);
-    assert_eq!(each, 65536, "one piece is there, and the next is not asked for");
+    let crowd = Crowd::new();
+    let _idle = crowd.gather("/endless").await;
+    assert_eq!(crowd.read_for_each().await, 65536, "one piece is there, and the next is not asked for");
 
     let body: String = ('a'..='z').cycle().take(300_000).collect();
     let echo = format!("PUT /echo HTTP/1.1\r\nhost: h\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}", body.len());
     let mut all = String::new();
-    connect(echo).await.read_to_string(&mut all).await.expect("text");
+    crowd.send(echo).await.read_to_string(&mut all).await.expect("text");
     assert!(all.ends_with(&format!("\r\n\r\n{body}")), "{} bytes", all.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn replies_that_were_given_on_whole_count_until_they_are_taken() {
+    for path in ["/page", "/small-object"] {
+        let crowd = Crowd::new();
+        let idle = crowd.gather(path).await;
+        assert_eq!(crowd.read_for_each().await, 65536, "{path}: there is a crowd");
+        drop(idle);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(crowd.read_for_each().await > 65536, "{path}: there is none any more");
+    }
+    let crowd = Crowd::new();
+    let mut idle = crowd.gather("/page").await;
+    for client in &mut idle {
+        client.read_exact(&mut vec![0; 100 << 10]).await.expect("most of the reply");
+    }
+    for client in &mut idle {
+        let _rest = client.read_exact(&mut [0; 64]).await.expect("and its end");
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(crowd.read_for_each().await > 65536, "all has been taken");
 }
 
 #[tokio::test(start_paused = true)]
