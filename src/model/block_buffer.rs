@@ -14,11 +14,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use garage_types::StallBudget;
-use garage_types::stall_budget::{NoRoom, Stall};
+use garage_types::stall_budget::NoRoom;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 use crate::error::ModelError;
+use crate::senders::{RoomToSend, Sender, SenderRoom, Sending, SmallBlock, WriteRoom, telling};
 
 /// Bytes of a permit: semaphores do not count far enough to have one for each byte.
 const UNIT: usize = 1024;
@@ -30,13 +31,11 @@ const DOCUMENTS_SHARE: usize = 8;
 const SMALL_SHARE: usize = 8;
 /// The length of a small block: the first where there are few of them, the second where there are many.
 const SMALL_BLOCK_BYTES: [usize; 2] = [128 << 10, 32 << 10];
-/// A client that has sent fewer bytes has made no progress. A few would keep a block from others for ever.
-const PROGRESS_BYTES: usize = 4 << 10;
 /// Whoever has made no progress for so long makes way for others.
 const STALL_MIN: Duration = Duration::from_secs(3);
 /// After waiting for so long for a small block, one takes the place of whoever stands still longest, however short that is.
 const STALL_WAITED: Duration = Duration::from_secs(30);
-/// How often one who waits looks again at most.
+/// The shortest time between two looks of one who waits, unless something was given back.
 const STALL_CHECK: Duration = Duration::from_millis(50);
 /// The length of a piece of a block for a reader, while fewer pieces than these wait for their readers. The first is as much as one checksum
 /// of a block's file covers.
@@ -60,8 +59,8 @@ pub(crate) struct BlockBuffer {
     senders: StallBudget,
     small: StallBudget,
     small_max: usize,
-    /// A small block has gone.
-    small_freed: Arc<Notify>,
+    /// Something of what is written has gone.
+    freed: Arc<Notify>,
     /// A clone for each piece of a block that waits for its reader.
     pieces: Arc<()>,
 }
@@ -70,84 +69,6 @@ pub(crate) struct BlockBuffer {
 pub(crate) struct ReadersPiece {
     pub bytes_max: u64,
     _one: Arc<()>,
-}
-
-/// When a client has sent something last.
-struct Sending {
-    stall: Stall,
-    /// Bytes that have come since progress was noted.
-    unnoted: usize,
-}
-
-impl Sending {
-    fn new(stall: Stall) -> Self {
-        Sending { stall, unnoted: 0 }
-    }
-
-    fn note_bytes(&mut self, bytes: usize) {
-        self.unnoted += bytes;
-        if self.unnoted >= PROGRESS_BYTES {
-            self.stall.note_progress(Instant::now().into_std());
-            self.unnoted = 0;
-        }
-    }
-}
-
-/// Room for the block that a client is sending.
-pub(crate) struct SenderRoom {
-    units: OwnedSemaphorePermit,
-    sending: Sending,
-}
-
-impl SenderRoom {
-    /// So many bytes of the block have come.
-    pub(crate) fn note_bytes(&mut self, bytes: usize) {
-        self.sending.note_bytes(bytes);
-    }
-
-    /// All of it has come: nobody waits for the client any more.
-    pub(crate) fn into_units(self) -> OwnedSemaphorePermit {
-        self.units
-    }
-}
-
-/// Room for a small block of one body, and then for the next one.
-pub(crate) struct SmallBlock {
-    /// Once so many bytes have come, it is whole.
-    pub length: usize,
-    sending: Option<Sending>,
-    freed: Arc<Notify>,
-}
-
-impl SmallBlock {
-    /// So many bytes of it have come.
-    pub(crate) fn note_bytes(&mut self, bytes: usize) {
-        if let Some(sending) = &mut self.sending {
-            sending.note_bytes(bytes);
-        }
-    }
-
-    /// All of it has come: nobody waits for the client any more.
-    pub(crate) fn note_whole(&self) {
-        if let Some(sending) = &self.sending {
-            sending.stall.note_busy();
-        }
-    }
-
-    /// It is stored, and the next one may come.
-    pub(crate) fn note_stored(&mut self) {
-        if let Some(sending) = &mut self.sending {
-            sending.unnoted = 0;
-            sending.stall.note_waiting(Instant::now().into_std());
-        }
-    }
-}
-
-impl Drop for SmallBlock {
-    fn drop(&mut self) {
-        drop(self.sending.take());
-        self.freed.notify_one();
-    }
 }
 
 /// Room for a document that a client sends, such as a list of keys, until it is dropped. It grows with the document, so that who only
@@ -219,7 +140,7 @@ impl BlockBuffer {
             senders: StallBudget::new(usize::MAX),
             small: StallBudget::new(small_max),
             small_max,
-            small_freed: Arc::default(),
+            freed: Arc::default(),
             pieces: Arc::default(),
         }
     }
@@ -241,7 +162,7 @@ impl BlockBuffer {
     }
 
     /// Room for so many bytes to be written, if it is left of the first half and nobody waits.
-    pub(crate) fn spare(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+    pub(crate) fn spare(&self, bytes: usize) -> Option<WriteRoom> {
         self.leaving(self.units_max / 2, bytes)
     }
 
@@ -250,63 +171,79 @@ impl BlockBuffer {
         self.units.available_permits() > self.units_max / 2
     }
 
-    /// Room for a block that a client is sending, which has no other on its way. `make_way`: told when others need it.
-    pub(crate) fn for_sender(&self, bytes: usize, make_way: &Arc<Notify>) -> Option<SenderRoom> {
-        let units = self.leaving(self.units_max / 8 * 3, bytes)?;
-        let (now, told) = (Instant::now().into_std(), make_way.clone());
-        let stall = self.senders.hold(units.num_permits() * UNIT, now, now, move || told.notify_one());
-        Some(SenderRoom { units, sending: Sending::new(stall) })
+    /// What senders leave to blocks that are whole.
+    fn left_by_senders(&self) -> usize {
+        self.units_max / 8 * 3
     }
 
-    /// Takes from one client who stands still the room for the block that it is sending, if there is any such client.
-    pub(crate) fn evict_sender(&self) {
+    /// Room for a block that a body is sending which has no other on its way, if there is any.
+    pub(crate) fn for_sender(&self, bytes: usize, sender: Sender) -> Option<SenderRoom> {
+        let room = self.leaving(self.left_by_senders(), bytes)?;
+        let bytes = self.units_of(bytes) as usize * UNIT;
+        let (now, make_way) = (Instant::now().into_std(), Arc::new(Notify::new()));
+        let stall = self.senders.hold(bytes, now, now, telling(&make_way));
+        Some(SenderRoom { room, sending: Sending::new(stall, sender, make_way) })
+    }
+
+    /// Makes those way who stand still with room for the blocks they are sending, if that makes room for a block of so many bytes.
+    pub(crate) fn evict_senders(&self, bytes: usize) {
+        let wanted = self.left_by_senders() + self.units_of(bytes) as usize;
+        let missing = wanted.saturating_sub(self.units.available_permits()) * UNIT;
         if let Some(stalled_before) = Instant::now().checked_sub(STALL_MIN) {
-            self.senders.evict(stalled_before.into_std());
+            self.senders.evict(missing, stalled_before.into_std());
         }
     }
 
-    /// Room for blocks of at most `length_max` bytes of a body for which there is no other. It waits for bodies that have some until they end,
-    /// or stand still. `make_way`: told when others need it.
-    pub(crate) async fn small_block(&self, length_max: usize, make_way: &Arc<Notify>) -> SmallBlock {
+    /// Room for a block of at most `length_max` bytes that a body is sending which has no other on its way. It waits for those who have some
+    /// until they end, or stand still, or until it has waited for [`STALL_WAITED`].
+    pub(crate) async fn room_to_send(&self, length_max: usize, sender: Sender) -> RoomToSend {
         let begun = Instant::now();
+        let mut evicts_at = begun;
         loop {
-            let freed = self.small_freed.notified();
-            let now = Instant::now();
-            let stalled_before = if now >= begun + STALL_WAITED { now } else { now.checked_sub(STALL_MIN).unwrap_or(begun) };
-            match self.try_small_block(length_max, (now, stalled_before), make_way) {
-                Ok(block) => return block,
-                Err(NoRoom { oldest }) => {
-                    let stalls_at = oldest.map_or(now, Instant::from_std) + STALL_MIN;
-                    // Whoever is whole tells us when it has gone.
-                    let again_at = (begun + STALL_WAITED).min(stalls_at).max(now + STALL_CHECK);
-                    let _whichever_is_first = timeout_at(again_at, freed).await;
+            let freed = self.freed.notified();
+            let room = match self.for_sender(length_max, sender) {
+                Some(whole) => Ok(RoomToSend::Whole(whole)),
+                None => self.try_small_block(length_max, begun, sender).map(RoomToSend::Small),
+            };
+            let oldest = match room {
+                Ok(room) => {
+                    // There may be more, for another.
+                    self.freed.notify_one();
+                    return room;
                 }
+                Err(NoRoom { oldest }) => oldest,
+            };
+            let now = Instant::now();
+            if now >= evicts_at {
+                self.evict_senders(length_max);
+                evicts_at = now + STALL_MIN;
             }
+            let stalls_at = oldest.map(|oldest| (Instant::from_std(oldest) + STALL_MIN).min(begun + STALL_WAITED));
+            let again_at = stalls_at.map_or(evicts_at, |stalls_at| stalls_at.min(evicts_at)).max(now + STALL_CHECK);
+            let _whichever_is_first = timeout_at(again_at, freed).await;
         }
     }
 
-    fn try_small_block(
-        &self,
-        length_max: usize,
-        (now, stalled_before): (Instant, Instant),
-        make_way: &Arc<Notify>,
-    ) -> Result<SmallBlock, NoRoom> {
+    fn try_small_block(&self, length_max: usize, begun: Instant, sender: Sender) -> Result<SmallBlock, NoRoom> {
+        let now = Instant::now();
+        let stalled_before = if now >= begun + STALL_WAITED { now } else { now.checked_sub(STALL_MIN).unwrap_or(begun) };
         let are_many = self.small.left() < self.small_max / 2;
         let length = SMALL_BLOCK_BYTES[usize::from(are_many)].min(length_max);
-        let told = make_way.clone();
-        let stall = self.small.try_hold(length, now.into_std(), stalled_before.into_std(), move || told.notify_one())?;
-        Ok(SmallBlock { length, sending: Some(Sending::new(stall)), freed: self.small_freed.clone() })
+        let make_way = Arc::new(Notify::new());
+        let stall = self.small.try_hold(length, now.into_std(), stalled_before.into_std(), telling(&make_way))?;
+        Ok(SmallBlock::new(length, Sending::new(stall, sender, make_way), self.freed.clone()))
     }
 
     /// Room for so many bytes, if as many units are left afterwards.
-    fn leaving(&self, left_min: usize, bytes: usize) -> Option<OwnedSemaphorePermit> {
+    fn leaving(&self, left_min: usize, bytes: usize) -> Option<WriteRoom> {
         let units = self.units_of(bytes);
         let left_after = self.units.available_permits().checked_sub(units as usize)?;
         if left_after < left_min {
             return None;
         }
         // Taken by another at this moment: as if it had not been there.
-        self.units.clone().try_acquire_many_owned(units).ok()
+        let units = self.units.clone().try_acquire_many_owned(units).ok()?;
+        Some(WriteRoom::new(units, self.freed.clone()))
     }
 
     /// Room for bytes that a reader will take when it likes. Half of the readers' share is kept for those that have nothing yet.
@@ -353,9 +290,9 @@ impl BlockBuffer {
     ///
     /// # Errors
     /// [`ModelError::ShuttingDown`].
-    pub(crate) fn turn(&self, bytes: usize) -> impl Future<Output = Result<OwnedSemaphorePermit, ModelError>> + Send + 'static {
-        let turn = self.units.clone().acquire_many_owned(self.units_of(bytes));
-        async move { turn.await.map_err(|_closed| ModelError::ShuttingDown) }
+    pub(crate) fn turn(&self, bytes: usize) -> impl Future<Output = Result<WriteRoom, ModelError>> + Send + 'static {
+        let (turn, freed) = (self.units.clone().acquire_many_owned(self.units_of(bytes)), self.freed.clone());
+        async move { Ok(WriteRoom::new(turn.await.map_err(|_closed| ModelError::ShuttingDown)?, freed)) }
     }
 }
 
@@ -368,7 +305,8 @@ mod tests {
     use tokio::sync::Notify;
     use tokio::time::Instant;
 
-    use super::{Ahead, BlockBuffer, PROGRESS_BYTES, STALL_MIN, STALL_WAITED, SenderRoom, SmallBlock};
+    use super::{Ahead, BlockBuffer, STALL_MIN, STALL_WAITED};
+    use crate::senders::{PROGRESS_BYTES, RoomToSend, Sender, SenderRoom, SmallBlock, WriteRoom};
 
     const KIB: usize = 1024;
 
@@ -411,7 +349,7 @@ mod tests {
     fn readers_and_writers_take_nothing_from_each_other() {
         let buffer = BlockBuffer::new(16 * KIB, 8);
         let mut written: Vec<_> = std::iter::from_fn(|| buffer.spare(KIB)).collect();
-        written.extend(std::iter::from_fn(|| buffer.for_sender(KIB, &Arc::default())).map(SenderRoom::into_units));
+        written.extend(std::iter::from_fn(|| buffer.for_sender(KIB, Sender::Client)).map(SenderRoom::into_whole));
         written.extend(std::iter::from_fn(|| buffer.turn(KIB).now_or_never()).map(Result::unwrap));
         assert_eq!(written.len(), 12, "uploads have all that they can take");
         let read: Vec<_> = std::iter::from_fn(|| buffer.for_reader(KIB, Ahead::OfNothing)).collect();
@@ -457,28 +395,39 @@ mod tests {
         make_way: Arc<Notify>,
     }
 
+    async fn small_of(buffer: &BlockBuffer, length_max: usize, sender: Sender) -> Small {
+        match buffer.room_to_send(length_max, sender).await {
+            RoomToSend::Small(block) => Small { make_way: block.make_way().expect("it has not been dropped"), block },
+            RoomToSend::Whole(_) => panic!("there is room for a whole block"),
+        }
+    }
+
     async fn small(buffer: &BlockBuffer, length_max: usize) -> Small {
-        let make_way = Arc::default();
-        Small { block: buffer.small_block(length_max, &make_way).await, make_way }
+        small_of(buffer, length_max, Sender::Client).await
+    }
+
+    fn is_told(make_way: &Notify) -> bool {
+        make_way.notified().now_or_never().is_some()
     }
 
     fn made_way(blocks: &[Small]) -> Vec<bool> {
-        blocks.iter().map(|small| small.make_way.notified().now_or_never().is_some()).collect()
+        blocks.iter().map(|small| is_told(&small.make_way)).collect()
     }
 
-    /// 512 KiB for small blocks, all of it taken.
-    async fn full() -> (BlockBuffer, Vec<Small>) {
+    /// No room for whole blocks, and 512 KiB for small ones, all of it taken.
+    async fn full() -> (BlockBuffer, WriteRoom, Vec<Small>) {
         let buffer = BlockBuffer::new(4096 * KIB, 8);
+        let whole = buffer.turn(3072 * KIB).await.unwrap();
         let mut blocks = Vec::new();
         for _ in 0..7 {
             blocks.push(small(&buffer, 1 << 20).await);
         }
-        (buffer, blocks)
+        (buffer, whole, blocks)
     }
 
     #[tokio::test(start_paused = true)]
     async fn many_small_blocks_are_smaller_and_who_stands_still_makes_way() {
-        let (buffer, mut blocks) = full().await;
+        let (buffer, _whole, mut blocks) = full().await;
         let lengths: Vec<usize> = blocks.iter().map(|small| small.block.length / KIB).collect();
         assert_eq!(lengths, [128, 128, 128, 32, 32, 32, 32]);
         tokio::time::sleep(STALL_MIN).await;
@@ -499,7 +448,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn where_all_go_on_one_who_waits_gets_what_is_given_back_and_after_a_while_what_another_has() {
-        let (buffer, mut blocks) = full().await;
+        let (buffer, _whole, mut blocks) = full().await;
         let mut waiting = Box::pin(small(&buffer, 32 * KIB));
         assert!((&mut waiting).now_or_never().is_none());
         blocks.truncate(6);
@@ -524,27 +473,74 @@ mod tests {
     async fn a_sender_that_stands_still_makes_way_for_one_who_finds_no_room() {
         // Five are for senders.
         let buffer = BlockBuffer::new(10 * KIB, 8);
-        let made_way: Vec<Arc<Notify>> = std::iter::repeat_with(Arc::default).take(5).collect();
-        let mut rooms: Vec<SenderRoom> = made_way.iter().map(|made_way| buffer.for_sender(KIB, made_way).unwrap()).collect();
-        let have_made_way =
-            || -> Vec<bool> { made_way.iter().map(|made_way| made_way.notified().now_or_never().is_some()).collect() };
-        assert!(buffer.for_sender(KIB, &Arc::default()).is_none());
+        let senders = [Sender::Client, Sender::Client, Sender::Client, Sender::Client, Sender::Store];
+        let mut rooms: Vec<SenderRoom> = senders.map(|sender| buffer.for_sender(KIB, sender).unwrap()).into();
+        let make_way: Vec<Arc<Notify>> = rooms.iter().map(SenderRoom::make_way).collect();
+        let made_way = || -> Vec<bool> { make_way.iter().map(|make_way| is_told(make_way)).collect() };
+        assert!(buffer.for_sender(KIB, Sender::Client).is_none());
         tokio::time::sleep(STALL_MIN / 2).await;
-        buffer.evict_sender();
-        assert_eq!(have_made_way(), [false; 5], "a short rest is none");
+        buffer.evict_senders(KIB);
+        assert_eq!(made_way(), [false; 5], "a short rest is none");
         rooms[0].note_bytes(PROGRESS_BYTES);
         rooms[1].note_bytes(PROGRESS_BYTES - 1);
         tokio::time::sleep(STALL_MIN / 2 + Duration::from_millis(1)).await;
-        (0..9).for_each(|_| buffer.evict_sender());
-        assert_eq!(have_made_way(), [false, true, true, true, true]);
+        buffer.evict_senders(4 * KIB);
+        assert_eq!(made_way(), [false; 5], "those who stand still have too little");
+        buffer.evict_senders(KIB);
+        assert_eq!(made_way(), [false, true, false, false, false], "as many as it needs");
+        (0..9).for_each(|_| buffer.evict_senders(KIB));
+        assert_eq!(made_way(), [false, false, true, true, false], "a copy waits for no client");
         rooms.truncate(2);
-        assert!(buffer.for_sender(KIB, &Arc::default()).is_some());
+        assert!(buffer.for_sender(KIB, Sender::Client).is_some());
+        buffer.evict_senders(KIB);
 
-        let whole = rooms.remove(0).into_units();
+        let whole = rooms.remove(0).into_whole();
         tokio::time::sleep(STALL_MIN * 2).await;
-        buffer.evict_sender();
-        assert_eq!(have_made_way(), [false; 5], "what is whole waits for no client");
+        (0..9).for_each(|_| buffer.evict_senders(3 * KIB));
+        assert_eq!(made_way(), [false; 5], "what is whole waits for no client");
         drop(whole);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_gets_room_for_a_whole_block_too() {
+        let (buffer, whole, blocks) = full().await;
+        let wait = async {
+            tokio::join!(buffer.room_to_send(1 << 20, Sender::Client), async {
+                tokio::task::yield_now().await;
+                drop(whole);
+            })
+        };
+        let began = Instant::now();
+        let (room, ()) = wait.await;
+        assert!(matches!(room, RoomToSend::Whole(_)) && began.elapsed() < STALL_MIN);
+        assert_eq!(made_way(&blocks), [false; 7]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_one_gives_back_is_enough_for_several() {
+        let (buffer, _whole, mut blocks) = full().await;
+        let mut waiting: Vec<_> = (0..4).map(|_| Box::pin(small(&buffer, 32 * KIB))).collect();
+        assert!(waiting.iter_mut().all(|waiting| waiting.now_or_never().is_none()));
+        blocks.remove(0);
+        let began = Instant::now();
+        let got = futures_util::future::join_all(waiting).await;
+        assert_eq!((got.len(), began.elapsed()), (4, Duration::ZERO), "128 KiB");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_small_block_that_made_way_between_two_blocks_is_not_had_again() {
+        let (buffer, _whole, mut blocks) = full().await;
+        for small in &mut blocks {
+            small.block.note_whole();
+        }
+        let copy = small_of(&buffer, 32 * KIB, Sender::Store);
+        drop(blocks.pop());
+        let copy = copy.await;
+        blocks[0].block.note_stored();
+        tokio::time::sleep(STALL_MIN * 2).await;
+        let _new = small(&buffer, 32 * KIB).await;
+        assert!(!blocks[0].block.begin_next() && blocks[1].block.begin_next());
+        assert!(!is_told(&copy.make_way) && copy.block.begin_next());
     }
 
     #[test]

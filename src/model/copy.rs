@@ -48,6 +48,10 @@ impl Source for Stored {
         async move { Some(self.stream.next().await?.map_err(SourceError::from)) }.boxed()
     }
 
+    fn is_clients(&self) -> bool {
+        false
+    }
+
     fn expected(&mut self) -> Result<Expected, SourceError> {
         Ok(Expected { length: Some(self.length), ..Expected::default() })
     }

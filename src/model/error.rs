@@ -36,8 +36,8 @@ pub enum ModelError {
     NoSuchAccessKey(String),
     #[error("clients take too long over too many large documents; try again")]
     TooManyDocuments,
-    /// The client of an upload has sent nothing for longer than any other, and they need its memory.
-    #[error("the client has stopped sending while too many others send slowly; try again")]
+    /// The client of an upload has made no progress for longer than any other, and others have waited for its memory.
+    #[error("the client has sent too little for too long while too many others wait; try again")]
     StalledUpload,
     #[error("too many access keys that nobody knows are asked for; try again")]
     UnknownKeys,

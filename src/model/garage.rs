@@ -52,8 +52,8 @@ pub struct Settings {
     pub punycode: Punycode,
     /// Bytes of blocks that may wait in memory at once, over all requests.
     pub block_ram_buffer_max: usize,
-    /// Pages of listings that are made at once. One with the longest keys is some megabytes, and takes a processor for some milliseconds, in
-    /// which whoever takes another waits.
+    /// Pages of listings that are made at once. One with the longest keys is some megabytes. It takes a processor for some milliseconds, and
+    /// waits for other nodes.
     pub pages_at_once: usize,
     /// After how long without references a block may be deleted.
     pub block_release_delay: Duration,

@@ -64,6 +64,7 @@ pub mod resync_worker;
 #[cfg(test)]
 mod rows_tests;
 pub mod scrub;
+mod senders;
 pub mod set_aside;
 mod shared_lists;
 pub mod stale_uploads;

@@ -14,14 +14,14 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use garage_types::{BlockHash, VersionId, offload};
-use tokio::sync::{Notify, OwnedSemaphorePermit};
+use tokio::sync::Notify;
 
-use crate::block_buffer::{SenderRoom, SmallBlock};
 use crate::blocks::Encoded;
 use crate::digest::{ChecksumAlgorithm, Digested, Digests, Expected};
 use crate::error::{ModelError, SourceError};
 use crate::fresh_refs::Origin;
 use crate::garage::Garage;
+use crate::senders::{RoomToSend, Sender, SenderRoom, SmallBlock, WriteRoom};
 use crate::version::{Piece, SEGMENT_PIECES_MAX, Segment, VersionContent, VersionRow};
 
 /// Blocks of one body that may be on their way at once: 80 MiB/s over a round trip of 100 ms. Each takes the longer on a slow link
@@ -38,6 +38,11 @@ pub trait Source: Send + 'static {
     /// How many bytes will come in all, if that is known.
     fn announced(&self) -> Option<u64> {
         None
+    }
+
+    /// Whether a client sends it. A client that stands still makes way where others need the memory for its bytes.
+    fn is_clients(&self) -> bool {
+        true
     }
 
     /// What must be true of the whole body; called once, after its end.
@@ -95,7 +100,7 @@ type Step = BoxFuture<'static, Result<Done, ModelError>>;
 
 /// What a block keeps from others until it is stored.
 struct Room {
-    _room: OwnedSemaphorePermit,
+    _room: WriteRoom,
     small: Option<SmallBlock>,
 }
 
@@ -118,8 +123,9 @@ struct Pipeline {
     room: Option<SenderRoom>,
     /// What it has instead, if there was none.
     small: Option<SmallBlock>,
-    /// Told when others need that or the room.
-    make_way: Arc<Notify>,
+    sender: Sender,
+    /// Whether more blocks may come.
+    is_reading: bool,
     /// What each block is, once encoded; in the order of the body.
     pieces: VecDeque<Option<Piece>>,
     /// Blocks before `pieces[0]`, whose rows are complete.
@@ -150,7 +156,8 @@ pub(crate) async fn store(
         block_length: 0,
         room: None,
         small: None,
-        make_way: Arc::default(),
+        sender: if source.is_clients() { Sender::Client } else { Sender::Store },
+        is_reading: true,
         pieces: VecDeque::new(),
         pieces_before: 0,
         listed: 0,
@@ -162,7 +169,7 @@ pub(crate) async fn store(
     };
     let read = pipeline.read_all(start, &mut *source).await;
     // After a failure there may be bytes left that nobody sends on.
-    (pipeline.reading, pipeline.room, pipeline.small) = (BytesMut::new(), None, None);
+    (pipeline.reading, pipeline.room, pipeline.small, pipeline.is_reading) = (BytesMut::new(), None, None, false);
     if let Err(error) = read {
         pipeline.failure.get_or_insert(error);
     }
@@ -192,7 +199,7 @@ impl Pipeline {
 
     /// The next bytes of the body. The steps go on while they are waited for.
     async fn next_bytes(&mut self, source: &mut dyn Source) -> Result<Option<Bytes>, ModelError> {
-        let make_way = self.make_way.clone();
+        let make_way = self.make_way();
         let next = async {
             tokio::select! {
                 biased;
@@ -206,6 +213,14 @@ impl Pipeline {
             self.small.iter_mut().for_each(|small| small.note_bytes(bytes.len()));
         }
         next.transpose().map_err(ModelError::Source)
+    }
+
+    /// Told when others need the memory of the bytes that are there of the next block. Where there are none, the body need not make way,
+    /// even if it has to give back its room.
+    fn make_way(&self) -> Arc<Notify> {
+        let small = || self.small.as_ref().and_then(SmallBlock::make_way);
+        let make_way = self.room.as_ref().map(SenderRoom::make_way).or_else(small);
+        make_way.filter(|_| !self.reading.is_empty()).unwrap_or_default()
     }
 
     /// Adds bytes to the block being read, and sends on what became whole. `expected`: how many bytes will come after these.
@@ -236,25 +251,24 @@ impl Pipeline {
         let block_size = self.garage.0.settings.block_size;
         let length = left.and_then(|left| usize::try_from(left).ok()).unwrap_or(block_size).min(block_size);
         self.block_length = block_size;
+        let buffer = self.garage.0.block_buffer.clone();
         loop {
-            // One of its own: another block may have been asked to make way when its last bytes had come.
-            let make_way = Arc::default();
-            self.room = self.garage.0.block_buffer.for_sender(length, &make_way);
+            self.room = buffer.for_sender(length, self.sender);
             if self.room.is_some() {
-                (self.small, self.make_way) = (None, make_way);
+                self.small = None;
                 break;
             }
             if self.encoding + self.storing == 0 {
-                self.garage.0.block_buffer.evict_sender();
-                let small = match self.small.take() {
-                    Some(small) => small,
-                    None => {
-                        let (buffer, make_way) = (self.garage.0.block_buffer.clone(), self.make_way.clone());
-                        self.beside_steps(buffer.small_block(length, &make_way)).await?
+                self.small = self.small.take().filter(SmallBlock::begin_next);
+                if self.small.is_some() {
+                    buffer.evict_senders(length);
+                } else {
+                    match self.beside_steps(buffer.room_to_send(length, self.sender)).await? {
+                        RoomToSend::Whole(room) => self.room = Some(room),
+                        RoomToSend::Small(small) => self.small = Some(small),
                     }
-                };
-                self.block_length = small.length;
-                self.small = Some(small);
+                }
+                self.block_length = self.small.as_ref().map_or(block_size, |small| small.length);
                 break;
             }
             let done = self.steps.next().await.expect("what is in flight is a step");
@@ -282,15 +296,16 @@ impl Pipeline {
 
     /// Room in memory for a whole block to be on its way. One block of each body waits for its turn; more are sent only while room
     /// is spare. `had`: what the block had while it came.
-    async fn room(&mut self, length: usize, mut had: Option<OwnedSemaphorePermit>) -> Result<OwnedSemaphorePermit, ModelError> {
+    async fn room(&mut self, length: usize, mut had: Option<WriteRoom>) -> Result<WriteRoom, ModelError> {
         loop {
             let in_flight = self.encoding + self.storing;
             // A block that has room goes at once where it is the only one, or others find room all the same.
             let may_have_more = in_flight == 0 || self.garage.0.block_buffer.has_spare();
-            if in_flight < BLOCKS_IN_FLIGHT && may_have_more {
-                if let Some(room) = had.take().or_else(|| self.garage.0.block_buffer.spare(length)) {
-                    return Ok(room);
-                }
+            if in_flight < BLOCKS_IN_FLIGHT
+                && may_have_more
+                && let Some(room) = had.take().or_else(|| self.garage.0.block_buffer.spare(length))
+            {
+                return Ok(room);
             }
             if in_flight == 0 {
                 let turn = self.garage.0.block_buffer.turn(length);
@@ -307,7 +322,7 @@ impl Pipeline {
         if let Some(small) = &small {
             small.note_whole();
         }
-        let had = self.room.take().map(SenderRoom::into_units);
+        let had = self.room.take().map(SenderRoom::into_whole);
         let room = Room { _room: self.room(block.len(), had).await?, small };
         let index = self.pieces_before + self.pieces.len();
         self.pieces.push_back(None);
@@ -350,7 +365,7 @@ impl Pipeline {
             }
             Done::Stored { room } => {
                 self.storing -= 1;
-                if let (Some(mut small), None, None) = (room.small, &self.small, &self.room) {
+                if let (Some(mut small), None, None, true) = (room.small, &self.small, &self.room, self.is_reading) {
                     // Kept for the next block.
                     small.note_stored();
                     self.small = Some(small);
@@ -440,6 +455,10 @@ impl Source for InMemory {
     fn next(&mut self) -> BoxFuture<'_, Option<Result<Bytes, SourceError>>> {
         let bytes = self.bytes.take();
         async move { bytes.map(Ok) }.boxed()
+    }
+
+    fn is_clients(&self) -> bool {
+        false
     }
 
     fn expected(&mut self) -> Result<Expected, SourceError> {

@@ -39,8 +39,10 @@ use crate::state::{self, StateError};
 
 /// The part of the room for blocks that replies may take beside it.
 const REPLIES_SHARE: u64 = 4;
-/// Pages of listings made at once, for each processor.
+/// Pages of listings made at once, for each processor, and at least. A page waits for other nodes too: with 16 at once and 100 ms between
+/// places, a node makes 160 a second.
 const PAGES_PER_PROCESSOR: usize = 4;
+const PAGES_MIN: usize = 16;
 
 /// What a daemon is started with.
 pub struct DaemonOptions {
@@ -338,7 +340,7 @@ fn settings(config: &Config, node: garage_types::NodeId, incarnation: u64, reser
             },
             punycode: config.punycode,
             block_ram_buffer_max: usize::try_from(config.block_ram_buffer_max).unwrap_or(usize::MAX),
-            pages_at_once: PAGES_PER_PROCESSOR * std::thread::available_parallelism().map_or(1, NonZero::get),
+            pages_at_once: PAGES_MIN.max(PAGES_PER_PROCESSOR * std::thread::available_parallelism().map_or(1, NonZero::get)),
             block_release_delay: config.block_release_delay,
             incarnation,
         },

@@ -96,14 +96,24 @@ impl StallBudget {
         Ok(stall)
     }
 
-    /// Makes the one way that stands still longest, if it does so since before `stalled_before`.
-    pub fn evict(&self, stalled_before: Instant) {
+    /// Those that stand still longest, since before `stalled_before`, make way for so many bytes; nobody does, if they do not have as many.
+    pub fn evict(&self, bytes: usize, stalled_before: Instant) {
         let mut held = self.held();
-        let oldest = held.waiting.first_entry().filter(|oldest| oldest.key().0 < stalled_before);
-        let Some(holder) = oldest.map(|oldest| oldest.remove()) else { return };
-        held.bytes -= holder.bytes;
+        let (mut gives, mut gone) = (0, Vec::new());
+        for (progress, holder) in held.waiting.range(..(stalled_before, 0)) {
+            if gives >= bytes {
+                break;
+            }
+            gives += holder.bytes;
+            gone.push(*progress);
+        }
+        if gives < bytes {
+            return;
+        }
+        held.bytes -= gives;
+        let gone: Vec<Holder> = gone.iter().filter_map(|progress| held.waiting.remove(progress)).collect();
         drop(held);
-        (holder.make_way)();
+        gone.into_iter().for_each(|holder| (holder.make_way)());
     }
 
     fn add(&self, held: &mut Held, bytes: usize, now: Instant, make_way: MakeWay) -> Stall {
@@ -143,17 +153,15 @@ impl Held {
 }
 
 impl Stall {
-    /// The client has taken or sent something.
-    pub fn note_progress(&self, now: Instant) {
+    /// The client has taken or sent something. Returns whether the bytes are still held: not if they had to make way.
+    pub fn note_progress(&self, now: Instant) -> bool {
         let mut held = self.budget.held();
         let mut state = self.state();
-        // One that had to make way is not there any more.
-        if let StallState::Waiting(progress) = &mut *state
-            && let Some(holder) = held.waiting.remove(progress)
-        {
-            progress.0 = now;
-            held.waiting.insert(*progress, holder);
-        }
+        let StallState::Waiting(progress) = &mut *state else { return true };
+        let Some(holder) = held.waiting.remove(progress) else { return false };
+        progress.0 = now;
+        held.waiting.insert(*progress, holder);
+        true
     }
 
     /// From now on it waits for no client any more, and makes no way.
@@ -305,18 +313,22 @@ mod tests {
     }
 
     #[test]
-    fn one_at_a_time_is_evicted_and_only_who_stands_still() {
+    fn as_many_are_evicted_as_it_needs_and_only_who_stands_still() {
         let test = Test::new();
         let (first, second, busy) = (test.hold(2, 1), test.hold(3, 2), test.hold(1, 0));
         busy.stall.note_busy();
-        test.budget.evict(test.at(1));
-        assert_eq!(made_way(&[&first, &second, &busy]), [false; 3]);
-        test.budget.evict(test.at(9));
+        test.budget.evict(1, test.at(1));
+        test.budget.evict(3, test.at(2));
+        test.budget.evict(6, test.at(9));
+        assert_eq!(made_way(&[&first, &second, &busy]), [false; 3], "too little helps nobody");
+        test.budget.evict(1, test.at(9));
         assert_eq!(made_way(&[&first, &second, &busy]), [true, false, false]);
         assert_eq!(test.budget.left(), BYTES_MAX - 4);
-        test.budget.evict(test.at(9));
-        test.budget.evict(test.at(9));
-        assert_eq!(made_way(&[&second, &busy]), [true, false]);
+        assert!(!first.stall.note_progress(test.at(9)) && busy.stall.note_progress(test.at(9)));
+        let third = test.hold(4, 3);
+        test.budget.evict(4, test.at(9));
+        assert_eq!(made_way(&[&second, &third, &busy]), [true, true, false]);
+        assert_eq!(test.budget.left(), BYTES_MAX - 1);
     }
 
     #[test]
