@@ -39,10 +39,10 @@ use crate::state::{self, StateError};
 
 /// The part of the room for blocks that replies may take beside it.
 const REPLIES_SHARE: u64 = 4;
-/// Pages of listings made at once, for each processor, and at least. A page waits for other nodes too: with 16 at once and 100 ms between
-/// places, a node makes 160 a second.
+/// Pages of listings made at once, for each processor, and at least. The longest take a processor for some 20 ms, in which the replies of
+/// others wait; short ones wait for other nodes above all.
 const PAGES_PER_PROCESSOR: usize = 4;
-const PAGES_MIN: usize = 16;
+const PAGES_MIN: usize = 8;
 
 /// What a daemon is started with.
 pub struct DaemonOptions {

@@ -1,7 +1,8 @@
 //! Replies that are whole in memory, and clients that take them too slowly.
 //!
-//! What streams is read as its client takes it, and may take any time. A document is there until its last byte has been taken, and keeps
-//! room from others: its client has [`ServerLimits::write_idle`](super::ServerLimits) and the time for its length at a minimum rate.
+//! What streams is read as its client takes it, and may take any time. A document is there until its last bytes are in the buffer of the
+//! connection, and keeps room from others: its client has [`ServerLimits::write_idle`](super::ServerLimits) and the time for its length at a
+//! minimum rate.
 //!
 //! Must stay true: all long documents together take [`ServerLimits::document_bytes_max`](super::ServerLimits) at most, or twice as much while
 //! all their clients take them. When there are more, the connection whose client has taken nothing of its own for the longest time is cut;
@@ -25,8 +26,8 @@ const UNWATCHED_BYTES: usize = 8 << 10;
 const PIECE_BYTES: usize = 8 << 10;
 /// How fast a client must take a document, on the average after a while.
 const BYTES_PER_SECOND_MIN: u64 = 16 << 10;
-/// Whoever has taken nothing for so long makes way for others' documents: at that rate, a piece has been taken.
-const STALL_MIN: Duration = Duration::from_millis(1000 * PIECE_BYTES as u64 / BYTES_PER_SECOND_MIN);
+/// Whoever has taken nothing for so long makes way for others' documents.
+const STALL_MIN: Duration = Duration::from_millis(250);
 
 /// The documents that a connection is sending, for who gives replies.
 #[derive(Clone)]
@@ -73,12 +74,13 @@ impl Documents {
             drop(std::mem::take(&mut *lock(&left)));
             cut.notify_one();
         });
-        // For as long as a piece of it waits to be taken, and not only until the last one is given on.
-        let held = Arc::new((held, guard));
+        // The time is watched until every piece has been taken. The room is given back with the last piece: it is in the buffer of its
+        // connection then, which is small where there are many.
+        let untaken = Arc::new(guard);
         let pieces = std::iter::from_fn(move || {
-            held.0.note_progress(Instant::now().into_std());
+            held.note_progress(Instant::now().into_std());
             let piece = lock(&document).take(PIECE_BYTES)?;
-            Some(Ok(holding(piece, held.clone())))
+            Some(Ok(holding(piece, untaken.clone())))
         });
         ReplyBody::sized(length as u64, stream::iter(pieces))
     }
