@@ -33,8 +33,10 @@ const SMALL_SHARE: usize = 8;
 const SMALL_BLOCK_BYTES: [usize; 2] = [128 << 10, 32 << 10];
 /// Whoever has made no progress for so long makes way for others.
 const STALL_MIN: Duration = Duration::from_secs(3);
-/// After waiting for so long for a small block, one takes the place of whoever stands still longest, however short that is.
+/// After waiting for so long for a small block, one also takes the place of a client that has made no progress for [`STALL_MIN_WAITED`].
 const STALL_WAITED: Duration = Duration::from_secs(30);
+/// Whoever sends faster keeps its place: when thousands have waited, each would have it for a moment only, and nobody would end.
+const STALL_MIN_WAITED: Duration = Duration::from_millis(500);
 /// The shortest time between two looks of one who waits, unless something was given back.
 const STALL_CHECK: Duration = Duration::from_millis(50);
 /// The length of a piece of a block for a reader, while fewer pieces than these wait for their readers. The first is as much as one checksum
@@ -218,7 +220,10 @@ impl BlockBuffer {
                 self.evict_senders(length_max);
                 evicts_at = now + STALL_MIN;
             }
-            let stalls_at = oldest.map(|oldest| (Instant::from_std(oldest) + STALL_MIN).min(begun + STALL_WAITED));
+            let stalls_at = oldest.map(Instant::from_std).map(|oldest| {
+                let stalls_for_patient = (oldest + STALL_MIN_WAITED).max(begun + STALL_WAITED);
+                stalls_for_patient.min(oldest + STALL_MIN)
+            });
             let again_at = stalls_at.map_or(evicts_at, |stalls_at| stalls_at.min(evicts_at)).max(now + STALL_CHECK);
             let _whichever_is_first = timeout_at(again_at, freed).await;
         }
@@ -226,7 +231,8 @@ impl BlockBuffer {
 
     fn try_small_block(&self, length_max: usize, begun: Instant, sender: Sender) -> Result<SmallBlock, NoRoom> {
         let now = Instant::now();
-        let stalled_before = if now >= begun + STALL_WAITED { now } else { now.checked_sub(STALL_MIN).unwrap_or(begun) };
+        let stall_min = if now >= begun + STALL_WAITED { STALL_MIN_WAITED } else { STALL_MIN };
+        let stalled_before = now.checked_sub(stall_min).unwrap_or(begun);
         let are_many = self.small.left() < self.small_max / 2;
         let length = SMALL_BLOCK_BYTES[usize::from(are_many)].min(length_max);
         let make_way = Arc::new(Notify::new());
@@ -305,7 +311,7 @@ mod tests {
     use tokio::sync::Notify;
     use tokio::time::Instant;
 
-    use super::{Ahead, BlockBuffer, STALL_MIN, STALL_WAITED};
+    use super::{Ahead, BlockBuffer, STALL_MIN, STALL_MIN_WAITED, STALL_WAITED};
     use crate::senders::{PROGRESS_BYTES, RoomToSend, Sender, SenderRoom, SmallBlock, WriteRoom};
 
     const KIB: usize = 1024;
@@ -457,16 +463,22 @@ mod tests {
         let began = Instant::now();
         let keep_on = async {
             loop {
-                tokio::time::sleep(STALL_MIN / 10).await;
-                blocks.iter_mut().for_each(|small| small.block.note_bytes(32 * KIB));
+                for turn in 0..5 {
+                    tokio::time::sleep(STALL_MIN_WAITED / 2).await;
+                    // The first goes on well, the others only now and then.
+                    let those_who_go_on = if turn == 0 { blocks.len() } else { 1 };
+                    blocks[..those_who_go_on].iter_mut().for_each(|small| small.block.note_bytes(PROGRESS_BYTES));
+                }
             }
         };
         let more = tokio::select! {
-            more = small(&buffer, 32 * KIB) => more,
+            more = small(&buffer, 64 * KIB) => more,
             () = keep_on => unreachable!("it ends never"),
         };
         assert!(began.elapsed() >= STALL_WAITED && more.block.length == 32 * KIB);
-        assert_eq!(made_way(&blocks).iter().filter(|made_way| **made_way).count(), 1);
+        let made_way = made_way(&blocks);
+        assert_eq!(made_way.iter().filter(|made_way| **made_way).count(), 1);
+        assert!(!made_way[0]);
     }
 
     #[tokio::test(start_paused = true)]
